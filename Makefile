@@ -15,7 +15,7 @@ demo: $(VENV)/.demo
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 CORES  := $$(nproc 2>/dev/null || echo 2)
 
-test: $(VENV)/.dev $(VENV)/.system
+test: $(VENV)/.dev $(VENV)/.system $(VENV)/.kserve
 	$(PYTEST) -n $$(($(CORES) + 1)) -m 'not (ray or browser)'
 	$(PYTEST) -n 2 -m 'ray or browser'
 
@@ -80,4 +80,11 @@ $(VENV)/.system: Makefile | $(BIN)/python
 	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin && \
 	  mv usr/bin/prometheus usr/bin/promtool ../bin && cd .. && rm -rf deb; } || \
 	  echo "no promtool here: the tests of the alerts will be skipped"
+	@touch $@
+
+# KServe's client asks for other versions than ours, so it is tested from an environment of its own.
+$(VENV)/.kserve: | $(BIN)/python
+	@$(PYTHON) -m venv $(VENV)/kserve && \
+	  $(VENV)/kserve/bin/python -m pip install --quiet --disable-pip-version-check 'kserve>=0.15' || { \
+	  rm -rf $(VENV)/kserve; echo "no kserve here: the tests of its client will be skipped"; }
 	@touch $@

@@ -47,7 +47,7 @@ def digits():
 
 @pytest.fixture
 def joint():
-    return ebjr.JointEstimator(LogisticRegression(C=1e-4), SVC(), random_state=0)
+    return ebjr.JointEstimator(LogisticRegression(C=1e-4, max_iter=999), SVC(), random_state=0)
 
 
 def test_the_teachers_accuracy_costs_a_part_of_its_calls(digits, joint):

@@ -264,7 +264,7 @@ def test_what_a_folder_needs_beside_its_files_is_said(folder):
         ebjr.load_joint("packed/joint.toml")
     secret = RemoteEntry("http://me:secret@teacher.example/v2/models/t", metadata)
     ebjr.JointConfig(config.student, secret, "margin", 0.1).save("joint.toml")
-    with pytest.raises(ValueError, match=r"model at teacher.example has a password in it"):
+    with pytest.raises(ValueError, match=r"the teacher at teacher.example has a password"):
         pack_joint("joint.toml", "again")
 
 

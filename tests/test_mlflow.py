@@ -170,6 +170,26 @@ def test_columns_of_a_frame_are_read_by_name_and_pickles_only_with_trust(flavor,
     assert Path("saved/requirements.txt").read_text().split()[1].startswith("ebjr[learned]==")
 
 
+def test_numbers_are_not_rounded_on_their_way(flavor):
+    """A model that names no type is asked in double precision, as when it was calibrated."""
+    import mlflow
+
+    Path("mine.py").write_text(
+        "import numpy as np\n"
+        "def student(rows):\n    return np.stack([rows[:, 0] - 16777217, 0 * rows[:, 0]], axis=1)\n"
+        "def teacher(rows):\n    return 0 * student(rows) + [0.0, 1.0]\n"
+    )
+    models = [ebjr.load_model(f"mine.py:{role}") for role in ("student", "teacher")]
+    joint = ebjr.JointClassifier(*models, ebjr.Router("margin", 0.3))
+    with pytest.warns(ebjr.RecordingNote, match="no weights are seen"):
+        ebjr.save_joint("joint.toml", joint)
+    flavor.save_model("joint.toml", "saved", trust=True)
+    model = mlflow.pyfunc.load_model("saved", model_config={"trust": True})
+    rows = np.array([[16777217.0], [16777218.0], [16777216.0]])
+    told = model.predict(rows)
+    assert told["deferred"].tolist() == joint(rows).deferred.tolist() == [True, False, False]
+
+
 def test_texts_are_a_column_of_strings(flavor):
     joblib = pytest.importorskip("joblib")
     import mlflow

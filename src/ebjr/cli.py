@@ -634,7 +634,7 @@ def _show_folder(as_json: bool, found: JointFolder, where: str) -> None:
     for words in found.needs:
         _note(words)
     text = f"{where}: {', '.join(found.files)}"
-    _show(as_json, found.as_dict(), lambda: out.print(text, soft_wrap=True, highlight=False))
+    _show(as_json, vars(found), lambda: out.print(text, soft_wrap=True, highlight=False))
 
 
 @command

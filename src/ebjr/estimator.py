@@ -24,36 +24,21 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
     """A student and a teacher, both scikit-learn classifiers, as one estimator.
 
     `fit` asks both about rows that they were not fitted on, fold by fold, chooses score, blend and
-    threshold by their answers, and fits both on all rows. It takes rows of numbers, dense; what
-    differs between the models' preparation of them goes into a pipeline for each.
-
-    `JointClassifier` is what it makes (`joint_`): a model of models that are fitted already, which
-    takes a batch and a threshold. An estimator is the other way round: a description without data.
+    threshold by their answers, and fits both on all rows (n, features), dense. `joint_` is then the
+    `JointClassifier` of both, whose router has the knob; `point_` the `OperatingPoint` that was
+    chosen, with its figures on the folds; `student_` and `teacher_` are the fitted classifiers.
 
     Parameters
     ----------
     student, teacher
         Classifiers, the cheap one first. They are cloned, and stay as they are.
-    goal, tolerance, target, deferral_rate, delta, blend
-        As of `calibrate`.
-    router_score
-        The score of `calibrate`; `score` is a method here, as of every estimator.
+    goal, tolerance, target, deferral_rate, delta, router_score, blend
+        As of `calibrate`; its `score` is `router_score` here, as every estimator has a method
+        `score`.
     folds
-        How many. A class of one row is left out of the calibration; with fewer rows there are
-        fewer folds.
+        How many. A class of one row is fitted and not calibrated on.
     random_state
         Of the draw of the folds.
-
-    Attributes
-    ----------
-    student_, teacher_
-        The fitted classifiers.
-    joint_
-        The `JointClassifier` of both; ``joint_.router.threshold`` is the knob.
-    point_
-        The `OperatingPoint` that was chosen, with its figures on the folds.
-    classes_, n_features_in_
-        As of every classifier.
 
     Raises
     ------
@@ -70,7 +55,7 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.svm import SVC
     >>> inputs, targets = load_digits(return_X_y=True)
-    >>> joint = JointEstimator(LogisticRegression(C=1e-4), SVC(), goal="match-teacher")
+    >>> joint = JointEstimator(LogisticRegression(C=1e-4, max_iter=999), SVC(), random_state=0)
     >>> joint.fit(inputs[:1200], targets[:1200]).score(inputs[1200:], targets[1200:]) > 0.9
     True
     >>> bool(0 < joint.answer(inputs[1200:]).deferred.mean() < 1)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
-from ebjr.backends.entry import ChatEntry, Entry, JointEntry, ModelEntry, Single, files_of
+from ebjr.backends.entry import Entry, JointEntry, ModelEntry, files_of
 from ebjr.backends.python import import_path, in_module, is_pickle, source_file
 from ebjr.costs import Cost, flops_text, further_columns, ms_text
 from ebjr.errors import ModelError, needs, one_line
@@ -26,23 +26,16 @@ from ebjr.tasks import as_task
 FILE, CARD, QUEUE = "joint.toml", "README.md", "late.sqlite"
 OURS = ["student/*", "teacher/*", "model-*/*", "joint.lists-*.toml"]
 """What another push of the same repository replaces, beside `FILE` and `CARD`."""
+CERTIFICATES = ("ca_file", "client_cert", "client_key")  # files of one machine, some of them secret
 
 
 @dataclass(frozen=True)
 class JointFolder:
     """A joint model in a folder.
 
-    Attributes
-    ----------
-    path
-        Its ``joint.toml``.
-    files
-        All files, relative to the folder.
-    needs
-        What it needs that is not in the folder, and what it does with inputs or code: one sentence
-        each.
-    url
-        The commit that it was pushed as, or came from; None of a folder that is only here.
+    `path` is its ``joint.toml``, and `files` are all of them, relative to the folder. `needs` are
+    sentences: what is not in the folder, and what it does with inputs or code. `url` is the commit
+    that it was pushed as or came from; None of a folder that is only here.
     """
 
     path: Path
@@ -50,24 +43,13 @@ class JointFolder:
     needs: tuple[str, ...]
     url: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """All of it for JSON."""
-        return {**vars(self), "path": str(self.path)}
-
 
 def pack_joint(
     joint: str | os.PathLike[str], folder: str | os.PathLike[str], *, repo: str = "OWNER/NAME"
 ) -> JointFolder:
-    """Write a joint model into a new folder that needs no other file.
+    """Write the joint model of a ``joint.toml`` into a new folder that needs no other file.
 
-    Parameters
-    ----------
-    joint
-        The ``joint.toml``. Stages that have files of their own are written into the new one.
-    folder
-        The folder to make. It appears whole or not at all.
-    repo
-        Where the card says that it can be pulled from.
+    The folder appears whole or not at all. `repo` is where its card says it can be pulled from.
 
     Raises
     ------
@@ -93,17 +75,12 @@ def pack_joint(
     ('README.md', 'joint.toml', 'student/student.onnx', 'teacher/teacher.onnx')
     """
     config = JointConfig.read(joint)
-    config.check()
-    config.student.check()
-    config.teacher.check()
+    _check(config)
     with _new(folder) as place:
         copied = _Copies(place, iter(roles_of(len(config.parts))))
-        packed = replace(
-            config,
-            student=copied.of(config.student),
-            teacher=copied.of(config.teacher),
-            imports=tuple(_plain(name) for name in config.imports),
-        )
+        own = [Path(name).name if name.endswith(".py") else name for name in config.imports]
+        both = {"student": copied.of(config.student), "teacher": copied.of(config.teacher)}
+        packed = replace(config, **both, imports=tuple(own))
         packed.save(place / FILE)
         (place / CARD).write_text(model_card(packed, repo), encoding="utf-8")
         found = _checked(place)
@@ -111,19 +88,11 @@ def pack_joint(
 
 
 def push_joint(joint: str | os.PathLike[str], repo: str, *, private: bool = False) -> JointFolder:
-    """Push a joint model to Hugging Face's hub, as one commit of a model repository.
+    """Push a joint model to Hugging Face's hub, as one commit of the model repository `repo`.
 
-    The token is that of the hub's own client: ``HF_TOKEN``, or ``hf auth login``. Files of an
-    earlier push are replaced; other files of the repository stay.
-
-    Parameters
-    ----------
-    joint
-        The ``joint.toml``.
-    repo
-        ``"OWNER/NAME"``; it is made where it is not there.
-    private
-        Make it a private one.
+    The repository, ``"OWNER/NAME"``, is made where it is not there. Files of an earlier push are
+    replaced, and others stay. The token is that of the hub's client: ``HF_TOKEN``, or
+    ``hf auth login``.
 
     Raises
     ------
@@ -144,32 +113,19 @@ def push_joint(joint: str | os.PathLike[str], repo: str, *, private: bool = Fals
                 f"{repo} is there already and is public: make it private in its settings, or name "
                 "another"
             )
-        done = _ask(
-            repo,
-            hub.upload_folder,
-            repo_id=repo,
-            folder_path=packed.path.parent,
-            commit_message="Push a joint model",
-            delete_patterns=OURS,
-        )
+        what: dict[str, Any] = {"folder_path": packed.path.parent, "delete_patterns": OURS}
+        what["commit_message"] = "Push a joint model"
+        done = _ask(repo, hub.upload_folder, repo_id=repo, **what)
     return replace(packed, path=Path(joint), url=done.commit_url)
 
 
 def pull_joint(
     repo: str, folder: str | os.PathLike[str], *, revision: str | None = None
 ) -> JointFolder:
-    """Pull a joint model from Hugging Face's hub into a new folder, and check it.
+    """Pull a joint model from Hugging Face's hub into a new folder, and check it; nothing is run.
 
-    Nothing of it is run. `load_joint` then loads it as any other.
-
-    Parameters
-    ----------
-    repo
-        ``"OWNER/NAME"``.
-    folder
-        The folder to make. It appears whole or not at all.
-    revision
-        A branch, a tag or a commit; the main branch if left out.
+    The folder appears whole or not at all. `revision` is a branch, a tag or a commit; None is the
+    main branch.
 
     Raises
     ------
@@ -232,9 +188,12 @@ class _Copies:
             return replace(entry, **both, path=None, sha256=None, labels=None)
         role = next(self.roles)
         if not isinstance(entry, ModelEntry):
-            _check_no_password(_address(entry))
+            if "@" in urlsplit(address := _address(entry)).netloc:
+                host = urlsplit(address).hostname
+                raise ValueError(f"the address of the {role} at {host} has a password: take it out")
+            options = {key: each for key, each in entry.options.items() if key not in CERTIFICATES}
             link = replace(entry.link, queue=str(self.folder / QUEUE))
-            return replace(entry, link=link)
+            return replace(entry, link=link, options=options)
         if in_module(entry.path):
             return entry
         first, *_ = every = files_of(entry.path)
@@ -242,9 +201,14 @@ class _Copies:
             copy = self.folder / role / file.relative_to(first.parent)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
-        named = import_path(entry.path)
-        path = f"{self.folder / role / first.name}"
+        path, named = f"{self.folder / role / first.name}", import_path(entry.path)
         return replace(entry, path=f"{path}:{named[1]}" if named else path)
+
+
+def _check(config: JointConfig) -> None:
+    config.check()
+    config.student.check()
+    config.teacher.check()
 
 
 def _checked(folder: Path) -> JointFolder:
@@ -256,12 +220,9 @@ def _checked(folder: Path) -> JointFolder:
                 f"{FILE} names {os.path.relpath(file, folder)}, which is outside of its folder: "
                 "`ebjr push` makes a folder that holds all of it"
             )
-    config.check()
-    config.student.check()
-    config.teacher.check()
-    files = sorted(each for each in folder.rglob("*") if each.is_file())
-    names = tuple(each.relative_to(folder).as_posix() for each in files)
-    return JointFolder(folder / FILE, names, tuple(_needs(config)))
+    _check(config)
+    names = [each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()]
+    return JointFolder(folder / FILE, tuple(sorted(names)), tuple(_needs(config)))
 
 
 def _named(*entries: Entry) -> Iterator[Path]:
@@ -272,6 +233,7 @@ def _named(*entries: Entry) -> Iterator[Path]:
             yield from _named(entry.student, entry.teacher)
         elif not isinstance(entry, ModelEntry):
             yield Path(entry.link.queue)
+            yield from (Path(entry.options[key]) for key in CERTIFICATES if key in entry.options)
         elif not in_module(entry.path):
             yield (file := source_file(entry.path))
             yield from files_of(entry.path) if file.is_file() else ()
@@ -293,19 +255,8 @@ def _needs(config: JointConfig) -> Iterator[str]:
         yield f"A score or metric is its author's own: give --import {name}."
 
 
-def _address(entry: Single) -> str:
-    return str(entry.options["chat"]) if isinstance(entry, ChatEntry) else str(vars(entry)["url"])
-
-
-def _check_no_password(url: str) -> None:
-    if "@" in urlsplit(url).netloc:
-        host = urlsplit(url).hostname
-        raise ValueError(f"the address of the model at {host} has a password in it: take it out")
-
-
-def _plain(name: str) -> str:
-    """The name of a file without its folder, which is of one machine; a module's as it is."""
-    return Path(name).name if name.endswith(".py") else name
+def _address(entry: Any) -> str:
+    return str(getattr(entry, "url", None) or entry.options["chat"])
 
 
 # The card
@@ -317,62 +268,41 @@ def model_card(config: JointConfig, repo: str) -> str:
     known = {"detection": "object-detection", "classification": "image-classification"}
     kind = [f"pipeline_tag: {known[config.task]}"] if images and config.task in known else []
     front = ["---", "library_name: ebjr", f"tags: [ebjr, cascade, {config.task}]", *kind, "---"]
-    rule = f"`{config.score}` is under {config.threshold:.4g}"
-    certificate = config.certificate
     parts = [
+        "\n".join(front),
         f"# {config.name}",
-        f"Two models as one, with a knob: the student answers every input, and the teacher where "
-        f"{rule}.",
-        *_figures(config),
-        *([] if certificate is None else [certificate.statement]),
+        "Two models as one, with a knob: the student answers every input, and the teacher where "
+        f"`{config.score}` is under {config.threshold:.4g}.",
+        _figures(config),
+        "" if config.certificate is None else config.certificate.statement,
         "\n".join(f"- {words}" for words in _needs(config)),
         f"```\nebjr pull {repo} -o joint\nebjr serve joint/joint.toml\n```",
         "In Python `ebjr.load_joint('joint/joint.toml')` is the joint model; "
         "`.router.threshold` is the knob.",
     ]
-    return "\n".join(front) + "\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _figures(config: JointConfig) -> list[str]:
-    """The table of both models and the joint one, and the verdict; of the half that is fairer."""
-    known, words = config.calibration, "held-out examples"
-    if "held_out" not in known:
-        words = "examples that the threshold was chosen on, which flatters"
+def _figures(config: JointConfig) -> str:
+    """The table of all models and the joint one, and the verdict; of the half that is fairer."""
+    known = config.calibration
     found = known.get("held_out", known.get("chosen_on"))
     if found is None or config.changes:
-        return ["No figures: the threshold was not calibrated for these models as they are."]
-    costs = {name: Cost(**found.get(name, {})) for name in ("student_cost", "teacher_cost", "cost")}
-    rows = [
-        (
-            " + ".join(roles_of(len(config.parts))[:-1]),
-            found["student_quality"],
-            None,
-            costs["student_cost"],
-        ),
-        ("teacher", found["teacher_quality"], None, costs["teacher_cost"]),
-        (
-            f"joint, at {found['threshold']:.4g}",
-            found["quality"],
-            found["deferral_rate"],
-            costs["cost"],
-        ),
-    ]
-    measure = as_task(config.task).metric(found["metric"])
-    table = [
-        {
-            f"{found['n']:,} examples": name,
-            measure.title: measure.words(quality),
-            "deferred": "" if rate is None else f"{rate:.1%}",
-            "MFLOPs": flops_text(cost),
-            "ms": ms_text(cost),
-            **further_columns(costs["cost"], cost),
-        }
-        for name, quality, rate, cost in rows
-    ]
-    columns = [name for name in table[0] if name == "deferred" or any(row[name] for row in table)]
-    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in table)]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return [text, " ".join([f"On {found['n']:,} {words}.", known.get("verdict", "")]).strip()]
+        return "No figures: the threshold was not calibrated for these models as they are."
+    measure, rows = as_task(config.task).metric(found["metric"]), []
+    sides = {" + ".join(roles_of(len(config.parts))[:-1]): "student_", "teacher": "teacher_"}
+    for name, side in {**sides, f"joint, at {found['threshold']:.4g}": ""}.items():
+        cost = Cost(**found.get(f"{side}cost", {}))
+        row = {"": name, measure.title: measure.words(found[f"{side}quality"])}
+        row |= {"deferred": "" if side else f"{found['deferral_rate']:.1%}"}
+        row |= {"MFLOPs": flops_text(cost), "ms": ms_text(cost)}
+        rows.append(row | further_columns(Cost(**found.get("cost", {})), cost))
+    lines = [[*rows[0]], ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    whose = (
+        "held-out examples" if "held_out" in known else "examples it was chosen on: they flatter"
+    )
+    return f"{table}\n\nOn {found['n']:,} {whose}. {known.get('verdict', '')}".rstrip()
 
 
 # The hub

@@ -12,13 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 import ebjr
 from ebjr.backends.entry import ModelEntry
 from ebjr.backends.python import SAVED, import_path
 from ebjr.errors import needs
 from ebjr.hub import FILE, pack_joint
-from ebjr.joint import JointAnswer, JointModel
+from ebjr.joint import JointAnswer, JointModel, models_of
 from ebjr.joint_file import JointConfig
+from ebjr.model import facts
 from ebjr.protocol import DATATYPES
 from ebjr.serving.served import KNOBS, Served, served_of
 
@@ -47,24 +50,11 @@ def save_model(
     mlflow_model: Model | None = None,
     **more: Any,
 ) -> None:
-    """Save a joint model as an MLflow model in a new folder.
+    """Save the joint model of a ``joint.toml`` as an MLflow model in a new folder, `path`.
 
-    Parameters
-    ----------
-    joint
-        The ``joint.toml``.
-    path
-        The folder to make.
-    trust
-        Load models that are pickles or Python code, to see what they take.
-    signature
-        Instead of the one that the models' facts and the task give.
-    pip_requirements
-        Instead of this version of ebjr with the extras that run the models.
-    mlflow_model
-        MLflow's own, where it logs.
-    **more
-        What `mlflow.pyfunc.save_model` takes, such as ``input_example`` and ``code_paths``.
+    `trust` loads models that are pickles or Python code, to see what they take. `signature` is by
+    default what the models' facts and the task give, `pip_requirements` this version of ebjr with
+    the extras that run the models; `more` is what `mlflow.pyfunc.save_model` takes.
 
     Raises
     ------
@@ -72,21 +62,6 @@ def save_model(
         `joint`, or a model that it names, is missing.
     ModelError
         A model of `joint` has changed, or is code or a pickle without `trust`.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from ebjr import JointClassifier, Router, load_model, save_joint
-    >>> from ebjr.demo import shipped
-    >>> place = tempfile.mkdtemp()
-    >>> with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:
-    ...     models = load_model(student), load_model(teacher)
-    ...     save_joint(f"{place}/joint.toml", JointClassifier(*models, Router("margin", 0.3)))
-    ...     save_model(f"{place}/joint.toml", f"{place}/saved")
-    >>> found = mlflow.pyfunc.load_model(f"{place}/saved")
-    >>> found.predict(np.zeros((2, 3, 32, 32), np.float32)).columns.tolist()
-    ['prediction', 'score', 'deferred', 'degraded']
     """
     config = JointConfig.read(joint)
     model = Model() if mlflow_model is None else mlflow_model
@@ -138,12 +113,16 @@ def load_model(uri: str, *, trust: bool = False, **options: Any) -> JointModel:
 
 def signature_of(served: Served) -> ModelSignature:
     """What goes in, by the models' facts; what comes out, by the task; and the knob as params."""
-    columns, told = _columns(served), served.input()
+    columns, known = _columns(served), facts(models_of(served.joint)[0])
+    inputs = None  # what a function takes is not known
     if columns is not None:
         kind = "string" if served.takes_texts else "double"
         inputs = Schema([ColSpec(kind, name) for name in columns])
-    else:
-        inputs = Schema([TensorSpec(DATATYPES[told.datatype], told.shape)])
+    elif served.takes_images or known.input_shape is not None:
+        told = served.input()
+        named = served.takes_images or known.input_dtype is not None
+        dtype = DATATYPES[told.datatype] if named else np.dtype(np.float64)  # as it was calibrated
+        inputs = Schema([TensorSpec(dtype, told.shape)])
     task = served.joint.kind
     plain = {"classification": "long", "specialized": "long", "regression": "double"}
     answers: dict[str, Any] = {"prediction": plain.get(task.name) or AnyType()}
@@ -156,14 +135,12 @@ def signature_of(served: Served) -> ModelSignature:
 
 
 def requirements_of(config: JointConfig) -> list[str]:
-    """What runs it: this version of ebjr, with the extras that run its models."""
-    extras = set()
-    for entry in config.parts:
-        if not isinstance(entry, ModelEntry):
-            extras.add("remote")
-        elif not import_path(entry.path):
-            kind = Path(entry.path).suffix.lower()
-            extras |= {"learned" if kind in SAVED else {".pt2": "torch"}.get(kind, "onnx")}
+    """What runs it: this version of ebjr, with the extras of its models."""
+    files = [each.path for each in config.parts if isinstance(each, ModelEntry)]
+    extras = {"remote"} if len(files) < len(config.parts) else set()
+    for path in (path for path in files if not import_path(path)):
+        kind = Path(path).suffix.lower()
+        extras.add("learned" if kind in SAVED else "torch" if kind == ".pt2" else "onnx")
     named = f"[{','.join(sorted(extras))}]" if extras else ""
     return [f"ebjr{named}=={ebjr.__version__}"]
 
@@ -215,5 +192,5 @@ def _inputs(served: Served, given: Any) -> Any:
         return given
     frame = given[list(columns)]
     if not served.takes_texts:
-        return frame.to_numpy(DATATYPES[served.input().datatype])
+        return frame.to_numpy(np.float64)  # as tables are read elsewhere
     return frame[columns[0]].tolist() if len(columns) == 1 else frame.to_numpy(object)

@@ -149,8 +149,10 @@ class RowQueue:
 
     def put(self, part: Part) -> None:
         """Add a part to its client's line."""
-        priority = part.ticket.priority
-        (self._first if priority < 2 else self._later.setdefault(priority, _Lines())).put(part)
+        lines, priority = self._first, part.ticket.priority
+        if priority > 1:
+            lines = self._later.setdefault(priority, _Lines())
+        lines.put(part)
         self.rows += part.count
         if self._wait:
             now = self._clock()
@@ -162,14 +164,18 @@ class RowQueue:
     def take(self, most: int) -> list[Part]:
         """Up to `most` rows that somebody waits for, by priority and then of all clients alike."""
         if self._later:
-            self._age()
+            return self._take_by_priority(most)
         if self.rows <= most:  # the common case
-            self.rows, taken = 0, self._first.take_all()
-            for lines in self._yielding():
-                taken += lines.take_all()
-            self._later.clear()
-            return taken
-        taken = []
+            self.rows = 0
+            return self._first.take_all()
+        taken: list[Part] = []
+        self._first.take(most, taken)
+        self.rows = self._first.rows
+        return taken
+
+    def _take_by_priority(self, most: int) -> list[Part]:
+        self._age()
+        taken: list[Part] = []
         for lines in (self._first, *self._yielding()):
             most = lines.take(most, taken)
         self._later = {own: lines for own, lines in self._later.items() if lines.rows}
@@ -186,21 +192,22 @@ class RowQueue:
         for lines in self._yielding():
             for part in lines.take_older(since):
                 self._first.put(part)
-        self._later = {own: lines for own, lines in self._later.items() if lines.rows}
 
     def largest(self) -> int:
         """The most rows that one client has waiting."""
-        found = max(self._first.counts.values(), default=0)
-        for lines in self._later.values():
-            found = max(found, *lines.counts.values())
+        found = max(self._first.counts.values()) if self._first.counts else 0
+        if self._later:
+            found = max(found, *(max(lines.counts.values()) for lines in self._later.values()))
         return found
 
     def age(self) -> float:
         """How long the part that is next has waited, in seconds."""
-        lines = self._first.lines or next((one.lines for one in self._yielding()), {})
-        for line in lines.values():
-            return self._clock() - line[0].since
-        return 0.0
+        lines = self._first.lines
+        if not lines and self._later:
+            lines = self._yielding()[0].lines
+        if not lines:
+            return 0.0
+        return self._clock() - next(iter(lines.values()))[0].since
 
     def ready(self, most: int) -> bool:
         """Whether a batch of at most so many rows had better be taken now."""

@@ -15,18 +15,9 @@ HOW = ("deferred", "degraded")  # of an image, told of each of its boxes
 def to_supervision(answer: JointAnswer, labels: Sequence[str] | None = None) -> list[Any]:
     """The answer of a `JointDetector` about n images as n `supervision.Detections`.
 
-    Parameters
-    ----------
-    answer
-        What the joint model said.
-    labels
-        The classes' names, for ``data["class_name"]``, which supervision's annotators show.
-
-    Returns
-    -------
-    list
-        For each image ``xyxy``, ``confidence``, ``class_id``, and in ``data`` whether the image was
-        `deferred` and is `degraded`, repeated for each box, as filters keep it then.
+    `labels` are the classes' names, for ``data["class_name"]``, which supervision's annotators
+    show. ``data`` also says whether the image was ``deferred`` and is ``degraded``, repeated for
+    each box, as filters keep it then.
 
     Raises
     ------
@@ -62,16 +53,8 @@ def from_supervision(found: Any, size: tuple[int, int], classes: int) -> Detecti
 
     So every detector that supervision reads is a student or a teacher:
     ``lambda images: [from_supervision(read(image), image.shape[:2], 80) for image in images]``.
-    Masks, tracks and other data are left out.
-
-    Parameters
-    ----------
-    found
-        The `supervision.Detections`, with ``confidence`` and ``class_id``.
-    size
-        (height, width) of the image, in pixels.
-    classes
-        How many classes the detector knows.
+    `size` is (height, width) of the image, and `classes` how many the detector knows. Masks, tracks
+    and other data are left out.
 
     Raises
     ------
