@@ -19,8 +19,8 @@ from ebjr import JointConfig
 from ebjr.serving.app import run_server
 from ebjr.serving.engine import Ticket
 from ebjr.serving.events import Batched, Observer
+from ebjr.serving.repository import Repository
 from ebjr.serving.served import served_of
-from ebjr.serving.service import Service
 
 
 class Times(Observer):
@@ -47,7 +47,8 @@ def main() -> None:
     seen = Times()
 
     @asynccontextmanager
-    async def watched(service: Service) -> AsyncIterator[None]:
+    async def watched(repository: Repository) -> AsyncIterator[None]:
+        (service,) = repository.services
         service.observers.add(seen)
         began = time.thread_time()
         yield

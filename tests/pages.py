@@ -53,7 +53,7 @@ def servers_of(page: str, folder: Path) -> Iterator[dict[str, str]]:
             )
             stack.callback(server.terminate)
             started += [server] * len(places)
-        assert all("serving joint at" in server.stdout.readline() for server in started)
+        assert all("serving " in server.stdout.readline() for server in started)
         yield ports
 
 

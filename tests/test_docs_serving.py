@@ -14,6 +14,7 @@ import pytest
 from pages import DOCS, blocks, file_of, free_port, real, run_commands, servers_of
 from PIL import Image
 
+from ebjr import JointConfig
 from ebjr.demo import run_demo
 
 for name in ("onnxruntime", "sklearn", "starlette", "uvicorn", "tritonclient.http"):
@@ -30,6 +31,10 @@ def site(tmp_path_factory):
     Image.fromarray(pixels).save(folder / "photo.png")
     assert "ebjr demo --recorded" in blocks(PAGE, "sh")[0]
     run_demo(folder / "ebjr-demo", recorded=True)
+    for place in re.findall(r"^models/(.*)/joint.toml", (DOCS / PAGE).read_text(), re.MULTILINE):
+        (folder / "models" / place).mkdir(parents=True)
+        config = JointConfig.read(folder / "ebjr-demo" / "joint.toml")
+        config.save(folder / "models" / place / "joint.toml")
     with servers_of(PAGE, folder) as ports:
         yield folder, ports
 
@@ -38,12 +43,18 @@ def test_the_commands_run(site):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     folder, ports = site
-    assert set(ports) == {"8080", "8081"}
+    assert set(ports) == {"8080", "8081", "8083"}
     printed = run_commands(PAGE, folder, ports)
     assert '"model": "joint"' in printed
     read, starts = json.JSONDecoder().raw_decode, re.finditer(r'\{"model_name"', printed)
     said = [read(printed, start.start())[0] for start in starts]
-    one, two, gray, zipped = (answer["outputs"] for answer in said)
+    one, two, gray, zipped, photos, drafts = (answer["outputs"] for answer in said)
+    assert [(answer["model_name"], answer["model_version"]) for answer in said[-2:]] == [
+        ("photos", "1"),
+        ("drafts", "1"),
+    ]
+    assert photos == drafts == one
+    assert '{"name":"drafts","version":"2","state":"READY"}' in printed
     assert one[0]["shape"] == [1]
     assert two[0]["shape"] == [2]
     assert gray == zipped

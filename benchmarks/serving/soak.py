@@ -9,9 +9,12 @@ meant to ask. So much is the quiet phase. Then bad company comes, from another a
 images and the most rows that the server admits, one after the other without a pause, bombs, clients
 that send or read a byte at a time or hang up, malformed requests.
 
-Each kind of client is a process of its own. Once a second the server's resident memory is read, and
-when all have left, after the warm-up and at the end: growth is from one rest to the other. The most
-that it ever held is the kernel's own figure; its bound follows from the server's limits.
+Each kind of client is a process of its own. With ``--apart`` server and clients have a core each,
+as they have where they are on machines of their own, and the neighbor, which costs next to nothing,
+goes before the other clients: what it waits for then is the server alone. Once a second the
+server's resident memory is read, and when all have left, after the warm-up and at the end: growth
+is from one rest to the other. The most that it ever held is the kernel's own figure; its bound
+follows from the server's limits.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import http.client
 import io
 import json
 import multiprocessing
+import os
 import random
 import re
 import signal
@@ -57,6 +61,7 @@ LENGTH = "Inference-Header-Content-Length"
 CLIENTS = 8
 PAUSE_SECONDS = 0.15
 NEIGHBOR_SECONDS = 0.04
+FIRST = -10  # the niceness of the neighbor, whose own process is not what is measured
 QUIET, WARM_UP = 0.1, 0.2  # of the run
 REST_SECONDS = 4.0
 BOMB = gzip.compress(bytes(80 * 2**20))
@@ -225,6 +230,8 @@ def mixed(url: str, seconds: float, seed: int) -> Heard:
 
 def neighbor(url: str, seconds: float) -> Heard:
     """One who asks for one of some images again and again, and must get the same again."""
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, FIRST)
     heard = Heard()
     wanted: dict[int, tuple[int, bool]] = {}
     asked = [binary(row[None], threshold=0.5) for row in pixels(np.random.default_rng(0), 8)]
@@ -421,8 +428,8 @@ def largest(
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The shipped pair in a process of its own, with everything switched on."""
+def serving(folder: Path, cores: Sequence[int]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The shipped pair in a process of its own on these cores, with everything switched on."""
     joint = run_demo(folder / "demo", recorded=True).files["joint.toml"]
     command = [sys.executable, "-m", "ebjr", "serve", str(joint), "--port", "0", "--threads", "1"]
     command += ["--audit-log", str(folder / "audit.jsonl"), "--audit-rate", "0.02"]
@@ -432,6 +439,7 @@ def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
     ):
         try:
+            os.sched_setaffinity(process.pid, cores)
             assert process.stdout is not None
             yield process, process.stdout.readline().split()[-1]
         finally:
@@ -474,10 +482,17 @@ class Soak:
         return resident(self.pid)
 
 
-def soak(folder: Path, minutes: float) -> dict[str, Any]:
+def soak(folder: Path, minutes: float, *, apart: bool) -> dict[str, Any]:
     """Run the load, and what came of it."""
     spawned = multiprocessing.get_context("spawn")
-    with serving(folder) as (process, url), ProcessPoolExecutor(3, mp_context=spawned) as pool:
+    known = sorted(os.sched_getaffinity(0))
+    cores = (known[:1], known[1:]) if apart else (known, known)
+    own: dict[str, Any] = {
+        "mp_context": spawned,
+        "initializer": os.sched_setaffinity,
+        "initargs": (0, cores[1]),
+    }
+    with serving(folder, cores[0]) as (process, url), ProcessPoolExecutor(3, **own) as pool:
         start = resident(process.pid)
         worst = Worst(largest(url, SIDES, large_image), largest(url, ROWS, many_rows))
         print(worst, flush=True)
@@ -502,6 +517,7 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
     return {
         "minutes": minutes,
         "clients": CLIENTS,
+        "apart": apart,
         "worst_admitted": asdict(worst),
         "requests": sum(heard.statuses.values()),
         "answers": dict(sorted(heard.statuses.items())),
@@ -549,10 +565,13 @@ def main() -> None:
     """Run for so many minutes, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    minutes = parser.parse_args().minutes
+    parser.add_argument(
+        "--apart", action="store_true", help="server and clients on their own cores"
+    )
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = soak(Path(folder), minutes)
-    save("serving_soak", {**about(seed=0), **found})
+        found = soak(Path(folder), asked.minutes, apart=asked.apart)
+    save("serving_soak_apart" if asked.apart else "serving_soak", {**about(seed=0), **found})
 
 
 if __name__ == "__main__":

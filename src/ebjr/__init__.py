@@ -28,7 +28,9 @@ _NAMES = {
     "data.preprocess": "Preprocess Preprocessed",
     "errors": "CalibrationError EbjrError GridWarning MissingExtra ModelError OtherModel "
     "OutputWarning PromiseWarning ProtocolError RecordingNote TeacherUnavailable",
+    "estimator": "JointEstimator",
     "evaluation": "evaluate",
+    "hub": "JointFolder pack_joint pull_joint push_joint",
     "joint": "JointAnswer JointModel",
     "joint_file": "JointConfig load_joint save_joint",
     "link.far": "FarTeacher Link over_link",
@@ -47,6 +49,7 @@ _NAMES = {
     "tasks.classification": "JointClassifier",
     "tasks.detection": "JointDetector",
     "tasks.detection.boxes": "Detections GroundTruth",
+    "tasks.detection.supervision": "from_supervision to_supervision",
     "tasks.regression": "JointRegressor",
     "tasks.regression.models": "BinnedRegressor EnergyRegressor GaussianMixture",
     "tasks.specialized": "SpecializedJointClassifier",

@@ -24,7 +24,12 @@ from ebjr.errors import PromiseWarning as PromiseWarning
 from ebjr.errors import ProtocolError as ProtocolError
 from ebjr.errors import RecordingNote as RecordingNote
 from ebjr.errors import TeacherUnavailable as TeacherUnavailable
+from ebjr.estimator import JointEstimator as JointEstimator
 from ebjr.evaluation import evaluate as evaluate
+from ebjr.hub import JointFolder as JointFolder
+from ebjr.hub import pack_joint as pack_joint
+from ebjr.hub import pull_joint as pull_joint
+from ebjr.hub import push_joint as push_joint
 from ebjr.joint import JointAnswer as JointAnswer
 from ebjr.joint import JointModel as JointModel
 from ebjr.joint_file import JointConfig as JointConfig
@@ -56,6 +61,8 @@ from ebjr.tasks.classification import JointClassifier as JointClassifier
 from ebjr.tasks.detection import JointDetector as JointDetector
 from ebjr.tasks.detection.boxes import Detections as Detections
 from ebjr.tasks.detection.boxes import GroundTruth as GroundTruth
+from ebjr.tasks.detection.supervision import from_supervision as from_supervision
+from ebjr.tasks.detection.supervision import to_supervision as to_supervision
 from ebjr.tasks.regression import JointRegressor as JointRegressor
 from ebjr.tasks.regression.models import BinnedRegressor as BinnedRegressor
 from ebjr.tasks.regression.models import EnergyRegressor as EnergyRegressor

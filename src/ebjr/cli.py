@@ -7,9 +7,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +24,8 @@ from ebjr.files import json_number, sha256_of
 
 if TYPE_CHECKING:
     from ebjr.data.examples import Data
+    from ebjr.hub import JointFolder
     from ebjr.outcomes import Outcomes
-    from ebjr.predict import Tell
     from ebjr.within import BatchCertificate
 
 # What is heavy is imported by the command that needs it: `ebjr --help` is there at once.
@@ -56,6 +56,7 @@ def _console(*, stderr: bool = False) -> Console:
 
 out = _console()
 err = _console(stderr=True)
+_progress = partial(opt.progress, err)
 
 MOST_STATEMENTS = 10  # of windows, each in a sentence of its own
 
@@ -173,7 +174,7 @@ def record(
     """Run models once on some data and keep what they said; interrupted, it goes on."""
     from ebjr.journal import Journal
     from ebjr.recording import counter
-    from ebjr.tables import print_recorded, recorded_models
+    from ebjr.tables import empty_words, print_recorded, recorded_models
     from ebjr.tasks import as_task
 
     as_task(task).metric(metric)
@@ -198,7 +199,8 @@ def record(
         _report_unreadable(source.unreadable)
         outcomes.save(output, half=half)
         journal.remove()
-    _report_empty(outcomes)
+    for words in empty_words(outcomes):
+        _note(words)
     figures = {
         "examples": len(outcomes),
         "unreadable": len(source.unreadable),
@@ -571,7 +573,9 @@ def serve(
     else:
         models = source_of(joint, load)
         names = models.names
-    if (warning := exposure(how.host, how.token)) is not None:
+    asking = how.infer_token or how.infer_token_file or how.ssl_ca_certs
+    known = {"asking": bool(asking), "secret": how.ssl_certfile is not None}
+    if (warning := exposure(how.host, **known)) is not None:
         _note(warning, "WARNING")
     run_server(
         models,
@@ -581,6 +585,56 @@ def serve(
         started=lambda url: out.print(f"serving {names} at {url}", soft_wrap=True),
         **vars(how),
     )
+
+
+@command
+def push(
+    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
+    repo: Annotated[
+        str | None, typer.Argument(help="OWNER/NAME on Hugging Face's hub.", metavar="[REPO]")
+    ] = None,
+    private: bool = opt.in_output("Make the repository a private one.", "--private", default=False),
+    output: Path | None = opt.in_output(
+        "Write the folder here, and push nothing.", "--output", "-o", file_okay=False
+    ),
+    as_json: opt.Json = False,
+) -> None:
+    """Push a joint model, with both models' files and a card, to Hugging Face's hub."""
+    from ebjr.hub import pack_joint, push_joint
+
+    if (repo is None) == (output is None):
+        raise ValueError("give either OWNER/NAME, where to push, or --output, a folder to write")
+    if output is not None and private:
+        raise ValueError("--private is of a repository: leave it out with --output")
+    if output is not None:
+        found = pack_joint(joint, output)
+    else:
+        found = push_joint(joint, str(repo), private=private)
+    _show_folder(as_json, found, found.url or str(found.path))
+
+
+@command
+def pull(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on Hugging Face's hub.")],
+    output: Path = opt.in_output(
+        "The folder to make.", "--output", "-o", default=..., file_okay=False
+    ),
+    revision: str | None = opt.in_data("A branch, a tag or a commit."),
+    as_json: opt.Json = False,
+) -> None:
+    """Pull a joint model from Hugging Face's hub, and check its files; nothing of it is run."""
+    from ebjr.hub import pull_joint
+
+    found = pull_joint(repo, output, revision=revision)
+    _show_folder(as_json, found, str(found.path))
+
+
+def _show_folder(as_json: bool, found: JointFolder, where: str) -> None:
+    """What was pushed or pulled, and what else it needs."""
+    for words in found.needs:
+        _note(words)
+    text = f"{where}: {', '.join(found.files)}"
+    _show(as_json, vars(found), lambda: out.print(text, soft_wrap=True, highlight=False))
 
 
 @command
@@ -704,23 +758,6 @@ def _print_report(path: Path | None) -> None:
         out.print(f"\nReport: {path.resolve().as_uri()}", soft_wrap=True)
 
 
-def _report_empty(outcomes: Outcomes) -> None:
-    """Say how many images have no box to find, and on how many the student finds none."""
-    from ebjr.tasks.detection.precision import SHOWN
-
-    if outcomes.kind.targets_are != "boxes":
-        return
-    counts = {
-        "have no labeled box and count as empty": [len(real) for real in outcomes.targets],
-        f"have no box of the student with a score above {SHOWN:g}: most scores always defer them": [
-            len(found.above(SHOWN)) for found in outcomes.student
-        ],
-    }
-    for words, boxes in counts.items():
-        if 0 in boxes:
-            _note(f"{boxes.count(0)} of {len(outcomes)} images {words}")
-
-
 def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | None = None) -> None:
     """Name the examples that could not be read, and say what made no example."""
     if omissions is not None:
@@ -732,31 +769,6 @@ def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | N
         err.print(f"  {escape(name)}: {escape(reason)}", highlight=False, soft_wrap=True)
     if len(unreadable) > 20:
         err.print(f"  and {len(unreadable) - 20} more")
-
-
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    """A progress bar for each thing that is being done, on standard error."""
-    from rich import progress
-
-    class Amount(progress.ProgressColumn):
-        """Bytes for a download, a count for everything else."""
-
-        def render(self, task: Any) -> Any:
-            fetched = "fetch" in task.description or "download" in task.description
-            column = progress.DownloadColumn() if fetched else progress.MofNCompleteColumn()
-            return column.render(task)
-
-    columns = progress.BarColumn(), Amount(), progress.TimeRemainingColumn()
-    tasks: dict[str, Any] = {}
-    with progress.Progress("{task.description}", *columns, console=err) as bar:
-
-        def tell(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield tell
 
 
 def _show(as_json: bool, figures: dict[str, Any], for_a_person: Callable[[], None]) -> None:

@@ -703,7 +703,9 @@ _IDENTITY = ("sha256", "weights_sha256", "metadata", "preprocess")
 
 
 def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one.get(key) == other.get(key) for key in _IDENTITY)
+    said = [(key, one.get(key), other.get(key)) for key in _IDENTITY]
+    unsaid = "url" in one and None in said[0]  # its server may have begun to say a hash
+    return all(was == found for _, was, found in (said[1:] if unsaid else said))
 
 
 _MEANING = {

@@ -53,6 +53,7 @@ class ModelFacts:
     - `options`: What `load_model` takes, beside `path` or `url`, to load the same model; those that
       have their defaults are left out.
     - `metadata`: What the server of a remote model says of it.
+    - `sha256`: What a remote model is made of, as one hash, where its server says it.
     - `cost`: What an example costs, where the model knows.
     - `multilabel`: Whether an input may have several labels at once.
     - `probabilities`: Whether the raw output is probabilities, and not logits.
@@ -79,6 +80,7 @@ class ModelFacts:
     input_dtype: np.dtype[Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] | None = None
+    sha256: str | None = None
     cost: Cost = field(default_factory=Cost)
     multilabel: bool | None = None
     probabilities: bool | None = None

@@ -11,6 +11,7 @@ import csv
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import partial
@@ -26,10 +27,13 @@ from ebjr.files import read_text
 from ebjr.plugins import import_own
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ebjr.data.examples import Data
     from ebjr.model import Model
     from ebjr.outcomes import Outcomes
     from ebjr.outputs import Written
+    from ebjr.predict import Tell
     from ebjr.tasks.specialized.known_classes import Traffic
     from ebjr.within import Wanted
 
@@ -607,6 +611,31 @@ class ServerOptions:
     )
     queue_rows: int = in_batches("The most rows that may wait.", default=4096, min=1)
     token: str | None = in_knob("Who moves the knob must show it as a bearer.", envvar="EBJR_TOKEN")
+    token_file: Path | None = in_knob("The same, one in each line; read again when it changes.")
+    infer_token: str | None = in_network(
+        "Who asks for answers must show it, or --token, as a bearer.", envvar="EBJR_INFER_TOKEN"
+    )
+    infer_token_file: Path | None = in_network(
+        "The same, one in each line; read again when it changes."
+    )
+    ssl_certfile: Path | None = in_network(
+        "Speak TLS with this certificate (PEM); read again when it changes."
+    )
+    ssl_keyfile: Path | None = in_network("Its key, where that is in another file.")
+    ssl_keyfile_password: str | None = in_network(
+        "The key's password.", envvar="EBJR_SSL_KEYFILE_PASSWORD"
+    )
+    ssl_ca_certs: Path | None = in_network(
+        "Take clients alone whose certificates these authorities have signed."
+    )
+    ready: str = in_network(
+        "Who must be there for the server to be ready: student, or teacher where it is at an "
+        "address.",
+        default="student",
+    )
+    no_warm_up: bool = in_run(
+        "Start without a first batch of zeros for each model.", "--no-warm-up", default=False
+    )
     hosts: list[str] | None = in_network(
         "One more name that the server is read by, as by a proxy here.", "--allow-host"
     )
@@ -701,3 +730,28 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
         raise ValueError(
             f"input shape must be whole numbers like 1,3,32,32, not {text!r}"
         ) from None
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Tell]:
+    """A progress bar for each thing that is being done."""
+    from rich import progress
+
+    class Amount(progress.ProgressColumn):
+        """Bytes for a download, a count for everything else."""
+
+        def render(self, task: Any) -> Any:
+            fetched = "fetch" in task.description or "download" in task.description
+            column = progress.DownloadColumn() if fetched else progress.MofNCompleteColumn()
+            return column.render(task)
+
+    columns = progress.BarColumn(), Amount(), progress.TimeRemainingColumn()
+    tasks: dict[str, Any] = {}
+    with progress.Progress("{task.description}", *columns, console=console) as bar:
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield tell

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
@@ -31,6 +31,7 @@ from ebjr.scores import score_title
 from ebjr.stats import Interval
 from ebjr.study import Study
 from ebjr.sweep import Sweep, known_text, saving_text
+from ebjr.tasks.detection.precision import SHOWN
 
 
 def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str, Any]:
@@ -271,6 +272,21 @@ def print_recorded(console: Console, outcomes: Outcomes, path: Path) -> None:
         table.add_row(one["role"], escape(one["name"]), *figures)
     console.print(table)
     console.print(f"{len(outcomes):,} examples in {path}", soft_wrap=True)
+
+
+def empty_words(outcomes: Outcomes) -> Iterator[str]:
+    """How many images have no box to find, and on how many the student finds none."""
+    if outcomes.kind.targets_are != "boxes":
+        return
+    counts = {
+        "have no labeled box and count as empty": [len(real) for real in outcomes.targets],
+        f"have no box of the student with a score above {SHOWN:g}: most scores always defer them": [
+            len(found.above(SHOWN)) for found in outcomes.student
+        ],
+    }
+    for words, boxes in counts.items():
+        if 0 in boxes:
+            yield f"{boxes.count(0)} of {len(outcomes)} images {words}"
 
 
 def print_profile(console: Console, found: Profile) -> None:

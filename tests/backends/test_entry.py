@@ -12,7 +12,7 @@ from tiny import write_linear
 
 import ebjr
 from ebjr import ModelError, Outcomes, PromiseWarning
-from ebjr.backends.entry import ModelEntry, files_of
+from ebjr.backends.entry import ModelEntry, RemoteEntry, files_of, parse_link
 from ebjr.joint_file import JointConfig
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -158,3 +158,16 @@ def test_a_pickle_in_use_is_still_refused_to_whom_does_not_trust_it(tmp_path):
     with pytest.raises(ModelError, match="trust"):
         entry.load()
     assert entry.load(trust=True) is in_use
+
+
+def test_certificates_of_a_far_teacher_are_files_beside_joint_toml(tmp_path):
+    tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
+    about = {"name": "far", "versions": [], "platform": "", "inputs": [tensor], "outputs": [tensor]}
+    files = {"ca_file": "pki/ca.pem", "client_cert": "device.crt", "client_key": "../device.key"}
+    table = {"url": "https://far/v2/models/far", "metadata": about, **files}
+    entry = RemoteEntry.from_table(table, tmp_path, "teacher")
+    assert entry.options["ca_file"] == str(tmp_path / "pki/ca.pem")
+    found = {key: entry.as_table(tmp_path)[key] for key in files}
+    assert found == files
+    options, _ = parse_link("ca_file=pki/ca.pem,retries=1")
+    assert options == {"ca_file": "pki/ca.pem"}

@@ -147,6 +147,29 @@ def test_kustomize_builds_the_base_of_objects_that_are_all_valid():
     assert '"image": "your-registry/ebjr-serve:latest"' in text
 
 
+def test_with_tls_the_pod_reads_its_secrets_as_files_and_is_asked_by_https(run):
+    built = list(
+        yaml.safe_load_all(said_by(tool("kubectl"), "kustomize", DEPLOY / "kubernetes-tls"))
+    )
+    assert {one["kind"] for one in built} == set(objects())
+    for one in built:
+        check(one)
+    pod = next(one for one in built if one["kind"] == "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert "env" not in container  # which does not change while it runs
+    secrets = {one["name"]: one["secret"] for one in pod["volumes"] if "secret" in one}
+    mounts = {one["mountPath"]: one for one in container["volumeMounts"] if one["name"] in secrets}
+    options = dict(word.partition("=")[::2] for word in container["args"][1:])
+    named = [value for value in options.values() if value.startswith("/run/secrets/")]
+    assert {value.rpartition("/")[0] for value in named} == set(mounts)
+    assert all(one["readOnly"] for one in mounts.values())
+    assert all(one["defaultMode"] == 0o440 for one in secrets.values())
+    _, said, _ = run("serve", "--help")
+    assert all(option in said for option in options)
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+
+
 def test_the_objects_select_the_pods_and_name_each_other():
     known = objects()
     labels = known["Deployment"]["spec"]["template"]["metadata"]["labels"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 import socket
-import ssl
-import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from multiprocessing import get_all_start_methods, get_context
 
@@ -16,6 +14,7 @@ import far_server
 import numpy as np
 import pytest
 from far import teach
+from pki import Authority
 from tiny import write_pair
 
 from ebjr import (
@@ -27,6 +26,7 @@ from ebjr import (
     TeacherUnavailable,
     load_model,
 )
+from ebjr.certificates import server_context
 from ebjr.model import as_answer
 
 pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
@@ -146,28 +146,32 @@ def test_a_request_that_nobody_reads_ends_in_time():
         assert time.monotonic() - began < 2
 
 
-@pytest.fixture
-def secure(tmp_path, monkeypatch):
+@contextmanager
+def listening(certfile, keyfile, ca_certs=None):
     """The address of a far teacher over TLS, in this process."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    files = ["-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"]
-    words = "req -x509 -nodes -newkey rsa:2048 -days 2 -subj /CN=far -addext"
-    asked = ["openssl", *words.split(), "subjectAltName=IP:127.0.0.1", *files]
-    subprocess.run(asked, check=True, capture_output=True)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    context = server_context(certfile, keyfile, ca_certs=ca_certs)
     server = ThreadingHTTPServer(("127.0.0.1", 0), far_server.Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # who is refused hangs up
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    try:
+        yield f"https://127.0.0.1:{server.server_address[1]}/v2/models/teacher"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def secure(tmp_path, monkeypatch):
+    """A far teacher that the system's authorities vouch for."""
+    ca = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca.file))
     monkeypatch.setattr(far_server.Handler, "behavior", "right")
-    yield f"https://127.0.0.1:{server.server_address[1]}/v2/models/teacher"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(*ca.certificate("far")) as address:
+        yield address
 
 
 def test_tls_is_spoken_and_has_the_same_deadline(secure):
@@ -420,3 +424,50 @@ def test_an_image_that_came_as_a_file_goes_on_as_it_came():
     assert encoded(ImageFile.of(pixels, png), "jpeg", 90).startswith(b"\xff\xd8")
     part = ImageFile.of(pixels, png)[:8]
     assert encoded(part, "png", 90) != png  # a part of the image is no longer the file
+
+
+def test_an_https_teacher_is_trusted_by_a_file_and_shown_a_certificate(tmp_path, monkeypatch):
+    monkeypatch.setattr(far_server.Handler, "behavior", "right")
+    ca, others = Authority(tmp_path), Authority(tmp_path, "others")
+    cert, key = ca.certificate("device", password="sesame")
+    stranger = others.certificate("stranger")
+    known = {"ca_file": str(ca.file), "client_cert": str(cert), "client_key": str(key)}
+    monkeypatch.setenv("EBJR_TEACHER_KEY_PASSWORD", "sesame")
+    with listening(*ca.certificate("far"), ca_certs=ca.file) as url:
+        model = load_model(url, **known)
+        np.testing.assert_array_equal(model(X), teach(X))
+        assert model.options.items() >= known.items()
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(model))(X), teach(X))
+        for wrong in (
+            {},
+            {"ca_file": known["ca_file"]},
+            {**known, "ca_file": str(others.file)},
+            {"ca_file": known["ca_file"], "client_cert": str(stranger[0])}
+            | {"client_key": str(stranger[1])},
+        ):
+            with pytest.raises(TeacherUnavailable, match="cannot be reached"):
+                load_model(url, **wrong)
+    monkeypatch.setenv("EBJR_TEACHER_KEY_PASSWORD", "simsim")
+    with pytest.raises(ValueError, match="has another password than the given"):
+        load_model(url, **known)
+    with pytest.raises(ValueError, match="needs its certificate beside it"):
+        load_model(url, client_key=known["client_key"])
+    with pytest.raises(ValueError, match="certificates are for an https:// address"):
+        load_model("http://127.0.0.1:1/v2/models/x", ca_file=known["ca_file"])
+
+
+def test_a_client_whose_certificate_was_replaced_is_taken_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(far_server.Handler, "behavior", "right")
+    ca, others = Authority(tmp_path), Authority(tmp_path, "others")
+    own = others.certificate("device")
+    known = dict(zip(("client_cert", "client_key"), map(str, own), strict=True))
+    with listening(*ca.certificate("far")) as url:
+        about = load_model(url, ca_file=str(ca.file)).metadata.as_dict()
+    with listening(*ca.certificate("far"), ca_certs=ca.file) as url:
+        model = load_model(url, ca_file=str(ca.file), metadata=about, **known)
+        with pytest.raises(TeacherUnavailable):
+            model(X)
+        assert ca.certificate("device") == own  # under the same names
+        with pytest.raises(TeacherUnavailable):
+            model(X)  # which has it read again
+        np.testing.assert_array_equal(model(X), teach(X))

@@ -97,7 +97,7 @@ def request(values=((0.5, 0.0), (5.0, 0.0)), **parameters) -> dict:
 
 
 @contextmanager
-def running(app, **options):
+def running(app, port=0, **options):
     """A real server in a thread of its own, that stops by itself: its address.
 
     The system holds little of its answers: who does not read is noticed soon.
@@ -108,7 +108,7 @@ def running(app, **options):
 
     options = {"http": http_of(app), "ws": "none", **options}
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **options))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

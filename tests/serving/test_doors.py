@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import time
 from contextlib import closing
 from http.client import HTTPConnection
 
@@ -12,10 +14,11 @@ import pytest
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="httpx2 is not installed")
 
-from small import running, served
+from small import exchange, request, running, served
 from starlette.testclient import TestClient
 
 from ebjr.serving.app import build_app
+from ebjr.serving.doors import Doors
 from ebjr.serving.limits import loops_back
 
 READS = ("/", "/v1/status", "/v1/router", "/metrics")
@@ -157,11 +160,141 @@ def test_a_405_says_what_each_path_takes_by_the_table_of_routes():
         taken.setdefault(route.path, set()).update(route.methods)
     assert taken["/v1/router"] == {"GET", "HEAD", "PUT"}
     with TestClient(app) as client:
-        for path, methods in taken.items():
+        for path in taken:
             asked_at = path.format(name="joint", version="1", id="x")
+            also = (one for one in app.routes if one.path_regex.fullmatch(asked_at))
+            methods = set().union(*(route.methods for route in also))
             for method in METHODS:
                 answer = client.request(method, asked_at)
                 assert (answer.status_code == 405) == (method not in methods), (method, path)
                 if answer.status_code == 405:
                     assert set(answer.headers["allow"].split(", ")) == methods
-                    assert method == "HEAD" or " does not take " in answer.json()["error"]
+                    assert method == "HEAD" or " does not take " in answer.text
+
+
+ASKING = [
+    ("/v2/models/joint/infer", {}),  # the short way
+    ("/v2/models/joint/infer?", {}),  # the long one
+    ("/v2/models/joint/versions/1/infer", {}),
+    ("/v2/models/joint/infer", {"Content-Type": "multipart/form-data; boundary=x"}),
+    ("/v2/models/other/infer", {}),
+    ("/v1/both", {}),
+    ("/v1/models/joint:predict", {}),
+    ("/v1/chat/completions", {"Content-Type": "application/json"}),
+]
+OPEN = ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/joint", "/openapi.json")
+
+
+@pytest.mark.parametrize(("path", "headers"), ASKING)
+def test_with_a_token_nobody_asks_without_it_and_nothing_of_the_body_is_read(path, headers):
+    with opened(infer_token="ask", token="move") as address:
+        for shown in ({}, {"Authorization": "Bearer other"}, {"Authorization": "Basic ask"}):
+            with closing(HTTPConnection(*address, timeout=30)) as connection:
+                connection.putrequest("POST", path)
+                for name, value in {**headers, **shown, "Content-Length": "1000"}.items():
+                    connection.putheader(name, value)
+                connection.endheaders()  # and no body
+                answer = connection.getresponse()
+                said = json.loads(answer.read())["error"]
+            assert answer.status == 401
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.headers["X-Request-Id"]
+            sentence = said if isinstance(said, str) else said["message"]
+            assert sentence == "asking needs the header Authorization: Bearer TOKEN"
+
+
+def test_either_token_asks_and_what_probes_need_is_open():
+    body = json.dumps(request()).encode()
+    with opened(infer_token="ask", token="move") as address:
+        for token in ("Bearer ask", "bearer ask", "Bearer move"):
+            for path, _ in ASKING[:3]:
+                status, _ = asked(address, "POST", path, {"Authorization": token}, body)
+                assert status == 200
+        assert put(address, {"Authorization": "Bearer ask"}) == 401  # it moves nothing
+        for path in OPEN:
+            assert asked(address, "GET", path, {"Host": OTHER})[0] == 200
+        assert asked(address, "POST", "/v2/repository/index", {})[0] == 200
+        document = json.loads(fetched(address, "/openapi.json"))
+    paths = document["paths"]
+    assert paths["/v2/models/{name}/infer"]["post"]["security"] == [{"token": []}]
+    assert "security" not in paths["/v2/repository/index"]["post"]
+
+
+def fetched(address, path) -> bytes:
+    with closing(HTTPConnection(*address, timeout=30)) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+
+
+def test_a_refusal_keeps_its_place_among_pipelined_requests():
+    body = json.dumps(request()).encode()
+    head = "POST /v2/models/joint/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%s\r\n"
+    with opened(infer_token="ask") as address:
+        told = [
+            (head % (len(body), extra)).encode() + body
+            for extra in (
+                "Authorization: Bearer ask\r\n",
+                "",
+                "Authorization: Bearer ask\r\nConnection: close\r\n",
+            )
+        ]
+        found = exchange(address, b"".join(told))
+    assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"200", b"401", b"200"]
+
+
+def test_tokens_of_a_file_change_without_a_failed_request(tmp_path):
+    file = tmp_path / "tokens"
+    file.write_text("old\n\n")
+    doors = Doors(infer_token_file=file)
+    (kept,) = doors.kept
+
+    def may(token) -> bool:
+        return doors.not_asking({b"authorization": b"Bearer " + token}) is None
+
+    assert (may(b"old"), may(b"new"), may(b"")) == (True, False, False)
+    file.write_text(" old \nnew\n")  # while clients move
+    kept.look()
+    assert (may(b"old"), may(b"new")) == (True, True)
+    for wrong in ("\n \n", "two words", "\0", "caf\u00e9"):
+        file.write_text(wrong)
+        kept.look()
+        assert (may(b"old"), may(b"new")) == (True, True)
+    beside = tmp_path / "beside"
+    beside.write_text("new")
+    beside.replace(file)  # as Kubernetes does
+    kept.look()
+    assert (may(b"old"), may(b"new")) == (False, True)
+
+
+def test_a_server_sees_a_new_token_by_itself(tmp_path):
+    file, body = tmp_path / "tokens", json.dumps(request()).encode()
+    file.write_text("old")
+    with opened(infer_token_file=file) as address:
+
+        def status(token):
+            shown = {"Authorization": f"Bearer {token}"}
+            return asked(address, "POST", "/v2/models/joint/infer", shown, body)[0]
+
+        assert (status("old"), status("new")) == (200, 401)
+        file.write_text("new")
+        end = time.monotonic() + 30
+        while status("new") != 200:
+            assert time.monotonic() < end
+        assert status("old") == 401
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"token": ""}, r"a token \(--token\) is letters"),
+        ({"infer_token": "two words"}, r"a token \(--infer-token\) is letters"),
+        ({"token": "a", "token_file": "b"}, "give --token or --token-file, not both"),
+    ],
+)
+def test_a_token_that_cannot_be_shown_is_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        Doors(**options)
+    with pytest.raises(ValueError, match="is empty"):
+        Doors(token_file="/dev/null")
+    with pytest.raises(FileNotFoundError):
+        Doors(token_file="/nowhere/token")

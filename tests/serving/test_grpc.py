@@ -15,7 +15,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from ebjr import TeacherUnavailable
+from ebjr import FarTeacher, TeacherUnavailable
 
 pytest.importorskip("grpc", reason="the extra `grpc` is not installed")
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
@@ -103,6 +103,43 @@ def test_health_and_metadata_are_those_of_the_protocol(client):
     assert (taken.name, taken.datatype, list(taken.shape)) == ("x", "FP32", [-1, 2])
     names = [output.name for output in about.outputs]
     assert names == ["prediction", "output", "score", "deferred", "degraded", "stage"]
+
+
+def test_a_server_whose_teacher_is_away_says_that_it_is_not_ready():
+    def away(x):
+        raise TeacherUnavailable("the cable is cut")
+
+    away.check = lambda: away(None)
+    pair = served(teacher=FarTeacher(away))
+    with (
+        serving(pair, ready="teacher") as address,
+        triton.InferenceServerClient(address) as client,
+    ):
+        assert client.is_server_live()
+        assert not client.is_server_ready()
+        assert not client.is_model_ready("joint")
+    pair.joint.teacher.close()
+
+
+def test_the_hashes_of_a_model_are_in_the_metadata_after_its_own_and_in_each_answer():
+    weight = np.eye(2, 3, dtype=np.float32)
+
+    def student(x):
+        return x @ weight
+
+    vars(student).update(input_shape=(None, 2), input_name="x", input_dtype=np.float32)
+    pair = served(student=student, teacher=student)
+    assert pair.identity.keys() == {"student", "teacher", "model"}
+    with serving(pair) as address, grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary(f"/{SERVICE.full_name}/ModelMetadata")
+        asked = MESSAGES["ModelMetadataRequest"](name="joint").SerializeToString()
+        _, call = ask.with_call(asked, timeout=30)
+        found = dict(call.trailing_metadata())
+        assert {key: found[f"ebjr-{key}"] for key in pair.identity} == pair.identity
+        assert found["x-request-id"]
+        with triton.InferenceServerClient(address) as client:
+            answer = client.infer("joint", [tensor()]).get_response()
+    assert answer.parameters["model"].string_param == pair.identity["model"][:12]
 
 
 def test_the_boxes_of_detectors_come_as_bytes_and_as_values():

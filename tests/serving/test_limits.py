@@ -483,14 +483,19 @@ def test_our_own_mistake_is_a_500_without_its_traceback(caplog):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "edge.example"])
-def test_listening_wider_without_a_token_is_warned_of(host):
-    assert f"{host} may be reached from other machines" in exposure(host, None)
-    assert exposure(host, "sesame") is None
+def test_listening_wider_is_warned_of_by_what_is_open(host):
+    said = exposure(host, asking=False, secret=False)
+    assert said.startswith(f"{host} may be reached from other machines: anybody may ask")
+    assert "--infer-token" in said
+    assert "can be read on the way (--ssl-certfile)" in said
+    assert "anybody" not in exposure(host, asking=True, secret=False)
+    assert "read on the way" not in exposure(host, asking=False, secret=True)
+    assert exposure(host, asking=True, secret=True) is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_listening_to_this_machine_alone_is_not_warned_of(host):
-    assert exposure(host, None) is None
+    assert exposure(host, asking=False, secret=False) is None
 
 
 def test_limits_are_above_zero():

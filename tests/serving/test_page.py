@@ -46,7 +46,7 @@ pytestmark = pytest.mark.browser
 
 
 @contextmanager
-def running(served: Served, port: int = 0, **options) -> Iterator[str]:
+def running(served: Served | list[Served], port: int = 0, **options) -> Iterator[str]:
     """A server in a thread of its own: its address."""
     app = build_app(served, **options)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
@@ -121,6 +121,26 @@ def opened(page, address: str):
 
 def says(page, name: str, words) -> None:
     sync_api.expect(page.locator(f"#{name}")).to_contain_text(words)
+
+
+def test_of_several_models_one_is_chosen_and_it_alone_is_shown_moved_and_asked(page, calibrated):
+    config = JointConfig.read(calibrated)
+    both = [served_of(replace(config, name=name, threshold=0.5)) for name in ("one", "other")]
+    with running(both) as address:
+        opened(page, address)
+        says(page, "title", "EBJR: one")
+        page.select_option("#models", label="other")
+        says(page, "title", "EBJR: other")
+        page.fill("#threshold", "0.25")
+        page.press("#threshold", "Enter")
+        says(page, "knob-said", "The knob is at threshold 0.25.")
+        for name, threshold in (("one", 0.5), ("other", 0.25)):
+            with urllib.request.urlopen(f"{address}/v1/router?model={name}") as answer:
+                assert json.load(answer)["threshold"] == threshold
+        page.set_input_files("#file", png(image(0)))
+        says(page, "try-said", "The score,")
+        page.reload()
+        says(page, "title", "EBJR: other")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -376,6 +396,17 @@ def test_with_a_token_the_knob_wants_to_see_it(page, calibrated):
         page.keyboard.press("End")
         says(page, "knob-said", "The knob is at threshold ∞")
         assert router(address)["threshold"] == "inf"
+
+
+def test_with_a_token_to_ask_both_models_want_to_see_it(page, calibrated):
+    with running(served_of(JointConfig.read(calibrated)), infer_token="ask") as address:
+        opened(page, address)
+        page.set_input_files("#file", png(np.full((8, 8, 3), (90, 90, 120), np.uint8)))
+        says(page, "try-said", "asking needs the header Authorization")
+        page.troubles.clear()
+        page.get_by_label("Bearer token").fill("ask")
+        page.set_input_files("#file", png(np.full((8, 8, 3), (90, 120, 90), np.uint8)))
+        says(page, "try-said", "The score,")
 
 
 def test_a_server_that_goes_away_is_missed_and_found_again(page, calibrated):

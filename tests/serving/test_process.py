@@ -42,6 +42,7 @@ student.input_shape, student.input_name, student.input_dtype = (None, 2), "x", n
 joint = JointClassifier(student, teacher, Router("max_logit", 1.0))
 served = Served(joint, score_quantiles=tuple(np.linspace(0, 10, 101)))
 options = {key: about[key] for key in about if key not in ("teacher_seconds", "broken")}
+options.setdefault("no_warm_up", True)  # whose teacher may be slow or broken once
 run_server(served, port=0, started=lambda url: print(url, flush=True), **options)
 """
 

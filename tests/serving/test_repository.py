@@ -481,3 +481,17 @@ def test_the_autopilot_and_the_moves_go_on_over_a_reload(folder):
     log = (folder / "audit.jsonl").read_text()
     assert '"who": "joint.toml", "from": 0.2, "to": 0.5, "why": "it was read again"' in log
     assert (folder / "kinds" / "2" / "monitor.json").is_file()
+
+
+def test_a_model_that_fails_on_its_first_batch_is_not_loaded_and_the_old_one_answers(
+    folder, monkeypatch
+):
+    with asking(build_app(Folder(folder), warm_up=True)) as client:
+        file = folder / "colors" / "joint.toml"
+        monkeypatch.setattr("tiny.SIZE", 4)  # of the teacher's images, and not of the student's
+        small = write_linear(folder / "colors" / "small.onnx", np.eye(3))
+        change(file, teacher=ModelEntry.of_file(small))
+        answer = load(client, "colors")
+        assert answer.status_code == 400
+        assert "small fails on its first batch" in answer.json()["error"]
+        assert ask(client, "colors").status_code == 200

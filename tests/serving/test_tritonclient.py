@@ -128,7 +128,7 @@ def test_the_version_may_be_named(client):
             "400",
             "timeout must be microseconds, a whole number up to 3600000000, not 5.0",
         ),
-        (lambda c: c.get_inference_statistics("joint"), "404", "there is nothing at"),
+        (lambda c: c.get_inference_statistics("other"), "404", "no model 'other' here"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(client, call, status, says):

@@ -161,8 +161,8 @@ class RemoteEntry(_Single):
     """A far teacher in ``joint.toml``: its address, what its server said of it, how it is asked.
 
     A remote model has no file to be hashed: it is taken for the same as long as its server says the
-    same of it as when the threshold was calibrated (`metadata`), and answers as a version that is
-    named there. `cost` includes the link.
+    same of it as when the threshold was calibrated (`metadata`, and of an EBJR server `sha256`),
+    and answers as a version that is named there. `cost` includes the link.
     """
 
     url: str
@@ -171,6 +171,7 @@ class RemoteEntry(_Single):
     preprocess: Preprocess | None = None
     cost: Cost = field(default_factory=Cost)
     options: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
 
     def check(self) -> None:
         """Nothing can be checked without asking the server: `load` asks it."""
@@ -182,42 +183,49 @@ class RemoteEntry(_Single):
         as the policy says. A ModelError refuses a server that says something else of the model
         than it did. `options` are for models that run here.
         """
-        model: Any = load_model(self.url, **self.options, metadata=self.metadata)
-        _look_for(model)
-        return FarTeacher(prepared(model, self.preprocess), self.link)
+        known: dict[str, Any] = {"metadata": self.metadata, "sha256": self.sha256}
+        model: Any = load_model(self.url, **self.options, **known)
+        met = _look_for(model)
+        return FarTeacher(prepared(model, self.preprocess), self.link, met=met)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table, with the queue's path relative to `folder`, or as it is."""
         table: dict[str, Any] = {"url": self.url, **self.options, **self.link.as_dict()}
-        if "queue" in table:
-            table["queue"] = _relative(table["queue"], folder)
+        files = picked(table, ("queue", *CERTIFICATES))
+        table |= {key: _relative(path, folder) for key, path in files.items()}
+        table |= {} if self.sha256 is None else {"sha256": self.sha256}
         return {**table, **_shared_table(self), "metadata": dict(self.metadata)}
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> Self:
         """Read a TOML table; `where` names it in errors."""
         needed = ("url", "metadata")
-        check_keys(table, (*needed, *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS), where, needed)
+        known = (*needed, "sha256", *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS)
+        check_keys(table, known, where, needed)
         try:
             read_metadata(table["metadata"])
         except (ProtocolError, AttributeError) as error:
             raise ValueError(f"{where}.metadata is no model's metadata: {error}") from error
-        link = Link.from_dict(picked(table, LINK_KEYS))
+        link, options = Link.from_dict(picked(table, LINK_KEYS)), picked(table, REMOTE_OPTIONS)
+        files = picked(table, CERTIFICATES)
         return cls(
             url=table["url"],
             metadata=table["metadata"],
+            sha256=table.get("sha256"),
             link=replace(link, queue=str((folder / link.queue).resolve())),
-            options=picked(table, REMOTE_OPTIONS),
+            options=options | {key: str((folder / path).absolute()) for key, path in files.items()},
             **_shared(table, where),
         )
 
 
-def _look_for(model: Any) -> None:
-    """Ask whether a model elsewhere is the one that it was; it may also be there later."""
+def _look_for(model: Any) -> bool:
+    """Ask whether a model elsewhere is the one that it was; False: it may be there later."""
     try:
         model.check()
     except TeacherUnavailable as error:
         log.warning("%s: it is not there yet", error)
+        return False
+    return True
 
 
 def _chat() -> Any:
@@ -262,8 +270,7 @@ class ChatEntry(_Single):
         """The model behind its link; `options` are for models that run here."""
         self.check()
         model = _chat().ChatModel(**self.options)
-        _look_for(model)
-        return FarTeacher(model, self.link)
+        return FarTeacher(model, self.link, met=_look_for(model))
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table, with the queue's path relative to `folder`, or as it is."""
@@ -433,8 +440,8 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
     if "chat" in known.options:
         return ChatEntry(known.options, link=link or Link(retries=0), cost=about["cost"])
     if known.url is not None:
-        metadata = known.metadata or {}
-        return RemoteEntry(known.url, metadata, link or Link(), options=known.options, **about)
+        about |= {"link": link or Link(), "options": known.options, "sha256": known.sha256}
+        return RemoteEntry(known.url, known.metadata or {}, **about)
     if known.path is None:
         raise TypeError(
             f"joint.toml names files, addresses and import paths of models, but {known.name} has "
@@ -536,7 +543,8 @@ def entries_of(
             found = _entry_at(source, link, {} if entry is None else entry.options)
             if isinstance(entry, JointEntry):
                 raise ValueError(f"the {role} is a chain of recorded models: leave --{role} out")
-            if isinstance(entry, ModelEntry | ChatEntry) and type(found) is type(entry):
+            known = entry is not None and None not in (entry.sha256, found.sha256)
+            if entry is not None and known and type(found) is type(entry):
                 came, recorded = (
                     f"sha256 {each.sha256:.12}..., weights "
                     f"{getattr(each, 'weights_sha256', None) or 'unseen':.12}"
@@ -579,8 +587,10 @@ OPTIONS = (
     *("layout", "classes", "nms", "above", "limit", "label_ids", "features", "continues"),
 )
 """What `load_model` takes for a file, as the command line and ``joint.toml`` say it."""
+CERTIFICATES = ("ca_file", "client_cert", "client_key")  # files
 REMOTE_OPTIONS = (
     *("send", "quality", "gzip", "timeout_seconds", "batch_size", "output", "output_kind"),
+    *CERTIFICATES,
 )
 LINK_KEYS = tuple(f.name for f in fields(Link))
 ROUTER_KEYS = ("score", "threshold", "blend", "skip")

@@ -18,7 +18,7 @@ import numpy as np
 
 from ebjr.arrays import Batch, row_count
 from ebjr.data.preprocess import unprepared
-from ebjr.errors import TeacherUnavailable, needs, one_line
+from ebjr.errors import OtherModel, TeacherUnavailable, needs, one_line
 from ebjr.joint import check_policy
 from ebjr.model import Model, ModelFacts, as_answer, facts, model_name
 from ebjr.outcomes import Outcomes
@@ -134,6 +134,8 @@ class FarTeacher:
         Its method `check`, if it has one, looks for it while it is away; else the next batch tries.
     link
         How it is asked.
+    met
+        Whether it was found already.
 
     Examples
     --------
@@ -147,7 +149,7 @@ class FarTeacher:
     >>> teacher.close()
     """
 
-    def __init__(self, teacher: Model, link: Link | None = None) -> None:
+    def __init__(self, teacher: Model, link: Link | None = None, *, met: bool = False) -> None:
         with needs("remote", "asking a far teacher again"):
             import stamina
         self._attempts = stamina.retry_context
@@ -157,7 +159,7 @@ class FarTeacher:
         self._breaker = Breaker(self.link.failures, MANY if self._one_by_one else None)
         rate = self.link.rows_per_second
         self._bucket = None if rate is None else Bucket(rate)
-        self._reason = ""
+        self._reason, self._met = "", met
         self._closed = threading.Event()
 
     def __call__(self, batch: Batch, /) -> Any:
@@ -178,9 +180,7 @@ class FarTeacher:
                 f"{self.name} gets no more than {self.link.rows_per_second:g} rows a second"
             )
         if not self._breaker.enter():
-            raise TeacherUnavailable(
-                f"{self.name} is left alone until it is there again: {self._reason}"
-            )
+            raise TeacherUnavailable(self._resting)
         whole = self._ask(batch if granted == rows else batch[:granted])
         if granted == rows:
             return whole
@@ -190,6 +190,26 @@ class FarTeacher:
     def state(self) -> str:
         """``"closed"``, it is asked; ``"open"``, it is left alone; ``"half-open"``, it is tried."""
         return self._breaker.state
+
+    @property
+    def away(self) -> str | None:
+        """Why it would not be asked just now, or may not be there; None where it was found."""
+        if self._breaker.state == "open":
+            return self._resting
+        return None if self._met else f"{self.name} was not found yet"
+
+    @property
+    def _resting(self) -> str:
+        return f"{self.name} is left alone until it is there again: {self._reason}"
+
+    def look(self) -> None:
+        """Look for it, though nobody asks: where it is not there, it is left alone until it is."""
+        if self._breaker.state == "open":  # somebody looks
+            return
+        if self._look():
+            self._met = True
+        elif self._breaker.open():
+            self._leave_alone()
 
     @property
     def facts(self) -> ModelFacts:
@@ -209,9 +229,15 @@ class FarTeacher:
         except TeacherUnavailable as error:
             self._failed(error, row_count(batch) if self._one_by_one else 1)
             raise
+        except OtherModel as error:
+            self._reason = str(error)
+            if self._breaker.open():
+                self._leave_alone()
+            raise
         except BaseException:
             self._breaker.succeed()  # it was reached
             raise
+        self._met = True
         if self._breaker.succeed():
             log.warning("%s is back", self.name)
         return answer
@@ -249,10 +275,19 @@ class FarTeacher:
     def _failed(self, error: TeacherUnavailable, failures: int) -> None:
         self._reason = str(error)
         if self._breaker.fail(failures):
-            if not self._one_by_one:
-                self._warn()
-            every = self.link.probe_seconds
-            background("probe", _look_for, weakref.ref(self), self._closed, every).start()
+            if self._one_by_one:
+                self._begin_looking(judge=True)
+            else:
+                self._leave_alone()
+
+    def _leave_alone(self) -> None:
+        self._warn()
+        self._begin_looking(judge=False)
+
+    def _begin_looking(self, *, judge: bool) -> None:
+        """Look for it in a thread; with `judge` a first look says whether it is away at all."""
+        told = weakref.ref(self), self._closed, self.link.probe_seconds, judge
+        background("probe", _look_for, *told).start()
 
     def _warn(self) -> None:
         how = "left alone" if self.state == "open" else "asked by one call at a time"
@@ -272,6 +307,7 @@ class FarTeacher:
 
     def _is_there(self) -> bool:
         if there := self._look():
+            self._met = True
             self._breaker.half_open()
         return there
 
@@ -287,9 +323,11 @@ class FarTeacher:
         return opened
 
 
-def _look_for(far: Callable[[], FarTeacher | None], closed: threading.Event, every: float) -> None:
+def _look_for(
+    far: Callable[[], FarTeacher | None], closed: threading.Event, every: float, judge: bool
+) -> None:
     teacher = far()
-    if teacher is None or (teacher._one_by_one and not teacher._is_away()):
+    if teacher is None or (judge and not teacher._is_away()):
         return
     del teacher
     while not closed.wait(every * random.uniform(0.9, 1.1)):
@@ -346,6 +384,12 @@ class Breaker:
             else:
                 self._doubted = True
             return True
+
+    def open(self) -> bool:
+        """Let nobody pass, whatever was counted; whether that opened the circuit."""
+        with self._lock:
+            opened, self.state, self._trying = self.state != "open", "open", False
+            return opened
 
     def judge(self, there: bool) -> bool:
         """Say whether the teacher that was doubted was found; whether that opened the circuit."""

@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import ssl
 import threading
 import time
 import weakref
@@ -22,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from ebjr.certificates import client_context, load_authorities, load_chain
 from ebjr.errors import ModelError, TeacherUnavailable, needs, one_line
 from ebjr.protocol import is_number
 from ebjr.threads import background
@@ -42,6 +42,8 @@ class Server:
     - `gzip`: Ask for compressed answers.
     - `token`: Sent as ``Authorization: Bearer``, if any.
     - `connections`: The most that are open at once.
+    - `certificates`: Arguments of `client_context`: whom an https server is trusted by, and what it
+      is shown. They are read again where it cannot be reached.
     """
 
     def __init__(
@@ -53,17 +55,23 @@ class Server:
         gzip: bool = False,
         token: str | None = None,
         connections: int = 32,
+        certificates: Mapping[str, Any] | None = None,
     ) -> None:
         with needs("remote", f"asking {url}"):
             import aiohttp
+        given = {key: value for key, value in (certificates or {}).items() if value is not None}
+        if given.keys() - {"password"} and not url.startswith("https:"):
+            raise ValueError(f"certificates are for an https:// address, not for {url}")
+        # aiohttp's own context is made once, at its import, by the certificates of then
+        self._context = client_context(**given) if url.startswith("https:") else None
+        self._certificates = given
         self.url, self.name, self.bytes_moved = url, name, 0
         self._seconds = timeout_seconds
         headers = {"Accept-Encoding": "gzip" if gzip else "identity", "User-Agent": "ebjr"}
         headers |= {"Authorization": f"Bearer {token}"} if token else {}
 
         async def session() -> Any:
-            # aiohttp's own context is made once, at its import, by the certificates of then
-            context = ssl.create_default_context() if url.startswith("https:") else True
+            context = True if self._context is None else self._context
             return aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=connections, keepalive_timeout=30.0, ssl=context
@@ -143,6 +151,7 @@ class Server:
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or one_line(error)
+            self._renew()
             raise TeacherUnavailable(f"{self.name} cannot be reached: {reason}") from error
         sent = response.request_info.headers
         self.bytes_moved += len(body or b"") + len(said) + head_bytes(sent, response.headers)
@@ -150,6 +159,15 @@ class Server:
         if response.status != 200:
             raise self._refusal(response.status, plain, response.headers)
         return plain, response.headers
+
+    def _renew(self) -> None:
+        """Read the certificates again: they may have been replaced since."""
+        known, context = self._certificates, self._context
+        with suppress(OSError, ValueError):
+            if context is not None and "certfile" in known:
+                load_chain(context, known["certfile"], known.get("keyfile"), known.get("password"))
+            if context is not None and "ca_file" in known:
+                load_authorities(context, known["ca_file"])
 
     def _check_size(self, said: bytes | bytearray) -> None:
         if len(said) > MOST_BYTES:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from gzip import compress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,15 @@ from ebjr.protocol import (
 SENDS = ("tensor", "jpeg", "png")
 """How inputs travel: as the tensor that the model takes, or each image as a file of its own."""
 
+OWN = "ebjr_joint"  # the platform of models on an EBJR server
+SHORT = 12  # digits of a hash that say which it is
 MARKS = {"degraded": np.bool_, "stage": np.int64}  # what an EBJR server says of each row, too
 MORE = {*MARKS, "label", "label_names", "count"}  # outputs that a newer one may have
 
 TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"
-"""The environment variable with the bearer token of a remote model, so that no file holds it."""
+PASSWORD_VARIABLE = "EBJR_TEACHER_KEY_PASSWORD"
+"""The environment variables with secrets of remote models, so that no file holds them: the bearer
+token, and the password of `client_key`."""
 
 
 class RemoteModel:
@@ -60,8 +65,13 @@ class RemoteModel:
     - `gzip`: Compress what is sent, and ask for compressed answers.
     - `batch_size`: The most rows of a request; larger batches are cut. None sends what comes.
     - `token`: Sent as ``Authorization: Bearer``; None is the environment's ``EBJR_TEACHER_TOKEN``.
+    - `ca_file`: The certificates of the authorities that an https server is trusted by; None is the
+      system's.
+    - `client_cert`, `client_key`: What the server is shown that asks for a certificate; the key may
+      be in the same file. Its password is the environment's ``EBJR_TEACHER_KEY_PASSWORD``.
     - `metadata`: What the server said of the model before. It is then not asked until the model is
       used, and a model that says something else is refused.
+    - `sha256`: What the model was made of, as an EBJR server says it. None takes any model.
     """
 
     def __init__(
@@ -75,24 +85,37 @@ class RemoteModel:
         timeout_seconds: float = 3.0,
         batch_size: int | None = None,
         token: str | None = None,
+        ca_file: str | None = None,
+        client_cert: str | None = None,
+        client_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        sha256: str | None = None,
     ) -> None:
         _check(send, quality, timeout_seconds)
         check_at_least(1, batch_size=batch_size)
         self.batch_size, self.quality, self.gzip = batch_size, quality, gzip
         server, name, path = _split_url(url)
         token = os.environ.get(TOKEN_VARIABLE) if token is None else token
-        self._server = Server(server, name, timeout_seconds, gzip=gzip, token=token)
+        files = {"ca_file": ca_file, "client_cert": client_cert, "client_key": client_key}
+        shown = {"ca_file": ca_file, "certfile": client_cert, "keyfile": client_key}
+        shown["password"] = os.environ.get(PASSWORD_VARIABLE)
+        self._server = Server(
+            server, name, timeout_seconds, gzip=gzip, token=token, certificates=shown
+        )
         if path is None:
             path = _only_model(self._server) if metadata is None else f"models/{metadata['name']}"
         self._path = path
         self._server.name = self.name = f"{path.partition('/')[2]} at {self._server.name}"
         self.url = f"{server}/{path}"
         self._met, self._binary = metadata is None, True
-        self.metadata = self._asked_metadata() if metadata is None else read_metadata(metadata)
+        if metadata is None:
+            self.metadata, self.sha256 = self._asked_metadata()
+        else:
+            self.metadata, self.sha256 = read_metadata(metadata), sha256
         self._read_tensors(output, send)
         given: dict[str, Any] = {"output": output, "send": self.send, "quality": quality}
         given |= {"gzip": gzip, "timeout_seconds": timeout_seconds, "batch_size": batch_size}
+        given |= {key: path and str(Path(path).absolute()) for key, path in files.items()}
         self.options = {key: value for key, value in given.items() if value is not None}
 
     def _read_tensors(self, output: str | None, send: str | None) -> None:
@@ -107,7 +130,7 @@ class RemoteModel:
         self.input_dtype = DATATYPES[self._input.datatype]
         self._output = _chosen_output(about, output, self.name)
         self.output_name = self._output.name
-        own = about.platform == "ebjr_joint"
+        own = about.platform == OWN
         self._marks = [tensor.name for tensor in about.outputs if own and tensor.name in MARKS]
         pixels = TensorMetadata("image", "UINT8", (-1, -1, -1, 3))
         images = own and self._input == pixels  # which it takes as files, too
@@ -140,7 +163,7 @@ class RemoteModel:
 
     def check(self) -> None:
         """Ask whether the model is there and is the one that it was; else raise what is wrong."""
-        found = self._asked_metadata()
+        found, sha256 = self._asked_metadata()
         self._server.exchange("GET", f"{self._path}/ready")
         old, new = (  # a newer server may say more of each row
             {**one.as_dict(), "outputs": [t.as_dict() for t in one.outputs if t.name not in MORE]}
@@ -152,7 +175,16 @@ class RemoteModel:
                 f"{self.name} is another model than it was: its {key} was {str(old[key])[:100]} "
                 f"and is {str(new[key])[:100]}; record and calibrate again"
             )
+        self._check_sha256(sha256)
         self._met = True
+
+    def _check_sha256(self, said: Any) -> None:
+        """Check a hash, or its beginning, that the server says; others than ours say none."""
+        if self.sha256 is not None and not (said and self.sha256.startswith(str(said))):
+            raise OtherModel(
+                f"{self.name} is another model than it was: its hash was {self.sha256[:SHORT]} and "
+                f"is {said or 'not said'!s:.{SHORT}}; record and calibrate again"
+            )
 
     def close(self) -> None:
         """Close the connections."""
@@ -174,13 +206,15 @@ class RemoteModel:
             input_dtype=self.input_dtype,
             options=self.options,
             metadata=self.metadata.as_dict(),
+            sha256=self.sha256,
             sends_files=self.send != "tensor",
             bytes_moved=self.bytes_moved,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # connections do not travel to another process, the address does
-        return partial(RemoteModel, self.url, **self.options, metadata=self.metadata.as_dict()), ()
+        known: dict[str, Any] = {"metadata": self.metadata.as_dict(), "sha256": self.sha256}
+        return partial(RemoteModel, self.url, **self.options, **known), ()
 
     def __repr__(self) -> str:
         return f"RemoteModel({self.url!r})"
@@ -253,6 +287,7 @@ class RemoteModel:
                 f"{self.name} answers as version {found.model_version!r} and was "
                 f"{' or '.join(map(repr, known))}; record and calibrate again"
             )
+        self._check_sha256(found.parameters.get("model"))
         array = found.outputs.get(self.output_name)
         if array is None:
             said = ", ".join(found.outputs) or "nothing"
@@ -272,12 +307,15 @@ class RemoteModel:
             )
         return np.array(array)  # what a message holds is read-only
 
-    def _asked_metadata(self) -> ModelMetadata:
+    def _asked_metadata(self) -> tuple[ModelMetadata, str | None]:
+        """What the server says of the model, and its hash, if that is said."""
         extensions = self._server.json("GET", "").get("extensions")
         self._binary = isinstance(extensions, list) and "binary_tensor_data" in extensions
         message = self._server.json("GET", self._path)
         with self._server.understanding():
-            return read_metadata(message)
+            about, told = read_metadata(message), message.get("parameters")
+        own = isinstance(told, dict) and about.platform == OWN
+        return about, told["model"] if own and isinstance(told.get("model"), str) else None
 
 
 def _check(send: str | None, quality: int, seconds: float) -> None:
@@ -331,7 +369,7 @@ def _only_model(server: Server) -> str:
 
 def _chosen_output(about: ModelMetadata, wanted: str | None, name: str) -> TensorMetadata:
     known = {tensor.name: tensor for tensor in about.outputs}
-    if about.platform == "ebjr_joint" and "boxes" in known:
+    if about.platform == OWN and "boxes" in known:
         raise ModelError(
             f"{name} is a joint detector, which cannot be asked as a model yet: give its files"
         )

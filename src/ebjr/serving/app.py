@@ -27,17 +27,19 @@ from ebjr.protocol import read_object
 from ebjr.serving.bodies import aside, read_body
 from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
-from ebjr.serving.doors import Doors, check_loading
+from ebjr.serving.doors import Doors, File, check_loading
 from ebjr.serving.infer import HOST, client_of, host_of, infer, read, refusal
 from ebjr.serving.knob_control import WISHES
 from ebjr.serving.kserve import KServe
 from ebjr.serving.limits import Refused
-from ebjr.serving.logs import RequestIds, request_id, start_logging
+from ebjr.serving.logs import RequestIds, Scope, request_id, start_logging
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
+from ebjr.serving.periodic import Periodic
 from ebjr.serving.repository import Models, Repository
 from ebjr.serving.served import Served, served_of
 from ebjr.serving.service import BROKEN, Service
+from ebjr.serving.tls import Tls
 
 with needs("serve", "serving"):
     from starlette.applications import Starlette
@@ -52,6 +54,7 @@ __all__ = ["Served", "build_app", "run_server", "served_of"]
 
 log_of = logging.getLogger("ebjr.serving")
 
+SECRETS_SECONDS = 1.0  # how often files of tokens and certificates are looked at
 FEWER_LOOKS = 5_000  # objects, before garbage is looked for: an answer makes none in circles
 SWITCH_SECONDS = 0.0005  # that a worker waits for the loop's turn to end, or the other way round
 M_MMAP_THRESHOLD, LARGE_PIECE_BYTES = -3, 4 * 2**20  # glibc's name for it
@@ -64,6 +67,9 @@ def build_app(
     served: Models,
     *,
     token: str | None = None,
+    infer_token: str | None = None,
+    token_file: File | None = None,
+    infer_token_file: File | None = None,
     hosts: Sequence[str] | None = None,
     beside: Sequence[Beside] = (),
     log_requests: bool = False,
@@ -72,24 +78,26 @@ def build_app(
     """The server's application, for uvicorn or any other ASGI server, of one model or several.
 
     A request that moves the knob must carry ``Authorization: Bearer TOKEN``; without a `token` the
-    knob is moved from this machine alone. `hosts` are more names that the server is read by from
-    this machine, as by a proxy; ``"*"`` is any. `beside` are servers of other protocols on the same
-    models, open as long as the application is. With `log_requests` a line is logged for each
-    request. `options` are those of the `Repository`, of each `Service` and its `Engine`.
+    knob is moved from this machine alone. With an `infer_token` a request that asks a model carries
+    that or the other. Each may be a file with a token in each line. `hosts` are more names that the
+    server is read by from this machine, as by a proxy; ``"*"`` is any. `beside` are servers of
+    other protocols on the same models, open as long as the application is. With `log_requests` a
+    line is logged for each request. `options` are those of the `Repository`, of each `Service` and
+    its `Engine`.
 
-    ValueError: one of `options` is out of range, or the autopilot cannot hold `hold`. OSError:
-    `audit_log` cannot be written.
+    ValueError: one of `options` is out of range, a token cannot be sent, or the autopilot cannot
+    hold `hold`. OSError: `audit_log` cannot be written, or a file of tokens not be read.
     """
-    repository = Repository(served, **options)
-    chats, doors = Chats(repository), Doors(token, hosts or ())
-    repository.shared.doors = doors
-    handlers = _Handlers(repository, doors, has_token=token is not None)
+    files = {"token_file": token_file, "infer_token_file": infer_token_file}
+    doors = Doors(token, hosts or (), infer_token=infer_token, **files)
+    repository = Repository(served, doors=doors, **options)
+    chats, handlers = Chats(repository), _Handlers(repository, doors)
     model, any_version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     routes = [
         Route(f"{model}/infer", infer, methods=["POST"]),
         Route(f"{any_version}/infer", infer, methods=["POST"]),
         Route("/v2/health/live", _says(lambda: {"live": True})),
-        Route("/v2/health/ready", _says(lambda: {"ready": True})),
+        Route("/v2/health/ready", handlers.server_ready),
         Route("/v2", _says(lambda: repository.server_metadata())),
         Route("/v2/repository/index", handlers.index, methods=["POST"]),
         Route("/v2/repository/models/{name}/load", handlers.load, methods=["POST"]),
@@ -100,9 +108,9 @@ def build_app(
         Route(f"{model}/config", _says(repository.model_config)),
         Route(f"{any_version}/config", _says(repository.model_config)),
         Route(model, _says(repository.model_metadata)),
-        Route(f"{model}/ready", _says(handlers.ready)),
+        Route(f"{model}/ready", handlers.ready),
         Route(any_version, _says(repository.model_metadata)),
-        Route(f"{any_version}/ready", _says(handlers.ready)),
+        Route(f"{any_version}/ready", handlers.ready),
         Route("/v1/router", handlers.router, methods=["GET"]),
         Route("/v1/router", handlers.move_knob, methods=["PUT"]),
         Route("/v1/status", handlers.status),
@@ -114,17 +122,21 @@ def build_app(
         *chats.routes(),
         *KServe(repository).routes(),
     ]
-    described = partial(openapi, repository, routes, token=token is not None)
+    described = partial(openapi, repository, routes)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         repository.start()
+        looking = Periodic(SECRETS_SECONDS, *(one.look for one in doors.kept))
+        if doors.kept:
+            looking.start()
         try:
             async with AsyncExitStack() as stack:
                 for server in beside:
                     await stack.enter_async_context(server(repository))
                 yield
         finally:
+            await asyncio.to_thread(looking.stop)
             await asyncio.to_thread(repository.stop)
 
     tracing = repository.shared.tracing
@@ -132,12 +144,14 @@ def build_app(
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(RequestIds, lines=log_requests, span=span)],
+        middleware=[
+            Middleware(RequestIds, lines=log_requests, span=span),
+            Middleware(doors.guard, refuse=partial(_refused, repository, chats)),
+        ],
         exception_handlers=dict.fromkeys(
             (HTTPException, EbjrError, ClientDisconnect, Exception), _failed
         ),
     )
-    app.add_middleware(doors.guard, refuse=partial(refusal, repository))
     app.state = _State()
     app.state.repository, app.state.described, app.state.chats = repository, described, chats
     app.state.short = span is None and not log_requests  # nobody is told of each request
@@ -192,6 +206,11 @@ def run_server(
     host: str = "127.0.0.1",
     port: int = 8080,
     grpc_port: int | None = None,
+    ssl_certfile: File | None = None,
+    ssl_keyfile: File | None = None,
+    ssl_keyfile_password: str | None = None,
+    ssl_ca_certs: File | None = None,
+    no_warm_up: bool = False,
     log: str = "words",
     otel: bool = False,
     started: Callable[[str], None] = lambda url: None,
@@ -200,24 +219,29 @@ def run_server(
     """Serve until the process is told to end; requests that came by then are answered.
 
     It listens at `host` and `port`, where 0 takes a free one; for gRPC at `grpc_port` of the same
-    host, unless that is None. `log` is how this process logs, see `start_logging`; JSON has a line
-    for each request. `otel` sends OpenTelemetry traces. `started` is told each address once it
-    takes requests. At SIGHUP all files of `served` are read again; what they say now takes over,
-    and what cannot be served is refused in the log. `options` are those of `build_app`.
+    host, unless that is None. Both speak TLS with `ssl_certfile`, and with `ssl_ca_certs` only to
+    clients whose certificates these authorities have signed. Certificates, and tokens in files, are
+    read again when they change. Unless there is `no_warm_up`, the models that run here answer a
+    first batch before others ask. `log` is how this process logs, see `start_logging`; JSON has a
+    line for each request. `otel` sends OpenTelemetry traces. `started` is told each address once it
+    takes requests. At SIGHUP all files of `served` are read again, and all secrets; what they say
+    now takes over, and what cannot be served is refused in the log. `options` are those of
+    `build_app`.
 
-    OSError: `port` or `grpc_port` is taken.
+    OSError: `port` or `grpc_port` is taken, or a certificate cannot be read. ValueError: it cannot
+    be used. ModelError: a model fails on its first batch.
     """
     with needs("serve", "serving"):
         import uvicorn
 
         from ebjr.serving.http import http_of
+    tls = _tls(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs)
     if grpc_port is not None:
         from ebjr.serving.grpc import grpc_server
 
         socket.create_server((host, grpc_port)).close()  # taken? better said now than by gRPC
-        beside = partial(
-            grpc_server, host=host, port=grpc_port, log_requests=log == "json", started=started
-        )
+        how: Any = {"host": host, "port": grpc_port, "started": started, "tls": tls}
+        beside = partial(grpc_server, log_requests=log == "json", **how)
         options["beside"] = (*options.get("beside", ()), beside)
     options["beside"] = (*options.get("beside", ()), _reloaded, _managed)
     start_logging(log)
@@ -230,7 +254,7 @@ def run_server(
     gc.collect()
     gc.freeze()  # what lives as long as the server is not looked through again and again
     with socket.create_server((host, port), backlog=1024) as listener:
-        app = build_app(served, **options)
+        app = build_app(served, warm_up=not no_warm_up, **options)
         # asyncio does so only for sockets that name their protocol: an answer in two parts would
         # wait 40 ms for the client's acknowledgment of the first
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -244,23 +268,40 @@ def run_server(
             log_level="warning",
             access_log=False,
             server_header=False,
+            loop="auto" if tls is None else "ebjr.serving.tls:impatient_loop",
         )
+        config.load()
+        if tls is not None:
+            config.ssl = tls.context()
+            app.state.repository.shared.doors.kept.append(tls.kept)
         where, own = listener.getsockname()[:2]
-        started(f"http://{where}:{own}")
+        started(f"http{'' if tls is None else 's'}://{where}:{own}")
         gc.set_threshold(FEWER_LOOKS, 10, 10)
         sys.setswitchinterval(SWITCH_SECONDS)
         _give_memory_back()
         uvicorn.Server(config).run(sockets=[listener])
 
 
+def _tls(
+    certfile: File | None, keyfile: File | None, password: str | None, ca_certs: File | None
+) -> Tls | None:
+    if certfile is not None:
+        return Tls(certfile, keyfile, password=password, ca_certs=ca_certs)
+    if keyfile is not None or ca_certs is not None:
+        raise ValueError("TLS needs a certificate: --ssl-certfile")
+    return None
+
+
 @asynccontextmanager
 async def _reloaded(repository: Repository) -> AsyncIterator[None]:
-    """Reads all files again at SIGHUP; the log says what was wrong, and that stays as it was."""
+    """Reads all files and secrets again at SIGHUP; the log says what is wrong, and that stays."""
     if not hasattr(signal, "SIGHUP"):
         yield
         return
 
     async def look() -> None:
+        for kept in repository.shared.doors.kept:
+            await asyncio.to_thread(kept.look, again=True)
         _tell_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             await repository.look()
@@ -320,12 +361,14 @@ def _says(give: Callable[..., Any]) -> Callable[[Request], Awaitable[Response]]:
 class _Handlers:
     """What is done for each route."""
 
-    def __init__(self, repository: Repository, doors: Doors, *, has_token: bool) -> None:
-        self.repository, self._doors, self._has_token = repository, doors, has_token
+    def __init__(self, repository: Repository, doors: Doors) -> None:
+        self.repository, self._doors = repository, doors
 
-    def ready(self, name: str, version: str = "") -> dict[str, Any]:
-        self.repository.of(name, version)
-        return {}
+    async def server_ready(self, _request: Request) -> Response:
+        return _readiness(self.repository.not_ready)
+
+    async def ready(self, request: Request) -> Response:
+        return _readiness(self.repository.of(**request.path_params).not_ready)
 
     def _meant(self, request: Request) -> Service:
         """The service that a request means by ``?model=`` and ``&version=``."""
@@ -375,7 +418,7 @@ class _Handlers:
     async def status(self, request: Request) -> Response:
         # in a thread, as the monitor takes its time and what is kept for later is on a disk
         known = await asyncio.to_thread(self._meant(request).status)
-        found = {**known, "token": self._has_token}
+        found = {**known, "token": bool(self._doors.moving or self._doors.asking)}
         return JSONResponse(found, headers={"Cache-Control": "no-store"})
 
     async def explain(self, request: Request) -> Response:
@@ -412,6 +455,19 @@ class _Handlers:
         except OSError as error:
             raise Refused(503, f"the audit log cannot be written: {error}") from error
         return JSONResponse(service.control.state())
+
+
+def _readiness(why_not: str | None) -> Response:
+    """What a probe is answered, which counts as no failed request."""
+    if why_not is None:
+        return JSONResponse({"ready": True})
+    return JSONResponse({"ready": False, "error": why_not}, 503)
+
+
+def _refused(repository: Repository, chats: Chats, scope: Scope, error: Refused) -> Response:
+    """What is answered at the door, in the form of who asks."""
+    form = [chats.error] if chats.has(scope["path"]) else []
+    return refusal(repository, error, *form)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -1,4 +1,6 @@
-"""Who may move the knob and read the server: this machine, as the socket's own peer says.
+"""Who may ask, and who may move the knob and read the server: by a token, or from this machine.
+
+The socket's own peer says which machine it is.
 
 No header makes a request one of this machine; a header of a proxy makes it one from elsewhere. A
 browser is a peer of this machine whatever page it shows. So the page's `Origin` must be this
@@ -7,22 +9,73 @@ another machine any `Host` is read by, as no browser on this one can be abused f
 """
 
 import hmac
+import os
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ebjr.serving.limits import Refused, loops_back
 from ebjr.serving.logs import App, Receive, Scope, Send
+from ebjr.serving.tls import Kept, secrets_of
 
 _PASSED_ON = re.compile(rb"forwarded|via|x-real-ip|x-forwarded-.+")
 _GUARDED = re.compile(r"/|/metrics|/v1/(?!chat/|models).+")  # not what models are asked by
+_CONTROLS = re.compile(r"/v1/router|/v2/repository/.+")  # POST or not, it asks no model
+_BEARER = {"WWW-Authenticate": "Bearer"}
+_SENDABLE = re.compile(r"[!-~]+")
+
+File = str | os.PathLike[str]
+
+
+class Tokens:
+    """Bearer tokens that open a door: the one that is given, or each line of a file."""
+
+    def __init__(self, flag: str, token: str | None, file: File | None) -> None:
+        if token is not None and file is not None:
+            raise ValueError(f"give {flag} or {flag}-file, not both")
+        self.flag, self._all = flag, tuple[bytes, ...]()
+        self.kept: Kept | None = None
+        if file is not None:
+            self.kept = Kept(f"{flag}-file", lambda: self._take(secrets_of(file)), file)
+        elif token is not None:
+            self._take([token])
+
+    def _take(self, tokens: Sequence[str]) -> None:
+        if not all(map(_SENDABLE.fullmatch, tokens)):
+            raise ValueError(f"a token ({self.flag}) is letters, digits and signs, without a space")
+        self._all = tuple(token.encode() for token in tokens)
+
+    def __bool__(self) -> bool:
+        """Whether there is any: else nobody is asked for one."""
+        return bool(self._all)
+
+    def opened_by(self, authorization: bytes) -> bool:
+        """Whether the header ``Authorization`` shows one of them."""
+        shown = authorization[7:] if authorization[:7].lower() == b"bearer " else b""
+        # all of them, so that the time tells nothing
+        return sum(hmac.compare_digest(shown, each) for each in self._all) > 0
 
 
 class Doors:
-    """Says who may not come in; `hosts` are more names that the server is read by, ``"*"`` any."""
+    """Says who may not come in; `hosts` are more names that the server is read by, ``"*"`` any.
 
-    def __init__(self, token: str | None = None, hosts: Sequence[str] = ()) -> None:
-        self._shown = None if token is None else f"Bearer {token}".encode()
+    `token` moves the knob, and `infer_token` asks the models; who shows the knob's may ask, too.
+    Each may be a file with one in each line, which is read again when it changes. ValueError: a
+    token or its file holds none that can be sent, or both are given; OSError: a file is not there.
+    """
+
+    def __init__(
+        self,
+        token: str | None = None,
+        hosts: Sequence[str] = (),
+        *,
+        infer_token: str | None = None,
+        token_file: File | None = None,
+        infer_token_file: File | None = None,
+    ) -> None:
+        self.moving = Tokens("--token", token, token_file)
+        self.asking = Tokens("--infer-token", infer_token, infer_token_file)
+        self.kept = [one.kept for one in (self.moving, self.asking) if one.kept is not None]
         self._hosts = {socket.gethostname().lower(), *(name.lower() for name in hosts)}
 
     def reading(self, scope: Scope) -> Refused | None:
@@ -35,10 +88,10 @@ class Doors:
 
     def check_moving(self, scope: Scope) -> None:
         """Raise Refused where the knob is not moved."""
-        if self._shown is not None:
+        if self.moving:
             sentence = "the knob needs the header Authorization: Bearer TOKEN"
             if not self._shows_token(scope):
-                raise Refused(401, sentence, {"WWW-Authenticate": "Bearer"})
+                raise Refused(401, sentence, _BEARER)
             return
         passed_on = any(_PASSED_ON.fullmatch(name) for name, _ in scope["headers"])
         how = "by no other site's page" if _others(scope, b"origin") else ""
@@ -47,19 +100,29 @@ class Doors:
         if how:
             raise Refused(403, f"without a token the knob is moved {how}; serve with --token")
 
-    def guard(self, app: App, refuse: Callable[[Refused], App]) -> App:
-        """ASGI middleware: `app`, and `refuse` in its place where reading is refused."""
+    def not_asking(self, headers: Mapping[bytes, bytes]) -> Refused | None:
+        """Why a request with these headers may not ask the models; None where it may."""
+        if not self.asking:
+            return None
+        authorization = headers.get(b"authorization", b"")
+        if self.asking.opened_by(authorization) or self.moving.opened_by(authorization):
+            return None
+        return Refused(401, "asking needs the header Authorization: Bearer TOKEN", _BEARER)
+
+    def guard(self, app: App, refuse: Callable[[Scope, Refused], App]) -> App:
+        """ASGI middleware: `app`, and `refuse` in its place where reading or asking is refused."""
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            asked = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-            no = self.reading(scope) if _GUARDED.fullmatch(asked) else None
-            await (app if no is None else refuse(no))(scope, receive, send)
+            path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+            no = self.reading(scope) if _GUARDED.fullmatch(path) else None
+            if no is None and scope.get("method") == "POST" and not _CONTROLS.fullmatch(path):
+                no = self.not_asking(dict(scope["headers"]))
+            await (app if no is None else refuse(scope, no))(scope, receive, send)
 
         return guarded
 
     def _shows_token(self, scope: Scope) -> bool:
-        shown = dict(scope["headers"]).get(b"authorization", b"")
-        return self._shown is not None and hmac.compare_digest(shown, self._shown)
+        return self.moving.opened_by(dict(scope["headers"]).get(b"authorization", b""))
 
 
 def check_loading(doors: Doors, scope: Scope) -> None:

@@ -29,6 +29,7 @@ from ebjr.serving.doors import check_loading
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.repository import Repository
 from ebjr.serving.service import Plan, Service
+from ebjr.serving.tls import Tls
 
 with needs("grpc", "serving over gRPC"):
     import grpc
@@ -91,6 +92,7 @@ async def grpc_server(
     host: str = "127.0.0.1",
     port: int = 8001,
     log_requests: bool = False,
+    tls: Tls | None = None,
     started: Callable[[str], None] = lambda url: None,
 ) -> AsyncIterator[None]:
     """Answer over gRPC while the context is open; open calls are answered before it closes.
@@ -108,11 +110,14 @@ async def grpc_server(
     server.add_generic_rpc_handlers([_Calls(repository, lines=log_requests).handler()])
     place = f"[{host}]" if ":" in host else host
     try:
-        own = server.add_insecure_port(f"{place}:{port}")
+        if tls is None:
+            own = server.add_insecure_port(f"{place}:{port}")
+        else:
+            own = server.add_secure_port(f"{place}:{port}", tls.for_grpc())
     except RuntimeError as error:
         raise OSError(f"cannot listen for gRPC at {place}:{port}; is the port taken?") from error
     await server.start()
-    started(f"grpc://{place}:{own}")
+    started(f"grpc{'' if tls is None else 's'}://{place}:{own}")
     try:
         yield
     finally:
@@ -126,6 +131,7 @@ class _Asking:
     context: Any
     host: Repository | Service
     hold: Hold
+    trailing: list[tuple[str, str]]  # metadata after the answer
 
 
 class _Calls:
@@ -161,18 +167,20 @@ class _Calls:
             own = begin_request(
                 shown.encode("utf-8", "replace") if isinstance(shown, str) else shown
             )
-            context.set_trailing_metadata(((REQUEST_ID.decode(), own),))
             with ExitStack() as stack:
                 figures = stack.enter_context(request_line("gRPC", path)) if self._lines else {}
                 if tracing is not None:
                     about = {"rpc.system": "grpc", "rpc.method": path, "ebjr.request_id": own}
                     stack.enter_context(tracing.request(path, metadata, about))
-                asking = _Asking(context, repository, repository.admission.hold(context.peer()))
+                hold = repository.admission.hold(context.peer())
+                asking = _Asking(context, repository, hold, [(REQUEST_ID.decode(), own)])
                 try:
                     with asking.hold as hold:
+                        self._check_asking(path, metadata)
                         hold.add(bytes=len(raw))
                         asked = await aside(len(raw), _parsed, kind, raw)
                         found = await answer(asked, asking)
+                    context.set_trailing_metadata(tuple(asking.trailing))
                     figures["status"] = "OK"
                     return found
                 except Exception as error:
@@ -186,21 +194,30 @@ class _Calls:
 
         return wrapped
 
+    def _check_asking(self, path: str, metadata: Mapping[str, Any]) -> None:
+        """Raise Refused where a model is asked, and not by who may."""
+        shown = str(metadata.get("authorization", "")).encode("utf-8", "replace")
+        refused = self.repository.shared.doors.not_asking({b"authorization": shown})
+        if refused is not None and path.endswith("/ModelInfer"):
+            raise refused
+
     async def ServerLive(self, _asked: Any, _asking: Any) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)
 
     async def ServerReady(self, _asked: Any, _asking: Any) -> Any:
-        return MESSAGES["ServerReadyResponse"](ready=True)
+        return MESSAGES["ServerReadyResponse"](ready=self.repository.not_ready is None)
 
     async def ModelReady(self, asked: Any, _asking: Any) -> Any:
-        self.repository.of(asked.name, asked.version)
-        return MESSAGES["ModelReadyResponse"](ready=True)
+        service = self.repository.of(asked.name, asked.version)
+        return MESSAGES["ModelReadyResponse"](ready=service.not_ready is None)
 
     async def ServerMetadata(self, _asked: Any, _asking: Any) -> Any:
         return MESSAGES["ServerMetadataResponse"](**self.repository.server_metadata())
 
-    async def ModelMetadata(self, asked: Any, _asking: Any) -> Any:
+    async def ModelMetadata(self, asked: Any, asking: "_Asking") -> Any:
         about = self.repository.model_metadata(asked.name, asked.version)
+        for what, sha256 in about.pop("parameters", {}).items():  # its message has no place
+            asking.trailing.append((f"ebjr-{what}", sha256))
         return MESSAGES["ModelMetadataResponse"](**about)
 
     async def ModelConfig(self, asked: Any, _asking: Any) -> Any:

@@ -61,7 +61,7 @@ class Http(HttpToolsProtocol):
     def __init__(self, repository: Repository, ways: Ways, short: bool, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self.repository, self._limits = repository, repository.limits
-        self._ways, self._short = ways, short
+        self._ways, self._short, self._doors = ways, short, repository.shared.doors
         self.url = b""
         self._seen = 0  # bytes since the last head was complete, or the last message
         self._in_body = self._refused = False
@@ -124,8 +124,9 @@ class Http(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own says so
         """The client sends no more; if it waits for an answer, it gets it."""
         cycle = self.cycle
-        if self._in_body or cycle is None or cycle.response_complete:
-            return False
+        secret = self.transport.get_extra_info("ssl_object") is not None
+        if secret or self._in_body or cycle is None or cycle.response_complete:
+            return False  # an end of TLS is one of both sides
         cycle.keep_alive = False
         scope: Any = {CALL: cycle.call} if isinstance(cycle, Exchange) else cycle.scope
         scope[ENDED] = True
@@ -177,6 +178,8 @@ class Http(HttpToolsProtocol):
             return False
         if b"content-length" not in known or not _RARE.isdisjoint(known):
             return False
+        if self._doors.not_asking(known) is not None:
+            return False  # where it is refused
         form = known.get(b"content-type", b"")[:10].lower() == b"multipart/"
         return not form and json_bytes(known, int(known[b"content-length"])) <= LARGE_BYTES
 

@@ -46,11 +46,14 @@ def loops_back(host: str) -> bool:
     return host == "localhost"
 
 
-def exposure(host: str, token: str | None) -> str | None:
-    """A warning where a server without a token listens beyond its own machine; else None."""
-    if token is not None or loops_back(host):
+def exposure(host: str, *, asking: bool, secret: bool) -> str | None:
+    """A warning where a server that listens beyond its own machine is open to others; else None.
+
+    `asking` says whether who asks must show something, and `secret` whether TLS is spoken.
+    """
+    open_to = [] if asking else ["anybody may ask for answers (--infer-token, --ssl-ca-certs)"]
+    if not secret:
+        open_to.append("what is sent, tokens too, can be read on the way (--ssl-certfile)")
+    if not open_to or loops_back(host):
         return None
-    return (
-        f"{host} may be reached from other machines, and there is no --token: the knob is moved "
-        "from this machine alone, but anybody may ask for answers"
-    )
+    return f"{host} may be reached from other machines: {', and '.join(open_to)}"

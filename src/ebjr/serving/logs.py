@@ -33,10 +33,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _OWN = secrets.token_hex(10).encode()
 _number = count()
 _SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
-_REFUSED = {*range(400, 500), "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
+_REFUSED = {
+    *range(400, 500),
+    *("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED"),
+}
 """Statuses of requests of which a client can send, at no cost, as many as it likes."""
 _POLLED = re.compile(
-    r"/v2/health/.+|/v2/models/.+/ready|/v1/status|/metrics"
+    r"/v2/health/.+|/v2/models/.+/ready|/v2/repository/index|/v1/status|/metrics"
     r"|/inference\.GRPCInferenceService/(Server|Model)(Live|Ready)"
 )
 """What probes, Prometheus and the page ask all day: at debug, as long as it is answered."""

@@ -26,7 +26,7 @@ QUERIED = re.compile("/v1/(router|status|both|late/.+)")  # with ?model= where t
 ANY_VERSION = "/versions/{version}"  # a path with it does as the path without it
 
 
-def openapi(repository: Repository, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:
+def openapi(repository: Repository, routes: Sequence[BaseRoute]) -> Json:
     """The document, OpenAPI 3.1, of what is served now and its routes."""
     text = packaged_text("ebjr.serving", "openapi.json")
     services = repository.services
@@ -57,18 +57,30 @@ def openapi(repository: Repository, routes: Sequence[BaseRoute], *, token: bool 
     if not any(service.served.takes_images for service in services):
         infer = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]
         del infer["content"]["multipart/form-data"]
+    doors = repository.shared.doors
     for path, method in MOVES.items():
         move = document["paths"][path][method]
-        del move["responses"]["403" if token else "401"]
-        if not token:
+        del move["responses"]["403" if doors.moving else "401"]
+        if not doors.moving:
             del move["security"]
-    if not token:
+    if doors.asking:
+        _guard(document["paths"])
+    elif not doors.moving:
         del document["components"]["securitySchemes"]
     document["paths"] = _paths(document["paths"], routes, values)
     if CHAT not in document["paths"]:
         for name in ("ChatRequest", "ChatCompletion"):
             del schemas[name]
     return document
+
+
+def _guard(paths: Json) -> None:
+    """Say of all that asks a model that it needs a token."""
+    for path, about in paths.items():
+        if "post" in about and not path.startswith("/v2/repository/"):
+            refused = "ChatRefused" if path == CHAT else "Refused401"
+            about["post"]["security"] = [{"token": []}]
+            about["post"]["responses"]["401"] = {"$ref": f"#/components/responses/{refused}"}
 
 
 def _filled(node: Any, values: Mapping[str, Any]) -> Any:

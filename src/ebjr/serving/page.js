@@ -8,8 +8,10 @@ class Away extends Error {}
 
 async function ask(path, options = {}, seconds = 5) {
   let response;
+  const headers = { ...options.headers };
+  if (get("token").value) headers.Authorization = `Bearer ${get("token").value}`;
   try {
-    response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(1000 * seconds), ...options });
+    response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(1000 * seconds), ...options, headers });
   } catch {
     throw new Away("The server does not answer.");
   }
@@ -22,6 +24,37 @@ async function ask(path, options = {}, seconds = 5) {
   return body;
 }
 
+/* ---- which model, where there are several ---- */
+
+let query = new URLSearchParams(location.search).has("model") ? location.search.slice(1) : "";
+let looks = 0;
+const where = (path) => (query ? `${path}?${query}` : path);
+
+async function look() {
+  if (looks % 10 === 0) showModels(await ask("/v2/repository/index", { method: "POST" }));
+  looks += 1;
+}
+
+function showModels(models) {
+  get("models-form").hidden = models.length < 2;
+  if (models.length < 2) return;
+  const ready = models.find(({ state: how }) => how === "READY");
+  if (!query && ready) query = String(new URLSearchParams({ model: ready.name }));
+  const chosen = new URLSearchParams(query);
+  const isChosen = ({ name, version }) => name === chosen.get("model") && [version, null].includes(chosen.get("version"));
+  const here = models.filter(isChosen).at(-1);
+  const options = models.map((one) => {
+    const several = models.filter(({ name }) => name === one.name).length > 1;
+    const value = String(new URLSearchParams({ model: one.name, ...(several && { version: one.version }) }));
+    const words = `${one.name}${several ? `, version ${one.version}` : ""}${one.state === "READY" ? "" : `: ${one.state.toLowerCase()}`}`;
+    const option = element("option", { value, title: one.reason ?? "" }, words);
+    [option.disabled, option.defaultSelected] = [one.state !== "READY", one === here];
+    return option;
+  });
+  const known = [...get("models").options].map((option) => option.text).join();
+  if (known !== options.map((option) => option.text).join()) get("models").replaceChildren(...options);
+}
+
 let state = null;
 let timer = null;
 let misses = 0;
@@ -30,7 +63,8 @@ async function poll() {
   clearTimeout(timer);
   if (document.hidden) return;
   try {
-    state = await ask("/v1/status");
+    await look();
+    state = await ask(where("/v1/status"));
     connected(true);
     show();
   } catch (error) {
@@ -111,8 +145,7 @@ async function move(change) {
     wish = null;
     try {
       const headers = { "Content-Type": "application/json" };
-      if (get("token").value) headers.Authorization = `Bearer ${get("token").value}`;
-      const router = await ask("/v1/router", { method: "PUT", headers, body: JSON.stringify(asked) });
+      const router = await ask(where("/v1/router"), { method: "PUT", headers, body: JSON.stringify(asked) });
       Object.assign(state.router, router);
       if (!wish) say("knob-said", `The knob is at threshold ${short(threshold())}${router.autopilot ? `, and the autopilot holds ${router.autopilot.hold}` : ""}.`);
     } catch (error) {
@@ -139,7 +172,7 @@ function showKnob() {
   get("release").hidden = !state.router.autopilot;
   const names = Object.keys(state.router.operating_points);
   get("points").hidden = !names.length;
-  if (get("points").childElementCount !== names.length) {
+  if ([...get("points").children].map((button) => button.dataset.name).join() !== names.join()) {
     get("points").replaceChildren(...names.map((name) => {
       const button = element("button", { type: "button", "data-name": name }, name);
       button.addEventListener("click", () => move({ operating_point: name }));
@@ -464,7 +497,7 @@ async function tryIt() {
   const asked = image;
   try {
     const request = state.images ? await imageRequest() : rowRequest();
-    const found = await ask("/v1/both", { method: "POST", ...request }, 60);
+    const found = await ask(where("/v1/both"), { method: "POST", ...request }, 60);
     if (state.images) await get("preview").decode().catch(() => {});
     if (asked === image) showAnswer(found);
   } catch (error) {
@@ -555,6 +588,7 @@ get("hold-form").addEventListener("submit", (event) => {
   event.preventDefault();
   move({ hold: get("hold").value.trim() });
 });
+get("models").addEventListener("change", () => { location.search = get("models").value; });
 get("release").addEventListener("click", () => move({ hold: null }));
 get("token-form").addEventListener("submit", (event) => event.preventDefault());
 get("file").addEventListener("change", () => choose(get("file").files[0]));

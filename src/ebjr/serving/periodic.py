@@ -12,17 +12,17 @@ log = logging.getLogger("ebjr.serving")
 class Periodic:
     """Does chores in turn, again and again; one that fails is logged, and done again next time.
 
-    `seconds` is from the end of one round to the next.
+    `seconds` is from the end of one round to the next, and to the first unless it is `at_once`.
     """
 
-    def __init__(self, seconds: float, *chores: Callable[[], None]) -> None:
-        self._seconds, self._chores = seconds, chores
+    def __init__(self, seconds: float, *chores: Callable[[], None], at_once: bool = False) -> None:
+        self._seconds, self._chores, self._at_once = seconds, chores, at_once
         self._stopping = threading.Event()
         self._thread = background("periodic", self._run)
         self._failing: dict[Callable[[], None], str] = {}
 
     def start(self) -> None:
-        """Begin, a while from now."""
+        """Begin."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -44,6 +44,8 @@ class Periodic:
             self._failing[chore] = said
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._seconds):
+        wait = 0.0 if self._at_once else self._seconds
+        while not self._stopping.wait(wait):
+            wait = self._seconds
             for chore in self._chores:
                 self.do(chore)

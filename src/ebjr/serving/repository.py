@@ -15,6 +15,7 @@ from ebjr.serving.served import Served
 from ebjr.serving.service import Service, told_of
 from ebjr.serving.shared import Shared
 from ebjr.serving.sources import Files, Folder, Found
+from ebjr.serving.warmup import warm_up
 
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
@@ -54,9 +55,10 @@ class Repository:
     """Joint models by name and version, each with an engine, an admission and a knob of its own.
 
     `models` are what is served, or say where it comes from; they are loaded at once, and started by
-    `start`. `limits`, `audit_log` and `tracing` are those of the server; `state` is a folder for
-    what the monitors know, that of the audit log unless another is named. `options` are of each
-    `Service`. What is changed later is changed in the event loop.
+    `start`. With `warm_up` each answers a first batch before it is served. `limits`, `audit_log`,
+    `tracing` and `doors` are those of the server; `state` is a folder for what the monitors know,
+    that of the audit log unless another is named. `options` are of each `Service`. What is changed
+    later is changed in the event loop.
 
     ValueError: two models have one name, or one of `options` is out of range. OSError: `audit_log`
     or a model's file cannot be opened. Of a `Folder` the models that are wrong are not served; that
@@ -71,9 +73,13 @@ class Repository:
         audit_log: Any = None,
         state: Any = None,
         tracing: Any = None,
+        doors: Any = None,
+        warm_up: bool = False,
         **options: Any,
     ) -> None:
-        self.shared = Shared(limits, audit_log, tracing)
+        self.shared = Shared(limits, audit_log, tracing, doors)
+        sizes = options.get("student_batch", 32), options.get("teacher_batch", 64)
+        self._first_rows = max(sizes) if warm_up else 0
         self.limits, self.admission = self.shared.limits, self.shared.admission
         self._state = Path(audit_log).parent if state is None and audit_log is not None else state
         self._options = options
@@ -135,6 +141,8 @@ class Repository:
             if slot.found is not None and slot.found.numbered:
                 state /= slot.version
             state.mkdir(parents=True, exist_ok=True)
+        if self._first_rows:
+            warm_up(served, self._first_rows)
         own: dict[str, Any] = {"version": slot.version, "after": slot.service}
         return Service(served, self.shared, state=state, **own, **self._options)
 
@@ -346,6 +354,11 @@ class Repository:
         for service in (*self.services, *self._leaving):
             service.stop()
         self.shared.close()
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why the server is not ready for all that is asked; None where it is."""
+        return next((why for one in self.services if (why := one.not_ready) is not None), None)
 
     def server_metadata(self) -> dict[str, Any]:
         """What the server says of itself."""

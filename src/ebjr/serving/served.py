@@ -4,12 +4,14 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ebjr.backends import load_model
+from ebjr.backends.identity import identities
 from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import Cost
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
@@ -133,6 +135,12 @@ class Served:
         if not is_number(value):
             raise ValueError(f"{asked[0]} must be a number, not {value!r:.60}")
         return check_threshold(value) if asked[0] == "threshold" else self.threshold_at(value)
+
+    @cached_property
+    def identity(self) -> Mapping[str, str]:
+        """The hashes of what answers, see `identities`."""
+        entries = () if self.config is None else (self.config.student, self.config.teacher)
+        return identities(self.joint, *entries)
 
     @property
     def takes_images(self) -> bool:

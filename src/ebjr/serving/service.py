@@ -26,6 +26,7 @@ from ebjr.errors import (
     TooLarge,
     UnknownModel,
     check_at_least,
+    check_choice,
 )
 from ebjr.files import json_number
 from ebjr.joint import models_of
@@ -64,6 +65,9 @@ from ebjr.serving.statistics import Statistics
 from ebjr.serving.status import describe
 from ebjr.task import Tensor
 
+READY = ("student", "teacher")  # who must be there for a server to be ready
+LOOK_SECONDS = 5.0  # how often a teacher at an address is looked for, where readiness asks for it
+SHORT_ID = 12  # digits of a hash that each answer carries
 STOP_SECONDS = 20.0  # for what waits when the server ends
 DECODERS = 1  # images are decoded by so many threads: it takes memory, and the models' cores
 REQUEST_PARAMETERS = (*KNOBS, "timeout_seconds", "timeout", "priority")
@@ -108,8 +112,10 @@ class Service:
 
     Defaults: `timeout_seconds` for requests that name none; the knob is moved by hand unless `hold`
     (and its bounds, `between`) switches the autopilot on; the monitor keeps its state in the folder
-    `state`, if any. `chore_seconds` is how often autopilot and monitor look; `queue_rows` may be at
-    work or wait; `knob` is one shared with other servers; `options` are those of the `Engine`.
+    `state`, if any. With `ready` ``"teacher"`` it is not ready while a teacher at an address is
+    away; with ``"student"`` it is. `chore_seconds` is how often autopilot and monitor look;
+    `queue_rows` may be at work or wait; `knob` is one shared with other servers; `options` are
+    those of the `Engine`.
     """
 
     def __init__(
@@ -127,10 +133,12 @@ class Service:
         chore_seconds: float = 1.0,
         queue_rows: int = 4096,
         knob: Knob | None = None,
+        ready: str = "student",
         **options: Any,
     ) -> None:
         self.served, self.version, self.timeout_seconds = served, version, timeout_seconds
         self._tensors = served.tensors()
+        self._short_id = served.identity.get("model", "")[:SHORT_ID] or None
         self._no_wishes = Wishes(None, timeout_seconds)
         shared = Shared() if shared is None else shared
         self.limits, self.bell, self.tracing = shared.limits, shared.bell, shared.tracing
@@ -149,6 +157,10 @@ class Service:
             served.joint, observer=self.observers, audit_rate=audit_rate, **options
         )
         check_at_least(1, queue_rows=queue_rows)
+        check_choice("ready", ready, READY)
+        far = [one for one in models_of(served.joint) if isinstance(one, FarTeacher)]
+        self._far = far if ready == "teacher" else []
+        self._far_looks = Periodic(LOOK_SECONDS, *(one.look for one in far), at_once=True)
         self.admission = Admission(
             bytes=self.limits.held_bytes,
             rows=queue_rows,
@@ -188,12 +200,15 @@ class Service:
         """Start to answer, and to fetch what was kept for later."""
         self.engine.start()
         self._periodic.start()
+        if self._far:
+            self._far_looks.start()
         if (late := self.served.joint.late) is not None:
             late.start(self.served.joint)
 
     def stop(self) -> None:
         """Answer what waits, and end."""
         self._periodic.stop()
+        self._far_looks.stop()
         self.engine.stop(STOP_SECONDS)
         for pool in (self._looking, self.decoders):
             pool.shutdown(wait=False, cancel_futures=True)
@@ -213,8 +228,6 @@ class Service:
         more has changed; OSError: the audit log cannot be written. All stays as it was then.
         """
         before = self.served.config
-        if config == before and self.knob.threshold == config.threshold:
-            return
         self.served.recalibrate(config)
         try:
             if self.control.pilot is None:
@@ -234,7 +247,14 @@ class Service:
         """What the server says of the model, which it may have in other `versions`, too."""
         tensors = (self.input,), self._outputs
         versions = tuple(versions) or (self.version,)
-        return ModelMetadata(self.served.name, versions, "ebjr_joint", *tensors).as_dict()
+        about = ModelMetadata(self.served.name, versions, "ebjr_joint", *tensors).as_dict()
+        own = self.served.identity
+        return {**about, "parameters": dict(own)} if own else about
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why the model is not ready for all that is asked; None where it is."""
+        return next((why for far in self._far if (why := far.away) is not None), None)
 
     def model_config(self) -> dict[str, Any]:
         """What the model takes and gives, as Triton's clients ask it; the rows are no dimension."""
@@ -515,6 +535,7 @@ class Service:
             "threshold": json_number(threshold),
             "promise": self.knob.promise(threshold),
             "calibration": self.served.calibration_id,
+            "model": self._short_id,
         }
         return {name: value for name, value in told.items() if value is not None}
 

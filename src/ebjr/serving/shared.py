@@ -26,11 +26,11 @@ class Shared:
         limits: Limits | None = None,
         audit_log: str | os.PathLike[str] | None = None,
         tracing: "Tracing | None" = None,
+        doors: Doors | None = None,
     ) -> None:
         self.limits = Limits() if limits is None else limits
         self.journal = None if audit_log is None else Journal(audit_log)
-        self.tracing = tracing
-        self.doors = Doors()
+        self.tracing, self.doors = tracing, Doors() if doors is None else doors
         self.bell = Bell()
         self.admission = Admission(bytes=self.limits.held_bytes, rows=math.inf, seconds=math.inf)
 

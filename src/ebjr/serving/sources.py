@@ -90,7 +90,7 @@ class Folder:
     @property
     def names(self) -> str:
         """What the models are called, for people."""
-        return ", ".join(dict.fromkeys(str(found.called) for found in self.find()))
+        return f"the models in {self._path}"
 
     def __init__(self, path: str | os.PathLike[str], load: Load = served_of) -> None:
         self._path, self.load = Path(path).resolve(), load

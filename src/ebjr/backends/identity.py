@@ -1,0 +1,95 @@
+"""What a joint model is, as hashes: of what its answers depend on, and not of how it is run."""
+
+import hashlib
+import json
+from contextlib import suppress
+from typing import Any
+
+from ebjr.backends.entry import ChatEntry, Entry, JointEntry, ModelEntry, RemoteEntry, picked
+from ebjr.backends.python import import_path
+from ebjr.backends.weights import weights_of
+from ebjr.blend import blend_text
+from ebjr.data.preprocess import Preprocess, unprepared
+from ebjr.joint import JointModel, router_table
+from ebjr.model import Model, facts
+
+ANSWERS = (
+    *("output", "output_kind", "dtype", "layout", "classes", "nms", "above", "limit", "label_ids"),
+    *("features", "continues"),
+)
+"""Options of a model that change what it says."""
+
+
+def identities(
+    joint: JointModel, student: Entry | None = None, teacher: Entry | None = None
+) -> dict[str, str]:
+    """The SHA-256 of `student`, `teacher` and of both as one `model`; none where it is not known.
+
+    A model's is that of its files, as ``joint.toml`` has it, of what an object of Python has
+    learned, or of a far model what its server says. The joint model's is of both, of how they are
+    prepared and mixed, and of the score: not of the threshold, which is a knob. `student` and
+    `teacher` are their entries, where these are known.
+    """
+    first = _known(joint.student, student)
+    alone = joint.teacher is joint.student  # a classifier without another
+    known = {"student": first, "teacher": first if alone else _known(joint.teacher, teacher)}
+    found = {role: sha256 for role, (sha256, _) in known.items() if sha256 is not None}
+    if len(found) == 2:
+        scale = None if joint.rescale is None else joint.rescale.as_dict()
+        own = [joint.kind.name, joint.known_classes, joint.classes, scale]
+        router = router_table(joint.router, joint.blend)
+        found["model"] = _hash(own, _steady(router), *known.values())
+    return found
+
+
+Known = tuple[str | None, Any]  # the hash of a model, and all else that its answers depend on
+
+
+def _known(model: Model, entry: Entry | None) -> Known:
+    return _of_model(model) if entry is None else _of_entry(entry)
+
+
+def _of_entry(entry: Entry) -> Known:
+    if isinstance(entry, JointEntry):
+        parts = _of_entry(entry.student), _of_entry(entry.teacher)
+        return _of_pair(entry.task, dict(entry.router), *parts)
+    about = [entry.preprocess and entry.preprocess.as_dict(), picked(entry.options, ANSWERS)]
+    weights = entry.weights_sha256 if isinstance(entry, ModelEntry) else None
+    return entry.sha256, [*about, weights]
+
+
+def _of_model(model: Model) -> Known:
+    if isinstance(model, JointModel):
+        router = router_table(model.router, model.blend)
+        return _of_pair(model.task, router, _of_model(model.student), _of_model(model.teacher))
+    known = facts(model)
+    prepare = None if known.preprocess is None else Preprocess.from_dict(known.preprocess)
+    how: Any = {"preprocess": prepare, "options": known.options}
+    once: Any = unprepared(model)[0]
+    if "chat" in known.options:
+        return _of_entry(ChatEntry(known.options))
+    if known.url is not None:
+        return _of_entry(RemoteEntry(known.url, {}, sha256=known.sha256, **how))
+    if known.path is not None and known.path.is_file():
+        return _of_entry(ModelEntry.of_file(known.path, **how))
+    if known.path is not None and import_path(known.path):
+        return _of_entry(ModelEntry.of_file(known.path, weights_sha256=once.weights(), **how))
+    with suppress(Exception):  # whatever an object does that is looked into
+        return weights_of(once), None
+    return None, None
+
+
+def _of_pair(task: str, router: dict[str, Any], student: Known, teacher: Known) -> Known:
+    if None in (student[0], teacher[0]):
+        return None, None
+    return _hash(task, _steady(router), student, teacher), None
+
+
+def _steady(router: dict[str, Any]) -> dict[str, Any]:
+    """A router's table without its knob."""
+    blend = blend_text(router.get("blend", 0.0))
+    return {"score": str(router["score"]), "blend": blend, "skip": router.get("skip")}
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

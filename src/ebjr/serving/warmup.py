@@ -1,0 +1,89 @@
+"""The first batches of a joint model, before a client waits for them or meets a broken one."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from ebjr.errors import ModelError, one_line
+from ebjr.joint import JointModel, models_of
+from ebjr.link.far import FarTeacher
+from ebjr.model import Answer, Model, answer, facts, model_name
+from ebjr.serving.served import Served
+
+MOST_SECONDS = 2.0  # that a full batch is expected to take, or one row is enough
+
+WORD = "a"  # a text that every tokenizer knows
+
+
+def warm_up(served: Served, rows: int = 64) -> None:
+    """Have each model that runs here answer one row, and then `rows` of them, before others ask.
+
+    They are zeros, black images or one-letter texts; where the form of the input is not known
+    nothing is asked. A slow model is asked about one row alone. Nothing of it is counted.
+
+    ModelError: a model fails.
+    """
+    inputs = _inputs(served)
+    if inputs is None:
+        return
+    with np.errstate(all="ignore"):  # of zeros little can be said
+        _ask(served.joint, inputs)
+        began = time.perf_counter()
+        _ask(served.joint, inputs)
+        if (time.perf_counter() - began) * rows < MOST_SECONDS:
+            many = inputs * rows if isinstance(inputs, list) else np.repeat(inputs, rows, axis=0)
+            _ask(served.joint, many)
+
+
+def _inputs(served: Served) -> Any:
+    """The simplest input, as a batch of one; None where its form is not known."""
+    if served.takes_images:
+        known = [facts(model).preprocess for model in models_of(served.joint)]
+        sizes = [None if one is None else one.get("size") for one in known]
+        size = sizes[0]
+        if None in sizes or size is None:
+            return None
+        height, width = (size, size) if isinstance(size, int) else size
+        return [np.zeros((height, width, 3), np.uint8)]
+    if served.takes_texts:  # what may stand in one of several columns, only the model knows
+        return np.array([WORD], object) if len(served.columns or ("",)) == 1 else None
+    shape = facts(models_of(served.joint)[0]).input_shape
+    if shape is None or None in shape[1:]:
+        return None
+    dtype = facts(models_of(served.joint)[0]).input_dtype
+    return np.zeros((1, *(int(size or 1) for size in shape[1:])), dtype or np.float32)
+
+
+def _ask(joint: JointModel, inputs: Any) -> Answer | None:
+    """The raw output of a joint model where its student answers; None where that is elsewhere."""
+    student = joint.student
+    own = (
+        _ask(student, inputs) if isinstance(student, JointModel) else _said(joint, student, inputs)
+    )
+    if own is not None:
+        _tried(student, lambda: joint.router.score(own.output))
+    if own is not None or not facts(joint.teacher).continues:
+        asked = inputs if own is None else joint.for_teacher(inputs, own)
+        if isinstance(joint.teacher, JointModel):
+            _ask(joint.teacher, asked)
+        else:
+            _said(joint, joint.teacher, asked)
+    return own and Answer(joint.of_student(own.output))
+
+
+def _said(joint: JointModel, model: Model, inputs: Any) -> Answer | None:
+    if isinstance(model, FarTeacher) or facts(model).url is not None:
+        return None
+    found: Answer = _tried(model, lambda: answer(model, inputs, len(inputs), joint.kind))
+    return found
+
+
+def _tried(model: Model, ask: Any) -> Any:
+    try:
+        return ask()
+    except Exception as error:  # whatever a model does; a client would meet it
+        raise ModelError(
+            f"{model_name(model)} fails on its first batch: {one_line(error)}; mend it, or start "
+            "with --no-warm-up where it cannot take zeros or a text of one letter"
+        ) from error

@@ -1,0 +1,62 @@
+"""The page on hubs, MLflow, scikit-learn and supervision runs as it is written, and prints that."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import blocks
+
+PAGE = "adopt.md"
+
+
+def test_the_commands_push_and_pull(tmp_path, monkeypatch):
+    for name in ("onnxruntime", "uvicorn", "huggingface_hub"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    from hub_server import running
+
+    lines = "\n".join(blocks(PAGE, "sh")).splitlines()
+    with running() as hub:
+        known = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "hf")}
+        for line in lines:
+            if line.startswith(("ebjr demo", "ebjr push", "ebjr pull")):
+                command = [sys.executable, "-m", *line.split()]
+                subprocess.run(
+                    command, cwd=tmp_path, env={**os.environ, **known}, check=True, timeout=120
+                )
+    shown = [line.split()[0] for line in blocks(PAGE, "text")[0].splitlines()]
+    found = [each for each in (tmp_path / "here").rglob("*") if each.is_file()]
+    assert sorted(each.relative_to(tmp_path / "here").as_posix() for each in found) == shown
+    assert "ebjr serve here/joint.toml" in lines
+
+
+def test_the_code_prints_what_the_page_says(tmp_path, monkeypatch, capsys):
+    for name in ("onnxruntime", "mlflow", "sklearn", "supervision"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    import mlflow
+
+    from ebjr.demo import run_demo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow.set_tracking_uri((tmp_path / "store").as_uri())
+    run_demo(Path("ebjr-demo"), recorded=True)
+    names: dict = {}
+    for code, text in zip(blocks(PAGE, "python"), blocks(PAGE, "text")[1:], strict=True):
+        capsys.readouterr()
+        exec(compile(code, PAGE, "exec"), names)
+        assert alike(capsys.readouterr().out, text)
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether texts are the same, figures up to what another processor's rounding may do."""
+    number = re.compile(r"\d+\.\d+")
+    figures = [[float(each) for each in number.findall(text)] for text in (one, other)]
+    same = number.sub("", one) == number.sub("", other)
+    return same and np.allclose(*figures, atol=0.03)
