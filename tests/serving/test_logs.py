@@ -65,7 +65,7 @@ def test_the_kinds_of_lines_are_few_whatever_clients_send(lines):
 
 
 def test_a_model_that_keeps_failing_has_a_line_for_each_stage_now_and_then(lines):
-    one, other = Faults(), Faults()
+    one, other = Faults("one"), Faults("other")
     for _ in range(3):
         for faults in (one, other):
             for stage in ("student", "teacher"):

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
+import json
 import shutil
+import socket
+import subprocess
+import sys
 import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +30,7 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 import httpx2 as httpx
 import tritonclient.grpc
 import tritonclient.http
-from small import running, served
+from small import received, request, running, served, student, teacher
 from starlette.testclient import TestClient
 from tiny import CLASSES, SIZE, write_linear, write_pair
 from tritonclient.utils import InferenceServerException
@@ -337,7 +344,7 @@ def test_a_model_of_python_is_not_loaded_again():
         answer = load(client, "joint")
         assert (answer.status_code, answer.json()["error"]) == (
             400,
-            "'joint' was given by Python: it has no file to be loaded",
+            "'joint' came from no joint.toml: there is none to load",
         )
         assert load(client, "other").status_code == 404
 
@@ -353,13 +360,7 @@ def test_what_was_let_go_of_is_forgotten(folder):
         write(folder / "colors", teacher=40.0)
         assert load(client, "colors").status_code == 200
         ask(client, "colors")
-        deadline = threading.Event()
-        for _ in range(200):
-            if not any(each() for each in gone):
-                break
-            gc.collect()
-            deadline.wait(0.05)
-        assert not [each() for each in gone if each() is not None]
+        until(lambda: gc.collect() is not None and not any(each() for each in gone))
 
 
 @contextmanager
@@ -495,3 +496,122 @@ def test_a_model_that_fails_on_its_first_batch_is_not_loaded_and_the_old_one_ans
         assert answer.status_code == 400
         assert "small fails on its first batch" in answer.json()["error"]
         assert ask(client, "colors").status_code == 200
+
+
+@pytest.mark.parametrize("header", ["", "Content-Encoding: gzip\r\n"])
+def test_a_request_that_has_begun_is_answered_by_the_model_that_it_was_sent_to(folder, header):
+    """Its body comes after that model was replaced; then there is nothing left of it."""
+    payload = json.dumps(body()).encode()
+    payload = gzip.compress(payload) if header else payload
+    head = (
+        "POST /v2/models/colors/infer HTTP/1.1\r\nHost: localhost\r\n"
+        f"{header}Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
+    ).encode()
+    app = build_app(Folder(folder))
+    with asking(app) as client:
+        old = weakref.ref(app.state.repository.of("colors"))
+        place = client.base_url.host, client.base_url.port
+        with socket.create_connection(place, 30) as connection:
+            connection.sendall(head + payload[:50])
+            until(lambda: old().admission.open)
+            write(folder / "colors", teacher=40.0, threshold=0.8)
+            assert load(client, "colors").status_code == 200
+            assert ask(client, "colors").json()["parameters"]["threshold"] == 0.8
+            connection.sendall(payload[50:])
+            answer = received(connection)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b'"threshold":0.5' in answer
+        until(lambda: gc.collect() is not None and old() is None)
+
+
+def until(found, seconds: float = 20.0) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_is_at_work_is_answered_though_its_model_is_unloaded():
+    let, asked = threading.Event(), threading.Event()
+
+    def slow(x):
+        asked.set()
+        let.wait(30)
+        return teacher(x)
+
+    with asking(build_app(served(teacher=slow))) as client:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(client.post, "/v2/models/joint/infer", json=request())
+            asked.wait(30)
+            assert load(client, "joint", "unload").status_code == 200
+            assert client.post("/v2/models/joint/infer", json=request()).status_code == 404
+            let.set()
+            assert answer.result().status_code == 200
+        assert client.get("/v2/health/live").status_code == 200
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/v1/status").json()["error"] == (
+            "say which model is meant, with ?model=NAME: no model is served now"
+        )
+
+
+def test_a_file_of_one_model_is_loaded_again_and_no_other(tmp_path):
+    file = write(tmp_path / "a")
+    with TestClient(build_app(Files(file))) as client:
+        load(client, "joint", "unload")
+        assert ask(client, "joint").status_code == 404
+        assert load(client, "joint").status_code == 200
+        assert ask(client, "joint").status_code == 200
+        other = load(client, "other")
+        assert (other.status_code, other.json()["error"]) == (
+            404,
+            "there is no model 'other' here, and no folder to load it from",
+        )
+        change(file, name="renamed")
+        renamed = load(client, "joint")
+        assert renamed.status_code == 400
+        assert "now calls its model 'renamed': start the server again" in renamed.text
+        assert ask(client, "joint").status_code == 200
+
+
+def test_python_serves_several_files_by_one_call(tmp_path):
+    first, second = (JointConfig.read(write(tmp_path / name, name=name)) for name in "ab")
+    script = (
+        "import sys, ebjr\n"
+        "ebjr.serve([ebjr.JointConfig.read(path) for path in sys.argv[1:]], port=0)\n"
+    )
+    files = [str(tmp_path / name / "joint.toml") for name in "ab"]
+    with subprocess.Popen(
+        [sys.executable, "-uc", script, *files], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            said = process.stdout.readline()
+            assert said.startswith(f"serving {first.name}, {second.name} at http://")
+            with httpx.Client(base_url=said.split()[-1], timeout=60) as client:
+                assert [name for name, _ in index(client)] == ["a", "b"]
+        finally:
+            process.kill()
+
+
+def test_a_model_that_bears_one_worker_is_asked_by_one_of_all_engines():
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def shared(x):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.002)
+        with lock:
+            at_once -= 1
+        return student(x)
+
+    shared.input_shape, shared.input_name, shared.input_dtype = student.input_shape, "x", np.float32
+    first, second = served(student=shared), served(student=shared)
+    second.name = "second"
+    with asking(build_app([first, second])) as client, ThreadPoolExecutor(8) as pool:
+        names = ["joint", "second"] * 40
+        rows = request([(5.0, 0.0)] * 3)
+        found = [pool.submit(client.post, f"/v2/models/{name}/infer", json=rows) for name in names]
+        assert {one.result().status_code for one in found} == {200}
+    assert most == 1

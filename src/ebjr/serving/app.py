@@ -415,7 +415,7 @@ class _Handlers:
             raw = await read_body(request, self.repository.limits, hold)
         if len(raw) > MOST_WISH_BYTES:
             raise Refused(413, f"this takes a JSON object of {MOST_WISH_BYTES} bytes at most")
-        return read_object(raw) if raw.strip() else {}
+        return read_object(raw) if raw else {}
 
     async def page(self, _request: Request) -> Response:
         return HTMLResponse(*page_and_headers())

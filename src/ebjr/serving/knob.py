@@ -59,7 +59,8 @@ class Knob:
             self._write(who, before, after, why, request)
             self._router.threshold = after
             self.moves["autopilot" if who == "autopilot" else "hand"] += 1
-        log.info("the knob was moved from %g to %g by %s: %s", before, after, who, why)
+        words, about = "the knob was moved from %g to %g by %s: %s", {"model": self.served.name}
+        log.info(words, before, after, who, why, extra={"figures": about})
         self._tell(self.promise(before), self.promise(after), after)
 
     def state(self) -> dict[str, Any]:

@@ -200,13 +200,15 @@ class RequestIds:
 
 
 class Faults(Observer):
-    """Logs that a model fails, in words, without a line for every batch."""
+    """Logs that a model fails, in words, without a line for every batch; JSON names the `model`."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self._about = {"model": model}
         self.handlers = {Failed: self._failed}
 
     def _failed(self, event: Failed) -> None:
         stage, error = event
         who = "teacher, asked for an audit," if stage == "audit" else stage
         words = "the %s failed on a batch: %s: %s"
-        log.error(words, who, type(error).__name__, error, extra={"kind": (self, stage)})
+        about = {"kind": (self, stage), "figures": self._about}
+        log.error(words, who, type(error).__name__, error, extra=about)

@@ -202,7 +202,7 @@ class Repository:
         async with self._turn:
             known = [slot for slot in self._slots if slot.name == name]
             if self._source is None and known:
-                raise Refused(400, f"{name!r:.60} was given by Python: it has no file to be loaded")
+                raise Refused(400, f"{name!r:.60} came from no joint.toml: there is none to load")
             if isinstance(self._source, Folder) or self._source is None or not known:
                 source = self._source or Files()
                 found = await asyncio.to_thread(source.find_one, name)

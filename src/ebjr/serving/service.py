@@ -149,7 +149,8 @@ class Service:
         self.monitor: LiveMonitor = LiveMonitor(served, audit_rate=audit_rate, folder=state)
         self.spending, self.statistics = Spending(stages_of(served.joint)), Statistics()
         self.observers = Observers(
-            *(self.metrics, self.recent, self.monitor, self.spending, self.statistics, Faults())
+            *(self.metrics, self.recent, self.monitor, self.spending, self.statistics),
+            Faults(served.name),
         )
         if self.tracing is not None:
             self.observers.add(self.tracing)
