@@ -269,7 +269,9 @@ def break_address(random: Random, case: Case) -> None:
 def compress(random: Random, case: Case) -> None:
     """Send the body compressed, and sometimes break that."""
     encoding = random.choice(("gzip", "deflate"))
-    case.body = gzip.compress(case.body) if encoding == "gzip" else zlib.compress(case.body)
+    case.body = (
+        gzip.compress(case.body, mtime=0) if encoding == "gzip" else zlib.compress(case.body)
+    )
     case.headers["Content-Encoding"] = encoding
     if random.random() < 0.5:
         break_bytes(random, case)

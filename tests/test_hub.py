@@ -268,6 +268,29 @@ def test_what_a_folder_needs_beside_its_files_is_said(folder):
         pack_joint("joint.toml", "again")
 
 
+def test_certificates_and_keys_stay_where_they_are(folder, asked, hub):
+    config = ebjr.JointConfig.read("trained/joint.toml")
+    tensors = [{"name": name, "datatype": "FP32", "shape": [-1, 3]} for name in "xy"]
+    metadata = {"name": "t", "platform": "p", "versions": ["1"]}
+    metadata |= {"inputs": tensors[:1], "outputs": tensors[1:]}
+    files = {"ca_file": str(folder / "ca.pem"), "client_key": str(folder / "key.pem")}
+    teacher = RemoteEntry("https://teacher.example/v2/models/t", metadata, options=files)
+    ebjr.JointConfig(config.student, teacher, "margin", 0.1).save("joint.toml")
+    assert "key.pem" in Path("joint.toml").read_text()
+    Path("key.pem").write_text("secret")
+    found = pack_joint("joint.toml", "packed")
+    assert not [name for name in found.files if name.endswith(".pem")]
+    assert ".pem" not in Path("packed/joint.toml").read_text()
+    text = Path("packed/joint.toml").read_bytes()
+    asking = text.replace(b"[teacher]", b'[teacher]\nclient_key = "../../key.pem"')
+    Path("packed/joint.toml").write_bytes(asking)
+    assert asked("push", "trained/joint.toml", "me/colors")[0] == 0
+    files = {path: (Path("packed") / path).read_bytes() for path in found.files}
+    hub.repos["me/colors"].commit(files)
+    code, _, error = asked("pull", "me/colors", "-o", "here")
+    assert (code, "key.pem, which is outside of its folder" in error) == (2, True), error
+
+
 def test_a_pickle_travels_and_is_read_only_where_it_is_trusted(folder):
     joblib = pytest.importorskip("joblib")
     from sklearn.linear_model import LogisticRegression

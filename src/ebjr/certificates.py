@@ -47,6 +47,8 @@ def server_context(
     if ca_certs is not None:
         load_authorities(context, ca_certs)
         context.verify_mode = ssl.CERT_REQUIRED
+        context.num_tickets = 0  # who resumes a session shows no certificate again
+        context.options |= ssl.OP_NO_TICKET
     return context
 
 

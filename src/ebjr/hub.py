@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
-from ebjr.backends.entry import Entry, JointEntry, ModelEntry, files_of
+from ebjr.backends.entry import CERTIFICATES, Entry, JointEntry, ModelEntry, files_of
 from ebjr.backends.python import import_path, in_module, is_pickle, source_file
 from ebjr.costs import Cost, flops_text, further_columns, ms_text
 from ebjr.errors import ModelError, needs, one_line
@@ -26,7 +26,6 @@ from ebjr.tasks import as_task
 FILE, CARD, QUEUE = "joint.toml", "README.md", "late.sqlite"
 OURS = ["student/*", "teacher/*", "model-*/*", "joint.lists-*.toml"]
 """What another push of the same repository replaces, beside `FILE` and `CARD`."""
-CERTIFICATES = ("ca_file", "client_cert", "client_key")  # files of one machine, some of them secret
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ class _Copies:
                 raise ValueError(f"the address of the {role} at {host} has a password: take it out")
             options = {key: each for key, each in entry.options.items() if key not in CERTIFICATES}
             link = replace(entry.link, queue=str(self.folder / QUEUE))
-            return replace(entry, link=link, options=options)
+            return replace(entry, link=link, options=options)  # certificates and keys stay here
         if in_module(entry.path):
             return entry
         first, *_ = every = files_of(entry.path)

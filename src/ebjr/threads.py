@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from threading import Thread
 from typing import Any, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+JITTER = Random()  # of waits: what a program draws by its own seed is left alone
 
 
 def in_order(

@@ -60,6 +60,7 @@ TEACHER = {
 }
 
 
+BOXES = ("boxes", "labels", "scores", "count", "score", "deferred", "degraded")
 WANTED = ("prediction", "output", "score", "deferred", "degraded", "stage")
 
 
@@ -89,9 +90,9 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code, error.read(), error.headers
 
-    def infer(self, rows: np.ndarray, name: str = "x") -> Any:
+    def infer(self, rows: np.ndarray, name: str = "x", wanted: Any = WANTED) -> Any:
         """The outputs for some rows of the tensor of that name."""
-        wanted = tuple(RequestedOutput(one, True) for one in WANTED)
+        wanted = tuple(RequestedOutput(one, True) for one in wanted)
         body, length = write_request(InferRequest({name: rows}, wanted))
         status, found, headers = self.call(
             "/v2/models/joint/infer", body, **{LENGTH_HEADER: str(length)}
@@ -372,7 +373,9 @@ def test_detectors_find_the_boxes_of_the_local_model(server, tmp_path):
     server.run(joint)
     files = [path.read_bytes() for path in sorted((tmp_path / "images").iterdir())]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda file: server.infer(np.array([file], object), "image"), files))
+        found = list(
+            pool.map(lambda file: server.infer(np.array([file], object), "image", BOXES), files)
+        )
     for outputs, boxes, deferred in zip(found, local.prediction, local.deferred, strict=True):
         assert (outputs["deferred"], outputs["degraded"]) == (deferred, False)
         assert outputs["labels"].tolist() == boxes.labels.tolist()

@@ -14,9 +14,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +33,12 @@ import tritonclient.http
 from pages import DOCS
 from PIL import Image
 from small import running, served
+from tiny import write_joint
 
 from ebjr import JointClassifier, Preprocess, Preprocessed, Router
 from ebjr.serving.app import Served, build_app
 from ebjr.serving.grpc import grpc_server
+from ebjr.serving.sources import Folder
 
 KSERVE, READY = Path(sys.prefix) / "kserve" / "bin" / "python", Path(sys.prefix) / ".kserve"
 CLIENTS = {
@@ -233,6 +235,7 @@ class Call(NamedTuple):
 
     expected: Any
     of: Mapping[str, tuple[str, Ask | str]]  # of KServe's client the code that asks
+    of_folder: bool = False  # whether it is asked of a server of a folder of models
 
 
 def both(shown: str, ask: Ask) -> dict[str, tuple[str, Ask]]:
@@ -273,6 +276,42 @@ def triton_id(triton: Triton) -> str:
     return found["id"] if isinstance(found, dict) else found.id
 
 
+def triton_index(triton: Triton) -> list[str]:
+    found = triton.client.get_model_repository_index()
+    listed = found if isinstance(found, list) else found.models
+    return [one["name"] if isinstance(one, dict) else one.name for one in listed]
+
+
+def triton_config(triton: Triton) -> int:
+    found = triton.client.get_model_config("joint")
+    return found["max_batch_size"] if isinstance(found, dict) else found.config.max_batch_size
+
+
+def triton_statistics(triton: Triton) -> list[str]:
+    found = triton.client.get_inference_statistics("joint")
+    stats = found["model_stats"] if isinstance(found, dict) else found.model_stats
+    return [one["name"] if isinstance(one, dict) else one.name for one in stats]
+
+
+def triton_loading(triton: Triton) -> list[bool]:
+    triton.client.unload_model("colors")
+    there = False
+    with suppress(tritonclient.http.InferenceServerException):  # over gRPC it is not found
+        there = triton.client.is_model_ready("colors")
+    triton.client.load_model("colors")
+    return [there, triton.client.is_model_ready("colors")]
+
+
+def curl_loading(curl: Curl) -> list[bool]:
+    def ready() -> bool:
+        return "error" not in curl("/v2/models/colors/ready")
+
+    curl("/v2/repository/models/colors/unload", send={})
+    gone = ready()
+    curl("/v2/repository/models/colors/load", send={})
+    return [gone, ready()]
+
+
 CALLS: dict[str, Call] = {
     "the server lives": Call(
         True,
@@ -309,6 +348,36 @@ CALLS: dict[str, Call] = {
             "`/v2/models/joint`",
             lambda c: [one["name"] for one in c("/v2/models/joint")["outputs"]],
         ),
+    ),
+    "the models there are": Call(
+        ["joint", "photos"],
+        both("`get_model_repository_index`", triton_index)
+        | curl(
+            "`/v2/repository/index`",
+            lambda c: [one["name"] for one in c("/v2/repository/index", send={})],
+        ),
+    ),
+    "a model's configuration": Call(
+        32,
+        both("`get_model_config`", triton_config)
+        | curl(
+            "`/v2/models/joint/config`",
+            lambda c: c("/v2/models/joint/config")["max_batch_size"],
+        ),
+    ),
+    "its statistics": Call(
+        ["joint"],
+        both("`get_inference_statistics`", triton_statistics)
+        | curl(
+            "`/v2/models/joint/stats`",
+            lambda c: [one["name"] for one in c("/v2/models/joint/stats")["model_stats"]],
+        ),
+    ),
+    "let go of a model, and load it": Call(
+        [False, True],
+        both("`unload_model`, `load_model`", triton_loading)
+        | curl("`/v2/repository/models/joint/load`", curl_loading),
+        of_folder=True,
     ),
     "ask, with the usual outputs": Call(
         ANSWER,
@@ -508,28 +577,35 @@ CALLS: dict[str, Call] = {
 CELLS = [(call, client) for call, about in CALLS.items() for client in about.of]
 
 
-@pytest.fixture(scope="module")
-def addresses():
-    """Where a real server of both models listens, over HTTP and over gRPC."""
+@contextmanager
+def listening(served: Any) -> Iterator[tuple[str, str]]:
+    """Where a real server listens, over HTTP and over gRPC."""
     over_grpc: list[str] = []
-    app = build_app(models(), beside=[partial(grpc_server, port=0, started=over_grpc.append)])
+    app = build_app(served, beside=[partial(grpc_server, port=0, started=over_grpc.append)])
     with running(app) as (host, port):
         yield f"{host}:{port}", over_grpc[0].removeprefix("grpc://")
 
 
 @pytest.fixture(scope="module")
-def asking(addresses, tmp_path_factory):
-    """Each client, made when it is first asked for."""
-    http, grpc = addresses
-    known: dict[str, Any] = {}
+def asking(tmp_path_factory):
+    """Each client of each server, made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("files")
+    for number, file in enumerate(FILES):
+        (folder / f"{number}.png").write_bytes(file)
     with ExitStack() as stack:
 
-        def client(name: str) -> Any:
-            if name not in known:
-                known[name] = make(name)
-            return known[name]
+        @cache
+        def place(of_folder: bool) -> tuple[str, str]:
+            if not of_folder:
+                return stack.enter_context(listening(models()))
+            pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+            (shop := folder / "models" / "colors").mkdir(parents=True)
+            write_joint(shop)
+            return stack.enter_context(listening(Folder(shop.parent)))
 
-        def make(name: str) -> Any:
+        @cache
+        def client(name: str, of_folder: bool) -> Any:
+            http, grpc = place(of_folder)
             if name == "tritonclient.http":
                 opened = tritonclient.http.InferenceServerClient(http)
                 return Triton(tritonclient.http, stack.enter_context(opened))
@@ -537,9 +613,6 @@ def asking(addresses, tmp_path_factory):
                 opened = tritonclient.grpc.InferenceServerClient(grpc)
                 return Triton(tritonclient.grpc, stack.enter_context(opened))
             if name == "curl":
-                folder = tmp_path_factory.mktemp("curl")
-                for number, file in enumerate(FILES):
-                    (folder / f"{number}.png").write_bytes(file)
                 return Curl(f"http://{http}", folder)
             worker = Kserve(f"http://{http}", grpc, json.dumps(ROWS.tolist()), *BASE64)
             stack.callback(worker.close)
@@ -550,18 +623,19 @@ def asking(addresses, tmp_path_factory):
 
 @pytest.mark.parametrize(("call", "client"), CELLS)
 def test_every_call_of_the_table_is_answered(asking, call, client):
-    _, ask = CALLS[call].of[client]
+    about = CALLS[call]
+    _, ask = about.of[client]
     if client == "curl" and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     if isinstance(ask, str):
         if not (KSERVE.exists() and READY.exists()):
             pytest.skip("KServe's client is not installed: make test does it")
-        found = asking("kserve")(ask)
+        found = asking("kserve", about.of_folder)(ask)
         if isinstance(found, dict) and "error" in found and call == "an error is a sentence":
             (found,) = re.findall(re.escape(NOBODY), found["error"])[:1]
     else:
-        found = ask(asking(client))
-    assert found == CALLS[call].expected
+        found = ask(asking(client, about.of_folder))
+    assert found == about.expected
 
 
 def table() -> str:

@@ -194,6 +194,15 @@ def test_models_are_listed_for_both_kinds_of_clients():
     assert (one["object"], one["name"], one["ready"]) == ("model", "other", True)
 
 
+def test_who_may_not_ask_may_not_predict():
+    with TestClient(build_app(served(), infer_token="sesame")) as client:
+        rows = {"instances": [[5.0, 0.0]]}
+        answer = client.post(PREDICT, json=rows)
+        shown = client.post(PREDICT, json=rows, headers={"Authorization": "Bearer sesame"})
+    assert (answer.status_code, list(answer.json())) == (401, ["error"])
+    assert shown.status_code == 200
+
+
 def test_bodies_are_compressed_in_both_directions():
     sent = gzip.compress(json.dumps({"instances": [[5.0, 0.0]] * 50}).encode())
     headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"}

@@ -398,6 +398,17 @@ def test_with_a_token_the_knob_wants_to_see_it(page, calibrated):
         assert router(address)["threshold"] == "inf"
 
 
+def test_with_a_token_to_ask_both_models_want_to_see_it(page, calibrated):
+    with running(served_of(JointConfig.read(calibrated)), infer_token="ask") as address:
+        opened(page, address)
+        page.set_input_files("#file", png(np.full((8, 8, 3), (90, 90, 120), np.uint8)))
+        says(page, "try-said", "asking needs the header Authorization")
+        page.troubles.clear()
+        page.get_by_label("Bearer token").fill("ask")
+        page.set_input_files("#file", png(np.full((8, 8, 3), (90, 120, 90), np.uint8)))
+        says(page, "try-said", "The score,")
+
+
 def test_a_server_that_goes_away_is_missed_and_found_again(page, calibrated):
     served = JointConfig.read(calibrated)
     with running(served_of(served)) as address:

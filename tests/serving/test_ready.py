@@ -58,6 +58,8 @@ def test_a_server_is_ready_with_its_teacher_and_not_ready_without_it(far):
         assert "teacher at 127.0.0.1" in said
         assert "is left alone until it is there again" in said
         assert client.get("/v2/health/live").status_code == 200
+        one = client.get("/v1/models/joint")
+        assert (one.status_code, one.json()["ready"]) == (503, False)
         far.behave("right")
         until(client, 200)
         assert far.seen()["rows"] == asked  # a probe costs no answer

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import random
 import re
 import time
 import tomllib
@@ -39,6 +38,7 @@ from ebjr.files import read_text
 from ebjr.link.http import Server, check_timeout, run, server_of
 from ebjr.model import Answer, ModelFacts
 from ebjr.protocol import is_number
+from ebjr.threads import JITTER
 
 APIS = {"chat": "chat/completions", "completions": "completions"}
 """How a server is asked, and the path under its address."""
@@ -334,7 +334,7 @@ class ChatModel:
                 f"{error}; chat must be the address before /{APIS[self._api]}, as http://host/v1, "
                 "and model a name that is known there"
             ) from error
-        return float(min(0.2 * 2**tried, 10.0) * random.uniform(0.5, 1.0))
+        return float(min(0.2 * 2**tried, 10.0) * JITTER.uniform(0.5, 1.0))
 
     def _read(self, said: bytes, spent: Any) -> Any:
         """The one choice in a reply, once it is known to be of the model that was asked."""

@@ -6,7 +6,6 @@ not answer is the joint model's policy (`when_unavailable`); `ebjr.link.late` ke
 """
 
 import logging
-import random
 import threading
 import time
 import weakref
@@ -22,7 +21,7 @@ from ebjr.errors import OtherModel, TeacherUnavailable, needs, one_line
 from ebjr.joint import check_policy
 from ebjr.model import Model, ModelFacts, as_answer, facts, model_name
 from ebjr.outcomes import Outcomes
-from ebjr.threads import background
+from ebjr.threads import JITTER, background
 
 MANY = 30  # questions in a row without an answer are not the fault of what is asked
 
@@ -330,7 +329,7 @@ def _look_for(
     if teacher is None or (judge and not teacher._is_away()):
         return
     del teacher
-    while not closed.wait(every * random.uniform(0.9, 1.1)):
+    while not closed.wait(every * JITTER.uniform(0.9, 1.1)):
         teacher = far()
         if teacher is None or teacher._is_there():
             return

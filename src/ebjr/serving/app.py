@@ -39,7 +39,7 @@ from ebjr.serving.periodic import Periodic
 from ebjr.serving.repository import Models, Repository
 from ebjr.serving.served import Served, served_of
 from ebjr.serving.service import BROKEN, Service
-from ebjr.serving.sources import Files
+from ebjr.serving.sources import Files, Folder
 from ebjr.serving.tls import Tls
 
 with needs("serve", "serving"):
@@ -250,12 +250,7 @@ def run_server(
     if otel:
         from ebjr.serving.tracing import Tracing
 
-        name = "ebjr"
-        if isinstance(served, Served):
-            name = served.name
-        elif isinstance(served, Files) and not served.many:
-            name = served.names
-        options["tracing"] = Tracing.to_collector(name)
+        options["tracing"] = Tracing.to_collector(_names(served))
     gc.collect()
     gc.freeze()  # what lives as long as the server is not looked through again and again
     with socket.create_server((host, port), backlog=1024) as listener:
@@ -285,6 +280,14 @@ def run_server(
         sys.setswitchinterval(SWITCH_SECONDS)
         _give_memory_back()
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _names(models: Models) -> str:
+    """What models are called, in words."""
+    if isinstance(models, Files | Folder):
+        return models.names
+    given = [models] if isinstance(models, Served) else models
+    return ", ".join(served.name for served in given)
 
 
 def _tls(

@@ -3,6 +3,7 @@
 Source: KServe's V1 data plane, whose rows are those of TensorFlow Serving.
 """
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -38,11 +39,10 @@ class KServe:
 
     def routes(self) -> list[Route]:
         """The routes."""
-        return [
-            Route(f"{MODELS}/{{name}}{PREDICT}", self.predict, methods=["POST"]),
-            Route(MODELS, self.models),
-            Route(f"{MODELS}/{{name}}", self.model),
-        ]
+        model = Route(f"{MODELS}/{{name}}", self.model)
+        model.path_regex = re.compile(rf"^{MODELS}/(?P<name>[^/]+)(?<!{PREDICT})$")
+        predict = Route(f"{MODELS}/{{name}}{PREDICT}", self.predict, methods=["POST"])
+        return [predict, Route(MODELS, self.models), model]
 
     async def predict(self, request: Request) -> Response:
         """Answer a request."""
@@ -59,17 +59,18 @@ class KServe:
     async def models(self, _request: Request) -> Response:
         """All models."""
         names = list(dict.fromkeys(one.served.name for one in self._repository.services))
-        data = [self._about(name) for name in names]
+        data = [self._about(self._repository.of(name)) for name in names]
         return JSONResponse({"object": "list", "data": data, "models": names})
 
     async def model(self, request: Request) -> Response:
-        """The model of that name."""
-        service = self._repository.of(request.path_params["name"])
-        return JSONResponse(self._about(service.served.name))
+        """The model of that name; 503 where it is not ready, as KServe's servers say it."""
+        about = self._about(self._repository.of(request.path_params["name"]))
+        return JSONResponse(about, 200 if about["ready"] else 503)
 
-    def _about(self, name: str) -> dict[str, Any]:
+    def _about(self, service: Service) -> dict[str, Any]:
+        name, ready = service.served.name, service.not_ready is None
         openai = {"id": name, "object": "model", "created": self._began, "owned_by": "ebjr"}
-        return {**openai, "name": name, "ready": True}
+        return {**openai, "name": name, "ready": ready}
 
 
 def read_rows(service: Service, body: bytes, headers: Headers) -> Question:
