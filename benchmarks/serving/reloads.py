@@ -7,9 +7,9 @@ other reload changes the threshold alone, which the service takes over; the othe
 models' files, so that a new service is loaded, asked, and the old one let go. Both are asked for by
 ``POST /v2/repository/models/photos/load``. Whatever is answered by another status than 200, or not
 at all, is a failure, and so is a threshold that was never any file's. Resident memory is read at
-rest, with no request at work and the old services gone, after each tenth of the reloads. Growth is
-from the least reading of the first half to that of the second: what ONNX Runtime keeps for itself
-differs by tens of MiB from one load to the next.
+rest, with no request at work and the old services gone, after each twentieth of the reloads. Growth
+is from the least reading of the first half to that of the second: what ONNX Runtime keeps for
+itself differs by tens of MiB from one load to the next.
 
 Then two servers run side by side, one with one model and one with ten, each of which has files of
 its own. The same clients ask one model of either, in windows in turn; a figure is the ratio of two
@@ -174,7 +174,7 @@ def reloads(folder: Path, config: JointConfig, count: int) -> dict[str, Any]:
     place.mkdir(parents=True)
     files = [variant(config, folder, number) for number in range(2)]
     replace(files[0], threshold=THRESHOLDS[0]).save(place / "joint.toml")
-    looks = sorted({count * tenth // 10 for tenth in range(11)})
+    looks = sorted({count * part // 20 for part in range(21)})
     took: dict[str, list[float]] = {"calibration": [], "weights": []}
     heard, memory, refused = Heard(), {}, 0
     with serving(shop) as (process, url), httpx2.Client(base_url=url, timeout=60) as client:
