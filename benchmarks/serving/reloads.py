@@ -7,8 +7,9 @@ other reload changes the threshold alone, which the service takes over; the othe
 models' files, so that a new service is loaded, asked, and the old one let go. Both are asked for by
 ``POST /v2/repository/models/photos/load``. Whatever is answered by another status than 200, or not
 at all, is a failure, and so is a threshold that was never any file's. Resident memory is read at
-rest, with no request at work and the old services gone, after each tenth of the reloads; growth is
-that of a line through all readings but the first.
+rest, with no request at work and the old services gone, after each twentieth of the reloads. Growth
+is from the least reading of the first half to that of the second: what ONNX Runtime keeps for
+itself differs by tens of MiB from one load to the next.
 
 Then two servers run side by side, one with one model and one with ten, each of which has files of
 its own. The same clients ask one model of either, in windows in turn; a figure is the ratio of two
@@ -53,7 +54,7 @@ THRESHOLDS = (0.6, 0.8)  # of the two files that take turns
 PAUSE_SECONDS = 0.1  # between two reloads
 REST_SECONDS = 3.0
 TEN = 10
-GOALS = {"failed": 0, "growth": 0.05, "ten_over_one": 0.95}
+GOALS = {"failed": 0, "growth": 0.02, "ten_over_one": 0.95}
 
 
 def body() -> bytes:
@@ -173,7 +174,7 @@ def reloads(folder: Path, config: JointConfig, count: int) -> dict[str, Any]:
     place.mkdir(parents=True)
     files = [variant(config, folder, number) for number in range(2)]
     replace(files[0], threshold=THRESHOLDS[0]).save(place / "joint.toml")
-    looks = sorted({count * tenth // 10 for tenth in range(11)})
+    looks = sorted({count * part // 20 for part in range(21)})
     took: dict[str, list[float]] = {"calibration": [], "weights": []}
     heard, memory, refused = Heard(), {}, 0
     with serving(shop) as (process, url), httpx2.Client(base_url=url, timeout=60) as client:
@@ -207,7 +208,7 @@ def reloads(folder: Path, config: JointConfig, count: int) -> dict[str, Any]:
             memory[until] = held(process.pid)
             print(until, memory[until], dict(heard.statuses), flush=True)
     known = [memory[number]["resident_mib"] for number in looks[1:]]
-    slope, start = np.polyfit(looks[1:], known, 1)
+    least = [min(half) for half in (known[: len(known) // 2], known[len(known) // 2 :])]
     p50, p99 = 1e3 * np.quantile(heard.seconds, [0.5, 0.99])
     return {
         "reloads": count,
@@ -222,7 +223,7 @@ def reloads(folder: Path, config: JointConfig, count: int) -> dict[str, Any]:
         "p50_milliseconds": round(float(p50), 2),
         "p99_milliseconds": round(float(p99), 2),
         "at_rest_after": {str(number): found for number, found in memory.items()},
-        "growth": round(float(slope * (looks[-1] - looks[1]) / (start + slope * looks[1])), 4),
+        "growth": round(least[1] / least[0] - 1, 4),
     }
 
 

@@ -1,6 +1,7 @@
 """The models of a server by name and version: loaded, reloaded, let go, and asked together."""
 
 import asyncio
+import ctypes
 import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from weakref import ref
 
 from ebjr.errors import EbjrError, ProtocolError, UnknownModel, needs
 from ebjr.serving.limits import Refused
@@ -27,6 +29,7 @@ EXTENSIONS = (
 NONE: Mapping[str, Any] = MappingProxyType({})
 DRAIN_SECONDS = 300.0  # that a model which was let go waits for its requests
 LOOK_SECONDS = 0.02  # how often it looks whether they are answered
+FORGETS = 10  # how often it is tried to forget one
 UNLOADED = "unloaded"
 
 Models = Served | Sequence[Served] | Files | Folder
@@ -294,8 +297,14 @@ class Repository:
             await asyncio.sleep(LOOK_SECONDS)
         await asyncio.to_thread(service.stop)
         self._leaving.discard(service)
+        gone = ref(service)
         del service
-        await asyncio.to_thread(gc.collect)  # it knows itself, and holds the weights
+        for _ in range(FORGETS):  # a thread that has done with it may know it for a moment
+            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.to_thread(_give_memory_back)
+            if gone() is None:
+                return
+        log.warning("a model that is served no more is still known, and takes memory")
 
     def watch(self, tell: Callable[[], None]) -> None:
         """Call this now, and whenever other services are there."""
@@ -430,6 +439,13 @@ class Repository:
             for family in self._unnamed.collect():
                 _add(known, family)
         yield from known.values()
+
+
+def _give_memory_back() -> None:
+    """Forget services, which know themselves, and let the system have what their weights took."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc keeps what is free in pieces
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _add(known: dict[str, Any], family: Any) -> None:
