@@ -456,6 +456,7 @@ class _Handlers:
             wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")
         except (ValueError, RecursionError) as error:
             raise Refused(400, WISHES) from error
+        service = self._meant(request)  # another one by now, where its file was read again
         try:  # in a thread, as the audit log waits for the disk
             await asyncio.to_thread(service.control.ask, wish, who=who, request=request_id())
         except ValueError as error:
