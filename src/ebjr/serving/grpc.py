@@ -135,7 +135,7 @@ class _Asking:
     trailing: list[tuple[str, str]]  # metadata after the answer
 
 
-class _Calls(grpc.GenericRpcHandler):  # type: ignore[misc]  # gRPC has no types
+class _Calls(grpc.GenericRpcHandler):
     """The protocol's calls by their own names, and what is done around each of them."""
 
     def __init__(self, repository: Repository, *, lines: bool) -> None:
