@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import logits
 
 from ebjr.arrays import to_numpy
-from ebjr.blend import Blend, as_blend, blend_logits
+from ebjr.blend import Blend, as_blend, blend_logits, blend_predictions
 
 RNG = np.random.default_rng(3)
 STUDENT, TEACHER = RNG.normal(0, 3, (2, 20, 5))
@@ -142,3 +142,17 @@ def test_a_blend_is_what_it_says_and_survives_a_pickle():
     assert blend != Blend(0.5)
     assert len({blend, Blend(0.5, 2.0), Blend(0.5)}) == 2
     assert (float(blend), f"{blend:g}") == (0.5, "0.5 at temperatures 2 and 1")
+
+
+@pytest.mark.parametrize("blend", [0.5, Blend(0.5, student_temperature=2.0)])
+def test_where_the_student_says_nan_the_teacher_alone_answers(asarray, blend):
+    student = asarray(np.array([[np.nan, 1.0, 0.0], [2.0, 1.0, 0.0]]))
+    teacher = asarray(np.array([[1.0, 5.0, 0.0], [0.0, 5.0, 1.0]]))
+    found = to_numpy(blend_logits(student, teacher, blend))
+    alone = [
+        blend_logits(*pair, blend)
+        for pair in ((teacher[:1], teacher[:1]), (student[1:], teacher[1:]))
+    ]
+    np.testing.assert_allclose(found, np.concatenate([to_numpy(one) for one in alone]))
+    means = to_numpy(blend_predictions(student[:, :1], teacher[:, :1], 0.5))
+    np.testing.assert_allclose(means[:, 0], [1.0, 2 / 3])

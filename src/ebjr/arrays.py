@@ -157,6 +157,15 @@ def logaddexp(one: Array, other: Array) -> Array:
     return xp.maximum(one, other) + xp.log(xp.exp(apart) + 1)
 
 
+def unless_nan(array: Array, otherwise: Array) -> Array:
+    """The rows of an array (n, k), but those of `otherwise` where a row has a NaN."""
+    xp = namespace(array)
+    nan = xp.isnan(array)
+    if type(array) is np.ndarray and not nan.any():  # the common case
+        return array
+    return xp.where(nan if nan.ndim == 1 else xp.any(nan, axis=-1, keepdims=True), otherwise, array)
+
+
 def row_count(batch: Batch) -> int:
     """How many inputs a batch holds: an array, a list, a data frame or a sparse matrix.
 

@@ -2,14 +2,15 @@
 
 A deferred answer is ``softmax(teacher) + weight * softmax(student)``, renormalized; of regressors
 the weighted mean of both predictions. Weight 0 is the paper: the teacher alone. Whether more helps
-is a matter of the pair, and is calibrated.
+is a matter of the pair, and is calibrated. Where the student's row has a NaN, the teacher's
+own stands in its place.
 """
 
 import ast
 import math
 from dataclasses import astuple, dataclass, fields
 
-from ebjr.arrays import Array, as_float, log_softmax, logaddexp
+from ebjr.arrays import Array, as_float, log_softmax, logaddexp, unless_nan
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,10 @@ def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
     _check_weight(weight)
     if weight == 0:
         return teacher
+    student, teacher = as_float(student), as_float(teacher)
     mixed = logaddexp(
-        log_softmax(_over(as_float(teacher), theirs)),
-        log_softmax(_over(as_float(student), mine)) + math.log(weight),
+        log_softmax(_over(teacher, theirs)),
+        log_softmax(_over(unless_nan(student, teacher), mine)) + math.log(weight),
     )
     return mixed - math.log1p(weight)
 
@@ -137,7 +139,9 @@ def blend_predictions(student: Array, teacher: Array, blend: float | Blend) -> A
     """
     weight = float(blend)
     _check_weight(weight)
-    return teacher if weight == 0 else (teacher + weight * student) / (1 + weight)
+    if weight == 0:
+        return teacher
+    return (teacher + weight * unless_nan(student, teacher)) / (1 + weight)
 
 
 def _over(logits: Array, temperature: float) -> Array:

@@ -365,12 +365,7 @@ class JointModel:
             return found
         if found.answered is not None:
             output = take_rows(output, np.flatnonzero(to_numpy(found.answered)))
-        silent = silent_rows(output) if self._may_be_silent else None
-        if silent is None:
-            return replace(found, output=self.mix(output, found.output))
-        rows = np.flatnonzero(~silent)  # the teacher alone has answered the others
-        mixed = self.mix(take_rows(output, rows), take_rows(found.output, rows))
-        return replace(found, output=put_rows(found.output, rows, mixed))
+        return replace(found, output=self.mix(output, found.output))
 
     def ask_teacher_alone(self, inputs: Batch, output: Batch) -> Answer:
         """As `ask_teacher`, before anything is blended in: the gate of every teacher's answer.

@@ -615,3 +615,26 @@ def test_a_model_that_bears_one_worker_is_asked_by_one_of_all_engines():
         found = [pool.submit(client.post, f"/v2/models/{name}/infer", json=rows) for name in names]
         assert {one.result().status_code for one in found} == {200}
     assert most == 1
+
+
+def test_a_request_that_is_remembered_asks_for_todays_operating_point(folder):
+    file = folder / "colors" / "joint.toml"
+    change(file, operating_points={"careful": {"threshold": 0.9}})
+    image = tritonclient.http.InferInput("image", ROWS.shape, "FP32")
+    image.set_data_from_numpy(ROWS)
+
+    def threshold(port) -> float:
+        with tritonclient.http.InferenceServerClient(f"localhost:{port}") as client:
+            found = client.infer("colors", [image], parameters={"operating_point": "careful"})
+        return found.get_response()["parameters"]["threshold"]
+
+    with asking(build_app(Folder(folder))) as client:
+        port = client.base_url.port
+        assert [threshold(port), threshold(port)] == [0.9, 0.9]
+        change(file, operating_points={"careful": {"threshold": 0.4}})
+        assert load(client, "colors").status_code == 200
+        assert threshold(port) == 0.4
+        change(file, operating_points={})
+        assert load(client, "colors").status_code == 200
+        with pytest.raises(InferenceServerException, match="no operating point 'careful'"):
+            threshold(port)

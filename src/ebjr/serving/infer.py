@@ -81,6 +81,7 @@ class Infer:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._known: dict[bytes, tuple[Plan, Any, tuple[int, ...], int, Any]] = {}
+        self._config = service.served.config  # by which they were read
 
     def read(self, body: bytes, headers: Headers) -> Question:
         """What a request asks."""
@@ -92,6 +93,8 @@ class Infer:
 
     def _read(self, body: bytes, headers: Headers) -> tuple[Plan, Any]:
         head = body[: json_bytes(headers, len(body))] if LENGTH in headers else b""
+        if self._service.served.config is not self._config:  # a point or rate is another threshold
+            self._config, self._known = self._service.served.config, {}
         known = self._known.get(head)
         if known is not None:
             plan, dtype, shape, size, cast = known

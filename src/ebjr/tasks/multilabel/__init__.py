@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Array, Batch, as_float, logaddexp, namespace, to_numpy
+from ebjr.arrays import Array, Batch, as_float, logaddexp, namespace, to_numpy, unless_nan
 from ebjr.blend import Blend
 from ebjr.joint import JointModel
 from ebjr.metric import Metric, declare_metrics
@@ -118,8 +118,9 @@ class Multilabel(Task):
         whole = blend if isinstance(blend, Blend) else Blend(blend)
         if whole.weight == 0:
             return teacher
-        theirs = as_float(teacher) / whole.teacher_temperature
-        mine = as_float(student) / whole.student_temperature
+        student, teacher = as_float(student), as_float(teacher)
+        theirs = teacher / whole.teacher_temperature
+        mine = unless_nan(student, teacher) / whole.student_temperature
         return _log_sum(theirs, mine, whole.weight) - _log_sum(-theirs, -mine, whole.weight)
 
     def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:
