@@ -260,6 +260,8 @@ def answered(connection) -> tuple[int, str]:
     [
         ("POST", "/v2/models/joint/infer", 401),
         ("POST", "/v1/chat/completions", 401),
+        ("PUT", "/v1/router", 401),
+        ("POST", "/v2/repository/models/joint/load", 401),
         ("GET", "/nowhere", 404),
         ("DELETE", "/v2/models/joint", 405),
         ("GET", "/v2/health/live", 200),
