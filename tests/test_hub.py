@@ -135,6 +135,7 @@ def test_what_was_tampered_with_is_refused_and_leaves_nothing(asked, hub, folder
     lists = next(name for name in good if name.startswith("joint.lists-"))
     own = good["joint.toml"]
     outside = own.replace(b"student/student.onnx", b"../trained/student.onnx")
+    listed = own.replace(lists.encode(), b"../trained/" + lists.encode())
     stage = b'[student]\npath = "../../trained/joint.toml"\nsha256 = "0"\n\n[teacher]'
     staged = own[: own.index(b"[student]")] + stage + own.partition(b"[teacher]")[2]
     teacher = good["teacher/teacher.onnx"]
@@ -144,6 +145,7 @@ def test_what_was_tampered_with_is_refused_and_leaves_nothing(asked, hub, folder
         ({**good, "teacher/teacher.onnx": teacher[:-1] + b"x"}, "has changed"),
         ({**good, lists: good[lists] + b"\n"}, f"{lists} has changed"),
         ({**good, "joint.toml": outside}, "trained/student.onnx, which is outs"),
+        ({**good, "joint.toml": listed}, "lists are in a file beside it, and not in '../trained/"),
         ({**good, "joint.toml": staged}, "trained/joint.toml, which is outside"),
         ({**good, "../../evil.py": b"x"}, "a file '../../evil.py', which is"),
         ({**good, "/tmp/evil.py": b"x"}, "a file '/tmp/evil.py', which is outs"),

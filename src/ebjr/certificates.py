@@ -1,4 +1,7 @@
-"""Certificates and keys in files: put into contexts of TLS, and what is wrong with them said."""
+"""Certificates and keys in files: put into contexts of TLS, and what is wrong with them said.
+
+Their passwords, and tokens, come from the environment.
+"""
 
 import os
 import ssl
@@ -8,6 +11,16 @@ from pathlib import Path
 
 File = str | os.PathLike[str]
 Stamp = tuple[tuple[int, int, int] | None, ...]
+
+
+def secret_in(variable: str) -> str | None:
+    """A secret of the environment, None where it is not set; ValueError: it is set and empty."""
+    if (secret := os.environ.get(variable)) == "":
+        raise ValueError(
+            f"{variable} is set and empty, as where a secret was not filled in: fill it in, or "
+            "unset it"
+        )
+    return secret
 
 
 def stamp_of(paths: Iterable[File]) -> Stamp:

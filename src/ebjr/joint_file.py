@@ -753,7 +753,9 @@ def _with_lists(table: dict[str, Any], folder: Path) -> dict[str, Any]:
     if (beside := table.pop("lists", None)) is None:
         return table
     check_keys(beside, ("path", "sha256"), "lists", ("path", "sha256"))
-    file = folder / str(beside["path"])
+    file = folder / (name := str(beside["path"]))
+    if file.name != name:
+        raise ValueError(f"its long lists are in a file beside it, and not in {name!r:.80}")
     if not file.is_file() or sha256_of(file) != beside["sha256"]:
         state = "has changed" if file.is_file() else "is missing"
         raise ValueError(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ebjr.certificates import secret_in
 from ebjr.files import read_text
 from ebjr.plugins import import_own
 
@@ -39,7 +40,19 @@ if TYPE_CHECKING:
 
 
 def option(group: str, help: str, *names: str, **more: Any) -> Any:
-    """An option in a group of `--help`, which may name what is listed elsewhere, see `LISTED`."""
+    """An option in a group of `--help`, which may name what is listed elsewhere, see `LISTED`.
+
+    A secret, which has an `envvar`, is refused where that is empty: typer takes it for not set.
+    """
+
+    def filled(value: Any) -> Any:
+        try:
+            return secret_in(more["envvar"]) if value is None else value
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    if "envvar" in more:
+        more["callback"] = filled
     return typer.Option(*names, help=help, rich_help_panel=group, **more)
 
 

@@ -456,6 +456,13 @@ def test_an_https_teacher_is_trusted_by_a_file_and_shown_a_certificate(tmp_path,
         load_model("http://127.0.0.1:1/v2/models/x", ca_file=known["ca_file"])
 
 
+@pytest.mark.parametrize("variable", ["EBJR_TEACHER_TOKEN", "EBJR_TEACHER_KEY_PASSWORD"])
+def test_a_secret_that_was_not_filled_in_is_said_before_anything_is_asked(variable, monkeypatch):
+    monkeypatch.setenv(variable, "")
+    with pytest.raises(ValueError, match=f"{variable} is set and empty"):
+        load_model("http://127.0.0.1:1/v2/models/x")
+
+
 def test_a_client_whose_certificate_was_replaced_is_taken_again(tmp_path, monkeypatch):
     monkeypatch.setattr(far_server.Handler, "behavior", "right")
     ca, others = Authority(tmp_path), Authority(tmp_path, "others")

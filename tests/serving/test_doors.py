@@ -7,19 +7,19 @@ import re
 import socket
 import time
 from contextlib import closing
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 
 import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="httpx2 is not installed")
 
-from small import exchange, request, running, served
+from small import exchange, received, request, running, served
 from starlette.testclient import TestClient
 
 from ebjr.serving.app import build_app
 from ebjr.serving.doors import Doors
-from ebjr.serving.limits import loops_back
+from ebjr.serving.limits import Limits, loops_back
 
 READS = ("/", "/v1/status", "/v1/router", "/metrics")
 OTHER = "other.example:8080"
@@ -240,6 +240,80 @@ def test_a_refusal_keeps_its_place_among_pipelined_requests():
         ]
         found = exchange(address, b"".join(told))
     assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"200", b"401", b"200"]
+
+
+def head(path="/v2/models/joint/infer", *lines: str, method="POST") -> bytes:
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
+
+
+def answered(connection) -> tuple[int, str]:
+    """The next answer on a connection: its status, and what it says of the connection."""
+    with closing(HTTPResponse(connection)) as answer:
+        answer.begin()
+        answer.read()
+        return answer.status, answer.headers.get("Connection", "")
+
+
+@pytest.mark.parametrize("size", [0, 60_000, 65_000, 150_000, 1_000_000])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v2/models/joint/infer", 401),
+        ("POST", "/v1/chat/completions", 401),
+        ("PUT", "/v1/router", 401),
+        ("POST", "/v2/repository/models/joint/load", 401),
+        ("GET", "/nowhere", 404),
+        ("DELETE", "/v2/models/joint", 405),
+        ("GET", "/v2/health/live", 200),
+    ],
+)
+def test_the_body_of_what_is_answered_before_it_spoils_no_later_request(method, path, status, size):
+    body = json.dumps(request()).encode()
+    good = head(
+        "/v2/models/joint/infer", "Authorization: Bearer ask", f"Content-Length: {len(body)}"
+    )
+    with (
+        opened(infer_token="ask", token="move") as address,
+        socket.create_connection(address, 30) as connection,
+    ):
+        for coding in (f"Content-Length: {size}", "Transfer-Encoding: chunked"):
+            chunked = coding.startswith("T")
+            connection.sendall(head(path, coding, method=method))
+            assert answered(connection) == (status, "")
+            part = b"x" * size
+            framed = b"%x\r\n%b\r\n" % (size, part) if size else b""
+            connection.sendall(framed + b"0\r\n\r\n" if chunked else part)
+            connection.sendall(good + body)
+            assert answered(connection) == (200, "")
+
+
+def test_a_body_that_stays_away_after_its_refusal_ends_the_connection_without_another_answer():
+    patience = Limits(body_seconds=0.5, body_bytes_per_second=2**20)
+    with opened(infer_token="ask", limits=patience) as address:
+        for rest in (b"{", b"", b"5\r\nxxxxxyz"):
+            coding = "Transfer-Encoding: chunked" if b"x" in rest else "Content-Length: 100"
+            with socket.create_connection(address, 30) as connection:
+                connection.sendall(head("/v2/models/joint/infer", coding))
+                assert answered(connection) == (401, "")
+                connection.sendall(rest)
+                assert received(connection) == b""
+
+
+def test_a_body_that_is_not_asked_for_does_not_come_and_no_request_is_taken_for_it():
+    body = json.dumps(request()).encode()
+    waits = ("Expect: 100-continue", f"Content-Length: {len(body)}")
+    with opened(infer_token="ask") as address:
+        with socket.create_connection(address, 30) as connection:
+            connection.sendall(head("/v2/models/joint/infer", *waits))
+            assert answered(connection) == (401, "close")
+            assert received(connection) == b""
+        with socket.create_connection(address, 30) as connection:
+            for _ in range(2):  # who may ask is told to go on, and keeps the connection
+                shown = "Authorization: Bearer ask"
+                connection.sendall(head("/v2/models/joint/infer", shown, *waits))
+                assert connection.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+                connection.sendall(body)
+                assert answered(connection) == (200, "")
 
 
 def test_tokens_of_a_file_change_without_a_failed_request(tmp_path):

@@ -27,6 +27,7 @@ from small import assert_boxes, files_of, images, joint_detector, served
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from ebjr.serving.app import Served
+from ebjr.serving.doors import Doors
 from ebjr.serving.grpc import MESSAGES, SERVICE, grpc_server
 from ebjr.serving.limits import Limits
 from ebjr.serving.repository import Repository
@@ -508,6 +509,35 @@ def test_a_call_has_an_id_and_a_line_whether_it_is_answered_or_refused(caplog):
     ]
     assert [lines[0][key] for key in ("rows", "deferred", "threshold")] == [2, 1, 1.0]
     assert lines[0]["path"] == f"/{SERVICE.full_name}/ModelInfer"
+
+
+def test_who_may_not_ask_is_refused_before_the_message_comes(caplog):
+    """Else clients without a token fill a server's memory with what it refuses."""
+    comes = threading.Event()
+
+    def message():
+        comes.wait(60)
+        yield asked_bytes()
+
+    with (
+        caplog.at_level("INFO", logger="ebjr.serving"),
+        serving(served(), log_requests=True, doors=Doors(infer_token="ask")) as at,
+        grpc.insecure_channel(at) as channel,
+    ):
+        ask = channel.stream_unary(f"/{SERVICE.full_name}/ModelInfer")
+        for shown in ([], [("authorization", "Bearer other")], [("authorization", "ask")]):
+            with pytest.raises(grpc.RpcError) as told:
+                ask(message(), metadata=[*shown, ("x-request-id", "abc-1")], timeout=30)
+            assert told.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert "asking needs the header Authorization" in told.value.details()
+            assert ("x-request-id", "abc-1") in told.value.trailing_metadata()
+        comes.set()
+        ask(message(), metadata=[("authorization", "Bearer ask")], timeout=30)
+    lines = [record.figures for record in caplog.records if hasattr(record, "figures")]
+    assert [line["status"] for line in lines] == [
+        "UNAUTHENTICATED",
+        "OK",
+    ]  # others are in its count
 
 
 def test_a_call_has_a_span_below_that_of_its_client():

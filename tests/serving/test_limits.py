@@ -343,6 +343,21 @@ def test_requests_sent_at_once_are_answered_in_their_order(address):
     assert scores == [[5.0], None, [6.0, 7.0, 8.0], None, [9.0], None]
 
 
+def test_of_a_head_without_end_no_more_is_read_while_a_request_before_it_is_at_work():
+    slow, gate = gated()
+    with (
+        running(build_app(served(slow))) as address,
+        socket.create_connection(address, 2) as client,
+    ):
+        client.sendall(START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY + START)
+        with pytest.raises(TimeoutError):
+            client.sendall(b"X: " + b"y" * 2**26)
+        gate.set()
+        found = received(client)
+    assert found.startswith(b"HTTP/1.1 200")
+    assert b"HTTP/1.1 431" in found
+
+
 @pytest.mark.parametrize(
     ("head", "status"),
     [

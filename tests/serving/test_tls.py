@@ -302,3 +302,14 @@ def test_a_server_with_a_wrong_secret_does_not_start_and_says_so(
     assert says in " ".join(err.split())
     assert "Traceback" not in err
     assert "serving" not in out
+
+
+@pytest.mark.parametrize(
+    "variable", ["EBJR_TOKEN", "EBJR_INFER_TOKEN", "EBJR_SSL_KEYFILE_PASSWORD"]
+)
+def test_a_secret_that_was_not_filled_in_opens_no_server(calibrated, run, monkeypatch, variable):
+    monkeypatch.setenv(variable, "")
+    code, out, err = run("serve", calibrated, "--port", "0")
+    said = " ".join(err.split()).replace(" │ │ ", " ")
+    assert (code, f"{variable} is set and empty" in said) == (2, True), err
+    assert "serving" not in out

@@ -1,7 +1,6 @@
 """RemoteModel: a model behind any Open Inference Protocol v2 endpoint, over HTTP."""
 
 import io
-import os
 from collections.abc import Mapping
 from functools import partial
 from gzip import compress
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, row_count, take_rows, to_numpy
+from ebjr.certificates import secret_in
 from ebjr.data.preprocess import ImageFile
 from ebjr.errors import (
     ModelError,
@@ -95,10 +95,10 @@ class RemoteModel:
         check_at_least(1, batch_size=batch_size)
         self.batch_size, self.quality, self.gzip = batch_size, quality, gzip
         server, name, path = _split_url(url)
-        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        token = secret_in(TOKEN_VARIABLE) if token is None else token
         files = {"ca_file": ca_file, "client_cert": client_cert, "client_key": client_key}
         shown = {"ca_file": ca_file, "certfile": client_cert, "keyfile": client_key}
-        shown["password"] = os.environ.get(PASSWORD_VARIABLE)
+        shown["password"] = secret_in(PASSWORD_VARIABLE)
         self._server = Server(
             server, name, timeout_seconds, gzip=gzip, token=token, certificates=shown
         )

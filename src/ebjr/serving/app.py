@@ -401,8 +401,8 @@ class _Handlers:
     async def _change(
         self, request: Request, change: Callable[[str, dict[str, Any]], Awaitable[None]]
     ) -> Response:
-        asked = await self._object(request)
         check_loading(self._doors, request.scope)
+        asked = await self._object(request)
         parameters = asked.get("parameters", {})
         if not isinstance(parameters, dict):
             raise Refused(400, "'parameters' must be a JSON object")
@@ -447,10 +447,10 @@ class _Handlers:
         return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
 
     async def move_knob(self, request: Request) -> Response:
+        self._doors.check_moving(request.scope)
         service = self._meant(request)
         with service.admission.hold(client_of(request)) as hold:
             raw = await read_body(request, service.limits, hold)
-        self._doors.check_moving(request.scope)
         who = request.client.host if request.client else "unknown"
         try:
             wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")

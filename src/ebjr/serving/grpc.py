@@ -26,6 +26,7 @@ from ebjr.protocol import (
 from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import aside
 from ebjr.serving.doors import check_loading
+from ebjr.serving.limits import Refused
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.repository import Repository
 from ebjr.serving.service import Plan, Service
@@ -107,7 +108,7 @@ async def grpc_server(
             ("grpc.max_send_message_length", -1),
         ],
     )
-    server.add_generic_rpc_handlers([_Calls(repository, lines=log_requests).handler()])
+    server.add_generic_rpc_handlers([_Calls(repository, lines=log_requests)])
     place = f"[{host}]" if ":" in host else host
     try:
         if tls is None:
@@ -134,16 +135,13 @@ class _Asking:
     trailing: list[tuple[str, str]]  # metadata after the answer
 
 
-class _Calls:
+class _Calls(grpc.GenericRpcHandler):
     """The protocol's calls by their own names, and what is done around each of them."""
 
     def __init__(self, repository: Repository, *, lines: bool) -> None:
         self.repository, self._lines = repository, lines
-
-    def handler(self) -> grpc.GenericRpcHandler:
-        """What gRPC asks for every call."""
-        calls = {
-            method.name: grpc.unary_unary_rpc_method_handler(
+        self._known = {
+            f"/{SERVICE.full_name}/{method.name}": grpc.unary_unary_rpc_method_handler(
                 self._answering(
                     f"/{SERVICE.full_name}/{method.name}",
                     MESSAGES[method.input_type.name],
@@ -153,15 +151,34 @@ class _Calls:
             )
             for method in SERVICE.methods
         }
-        return grpc.method_handlers_generic_handler(SERVICE.full_name, calls)
+
+    def service(self, handler_call_details: Any) -> Any:
+        """What answers a call; who may not ask is refused by what does not read the message."""
+        path = handler_call_details.method
+        found = self._known.get(path)
+        if found is not None and path.endswith("/ModelInfer"):
+            metadata = dict(handler_call_details.invocation_metadata or ())
+            shown = str(metadata.get("authorization", "")).encode("utf-8", "replace")
+            no = self.repository.shared.doors.not_asking({b"authorization": shown})
+            if no is not None:
+                refusing = self._answering(path, object, self.ModelInfer, no)
+                return grpc.stream_unary_rpc_method_handler(refusing)
+        return found
 
     def _answering(
-        self, path: str, kind: type[Any], answer: "Callable[[Any, _Asking], Awaitable[Any]]"
-    ) -> Callable[[bytes, Any], Awaitable[Any]]:
-        """A call of bytes: with its id, its line and span, and errors that are statuses."""
+        self,
+        path: str,
+        kind: type[Any],
+        answer: "Callable[[Any, _Asking], Awaitable[Any]]",
+        no: Refused | None = None,
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
+        """A call of bytes: with its id, its line and span, and errors that are statuses.
+
+        With a `no` that is what is raised, whatever the bytes.
+        """
         repository, tracing = self.repository, self.repository.shared.tracing
 
-        async def wrapped(raw: bytes, context: Any) -> Any:
+        async def wrapped(raw: Any, context: Any) -> Any:
             metadata = dict(context.invocation_metadata() or ())
             shown = metadata.get(REQUEST_ID.decode())
             own = begin_request(
@@ -176,7 +193,8 @@ class _Calls:
                 asking = _Asking(context, repository, hold, [(REQUEST_ID.decode(), own)])
                 try:
                     with asking.hold as hold:
-                        self._check_asking(path, metadata)
+                        if no is not None:
+                            raise no
                         hold.add(bytes=len(raw))
                         asked = await aside(len(raw), _parsed, kind, raw)
                         found = await answer(asked, asking)
@@ -193,13 +211,6 @@ class _Calls:
             return await context.abort(CODES[status], sentence, tuple(more))
 
         return wrapped
-
-    def _check_asking(self, path: str, metadata: Mapping[str, Any]) -> None:
-        """Raise Refused where a model is asked, and not by who may."""
-        shown = str(metadata.get("authorization", "")).encode("utf-8", "replace")
-        refused = self.repository.shared.doors.not_asking({b"authorization": shown})
-        if refused is not None and path.endswith("/ModelInfer"):
-            raise refused
 
     async def ServerLive(self, _asked: Any, _asking: Any) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)

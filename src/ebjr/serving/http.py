@@ -64,7 +64,7 @@ class Http(HttpToolsProtocol):
         self._ways, self._short, self._doors = ways, short, repository.shared.doors
         self.url = b""
         self._seen = 0  # bytes since the last head was complete, or the last message
-        self._in_body = self._refused = False
+        self._in_body = self._refused = self._waits = False
         self._late: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._began = 0.0
@@ -81,21 +81,23 @@ class Http(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         known = self.cycle
+        self._seen += len(data)
         super().data_received(data)
         if self._refused:
             return
         if self.cycle is not known:
-            self._late, self._seen, self._began = _ended(self._late), 0, self.loop.time()
-        else:
-            self._seen += len(data)
+            self._late, self._began = _ended(self._late), self.loop.time()
+        too_long = self._seen > self._limits.head_bytes
         if self._in_body:
             self._wait_for_body()
-        elif self.cycle is None or self.cycle.response_complete:
-            if self._seen > self._limits.head_bytes:
-                most = self._limits.head_bytes
-                self.refuse(431, f"a request's head may have {most} bytes at most")
-            elif self._late is None and self.cycle is known:
-                self._late = self.loop.call_later(self._limits.head_seconds, self._head_is_late)
+        elif self.cycle is not None and not self.cycle.response_complete:
+            if too_long:
+                self.flow.pause_reading()  # until the request before is answered
+        elif too_long:
+            most = self._limits.head_bytes
+            self.refuse(431, f"a request's head may have {most} bytes at most")
+        elif self._late is None and self.cycle is known:
+            self._late = self.loop.call_later(self._limits.head_seconds, self._head_is_late)
 
     def _wait_for_body(self) -> None:
         """A body may take its time, and a little longer for each byte of it."""
@@ -145,11 +147,12 @@ class Http(HttpToolsProtocol):
         self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
-        self._in_body = True
         known = dict(self.headers)
         if (wrong := self._wrong_in(known)) is not None:
             self.refuse(*wrong)
-        elif self._short and (way := self._ways.get(self.url)) and self._is_short(known):
+            return
+        self._in_body, self._seen = True, 0
+        if self._short and (way := self._ways.get(self.url)) and self._is_short(known):
             self._take_turn(Exchange(self, *way, known))
         else:
             url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -157,6 +160,8 @@ class Http(HttpToolsProtocol):
             self.url, self.expect_100_continue = url, expects
             self.headers.extend(headers)
             super().on_headers_complete()
+            if expects:  # a body that is not asked for does not come: the next head would be it
+                self._waits, self.cycle.keep_alive = self.cycle.keep_alive, False
 
     def _wrong_in(self, known: dict[bytes, bytes]) -> tuple[int, str] | None:
         """What is wrong with a head that the parser takes."""
@@ -204,7 +209,12 @@ class Http(HttpToolsProtocol):
         if isinstance(self.cycle, Exchange):
             self.cycle.take(body)
         else:
+            self._body_comes()
             super().on_body(body)
+
+    def _body_comes(self) -> None:
+        if self._waits:
+            self._waits, self.cycle.keep_alive = False, True
 
     def on_message_complete(self) -> None:
         self._in_body, self._late = False, _ended(self._late)
@@ -214,6 +224,7 @@ class Http(HttpToolsProtocol):
         if isinstance(self.cycle, Exchange):
             self.cycle.complete()
         else:
+            self._body_comes()
             super().on_message_complete()
 
     def answer(self, exchange: "Exchange", status: int, written: Written) -> None:
@@ -242,9 +253,17 @@ class Http(HttpToolsProtocol):
         if not self._refused:
             self.refuse(400, "this is no HTTP request")
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Hang up, unless the body of a request that is answered already still comes."""
+        if not self._in_body:
+            super().timeout_keep_alive_handler()
+
     def refuse(self, status: int, sentence: str) -> None:
-        """Answer in place of the application, and hang up."""
+        """Answer in place of the application, if it has not, and hang up."""
         self._refused, self._late = True, _ended(self._late)
+        if self._in_body and self.cycle.response_complete:
+            self.transport.close()
+            return
         service, way = self._ways.get(self.url, (None, None))
         (service or self.repository).refused(status)
         body = error_body(sentence) if way is None else way.error(status, sentence)
