@@ -1,5 +1,6 @@
 """Two scikit-learn classifiers as one: fitted, calibrated and asked as any other estimator."""
 
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -43,7 +44,7 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
     Raises
     ------
     ValueError
-        `folds` is less than 2; rows are not finite, too few, or all of one class.
+        `folds` is no whole number of at least 2; rows are not finite, too few, or all of one class.
     TypeError
         `student` or `teacher` is no classifier, or rows are sparse.
     CalibrationError
@@ -91,8 +92,8 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit both, and choose when the teacher is asked: rows (n, features), labels (n,)."""
-        if self.folds < 2:
-            raise ValueError(f"folds must be at least 2, not {self.folds}")
+        if not isinstance(self.folds, Integral) or self.folds < 2:
+            raise ValueError(f"folds must be a whole number of at least 2, not {self.folds!r}")
         X, y = validate_data(self, X, y, ensure_min_samples=2, ensure_all_finite=self._finite)
         check_classification_targets(y)
         for role, one in (("student", self.student), ("teacher", self.teacher)):
@@ -101,8 +102,8 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"a classifier needs rows of at least 2 classes, and all are of one class, "
-                f"{self.classes_[0]!r}"
+                "a classifier needs rows of at least 2 classes, and all are of one class, "
+                f"{self.classes_[0]}"
             )
         fold = _folds(targets, self.folds, check_random_state(self.random_state))
         student = self._outside(self.student, X, y, fold)
