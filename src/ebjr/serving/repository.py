@@ -140,10 +140,10 @@ class Repository:
     def _service(self, slot: Slot, served: Served) -> Service:
         """A service of a slot, after the one that it has."""
         state = self._state
+        if slot.found is not None and slot.found.numbered:
+            served.version = slot.version
         if self.many and state is not None:
-            state = Path(state) / slot.name
-            if slot.found is not None and slot.found.numbered:
-                state /= slot.version
+            state = Path(state) / slot.name / (served.version or "")
             state.mkdir(parents=True, exist_ok=True)
         check_labels(served)
         if self._first_rows:
