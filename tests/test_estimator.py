@@ -131,7 +131,13 @@ def test_a_class_of_one_row_is_fitted_and_not_calibrated_on(joint):
 def test_what_cannot_be_fitted_is_one_sentence(joint):
     rows, labels = np.random.default_rng(0).normal(size=(20, 2)), np.repeat([0, 1], 10)
     for change, given, labeled, error, words in (
-        ({"folds": 1}, rows, labels, ValueError, "folds must be at least 2, not 1"),
+        (
+            {"folds": 1},
+            rows,
+            labels,
+            ValueError,
+            "folds must be a whole number of at least 2, not 1",
+        ),
         ({}, rows, 0 * labels, ValueError, "all are of one class, .*0"),
         ({}, rows[9:11], labels[9:11], ValueError, "no class has 2 rows"),
         ({}, csr_array(rows), labels, TypeError, "[Ss]parse data was passed"),

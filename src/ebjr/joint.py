@@ -376,7 +376,7 @@ class JointModel:
         try:
             found = answer(self.teacher, inputs, row_count(inputs), self.kind, self.dollars[1])
             sound = self.kind.sound(name, found.output)
-            taught = self._of_teacher(found.output, output)
+            taught = self.of_teacher(found.output, output)
             taught = replace(found, output=taught)
         except TeacherUnavailable:
             raise
@@ -385,7 +385,7 @@ class JointModel:
             raise TeacherFailed(str(error) if isinstance(error, EbjrError) else words) from error
         return taught if sound is None else _sound_rows(taught, sound, name)
 
-    def _of_teacher(self, raw: Batch, output: Batch) -> Batch:
+    def of_teacher(self, raw: Batch, output: Batch) -> Batch:
         """What the joint model says where the teacher answers, in the form of the student's."""
         kind = self.kind
         change = None if self.rescale is None else self.rescale.teacher

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ebjr.errors import one_line
+from ebjr.files import sha256_of
 
 _HERE = str(Path(__file__).parent)
 
@@ -40,7 +41,8 @@ def import_all(names: Sequence[str]) -> None:
 def import_own(name: str, called: str | None = None) -> ModuleType:
     """Run a Python file, which finds what is beside it, or import a module, also of this folder.
 
-    `called` is what to call it in a message, for what no `--import` gave.
+    `called` is what to call it in a message, for what no `--import` gave. A file that has changed
+    since is run again; a module that has is a ValueError, as others may have imported it.
     """
     called = called or f"--import {name}"
     file = Path(name).resolve() if name.endswith(".py") else None
@@ -48,12 +50,20 @@ def import_own(name: str, called: str | None = None) -> ModuleType:
         raise ValueError(f"{called}: there is no such file")
     _look_in(Path.cwd() if file is None else file.parent)
     try:
-        return import_module(name) if file is None else _run(file)
+        module = import_module(name) if file is None else _run(file)
     except (Exception, SystemExit) as error:
         absent = file is None and isinstance(error, ModuleNotFoundError)
         way = "; run in the folder that holds it, or install it" if absent else ""
         where = place_of(error, file)
         raise ValueError(f"{called} failed{where}: {words_of(error)}{way}") from error
+    own = module.__file__
+    if file is None and own and _HASHES.setdefault(own, found := sha256_of(own)) != found:
+        raise ValueError(f"{called}: {own} has changed since it was imported: start again")
+    return module
+
+
+_HASHES: dict[str, str] = {}
+"""What was in the files whose code is at work here."""
 
 
 def module_file(name: str) -> str | None:
@@ -77,18 +87,22 @@ def _look_in(folder: Path) -> None:
 def _run(file: Path) -> ModuleType:
     """The module of a file, under a name that no other module has."""
     name = f"ebjr_import_{file.stem}"
-    known = sys.modules.get(name)
-    if known is not None and known.__file__ == str(file):
+    known, found = sys.modules.get(name), sha256_of(file)
+    if known is not None and known.__file__ == str(file) and _HASHES.get(str(file)) == found:
         return known
     spec = spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     sys.modules[name] = module = module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        code = compile(file.read_bytes(), file, "exec")  # no cache: it may be as old as its second
+        exec(code, vars(module))
     except BaseException:
         del sys.modules[name]
+        if known is not None:
+            sys.modules[name] = known
         raise
+    _HASHES[str(file)] = found
     return module
 
 

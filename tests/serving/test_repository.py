@@ -6,6 +6,7 @@ import asyncio
 import gc
 import gzip
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ from starlette.testclient import TestClient
 from tiny import CLASSES, SIZE, write_linear, write_pair
 from tritonclient.utils import InferenceServerException
 
-from ebjr import JointConfig
+from ebjr import EbjrError, JointConfig
 from ebjr.data.preprocess import unprepared
 from ebjr.joint import models_of
 from ebjr.joint_file import ModelEntry
@@ -638,3 +640,176 @@ def test_a_request_that_is_remembered_asks_for_todays_operating_point(folder):
         assert load(client, "colors").status_code == 200
         with pytest.raises(InferenceServerException, match="no operating point 'careful'"):
             threshold(port)
+
+
+@pytest.mark.parametrize("given", [("2", "10"), ("1", "2"), None])
+def test_a_file_beside_versions_is_refused_and_all_that_serves_stays(folder, given):
+    """Whichever came first: `given` versions, or the file."""
+    own = folder / "colors"
+    if given is not None:
+        (own / "joint.toml").unlink()
+        for version in given:
+            write(own / version, threshold=0.1 * int(version) ** 0.5)
+    app = build_app(Folder(folder))
+    with asking(app) as client:
+        before, answer = app.state.repository.services, ask(client, "colors").json()
+        write(own if given else own / "2", threshold=0.9)
+        asyncio.run(app.state.repository.look())
+        assert app.state.repository.services == before
+        reasons = {key: reason for key, (_, reason) in index(client).items() if key[0] == "colors"}
+        assert {version for _, version in reasons} >= {*(given or ("1",))}
+        assert all("has both a joint.toml and versions: keep one" in it for it in reasons.values())
+        wrong = load(client, "colors")
+        assert (wrong.status_code, "keep one" in wrong.json()["error"]) == (404, True)
+        again = ask(client, "colors").json()
+        assert (again["model_version"], again["outputs"]) == (
+            answer["model_version"],
+            answer["outputs"],
+        )
+        if given:
+            (own / "joint.toml").unlink()
+        else:
+            shutil.rmtree(own / "2")
+        asyncio.run(app.state.repository.look())
+        assert {key: found for key, found in index(client).items() if key[0] == "colors"} == {
+            ("colors", version): READY for version in given or ("1",)
+        }
+
+
+def test_what_is_unloaded_stays_so_until_it_is_loaded_well(folder):
+    app = build_app(Folder(folder))
+    with asking(app) as client:
+
+        def look() -> set:
+            asyncio.run(app.state.repository.look())
+            return {name for (name, _), (state, _) in index(client).items() if state == "READY"}
+
+        load(client, "kinds", "unload")
+        write(folder / "kinds" / "11")
+        assert look() == {"colors"}
+        assert index(client)["kinds", "11"] == ("UNAVAILABLE", "unloaded")
+        shutil.move(folder / "kinds", folder.parent / "away")
+        assert look() == {"colors"}
+        shutil.move(folder.parent / "away", folder / "kinds")
+        assert look() == {"colors"}
+        load(client, "colors", "unload")
+        file = folder / "colors" / "joint.toml"
+        right = file.read_text()
+        file.write_text("x")
+        assert load(client, "colors").status_code == 400
+        file.write_text(right)
+        assert look() == set()
+        assert "is not a TOML file" in index(client)["colors", "1"][1]
+        assert load(client, "colors").status_code == load(client, "kinds").status_code == 200
+        assert ask(client, "kinds").json()["model_version"] == "11"
+        write(folder / "kinds" / "12")
+        assert look() == {"colors", "kinds"}
+        assert ask(client, "kinds").json()["model_version"] == "12"
+
+
+def test_the_reason_of_a_broken_file_goes_with_it(folder):
+    """Whether another calibration is taken over after it, or the same."""
+    file = folder / "colors" / "joint.toml"
+    right = file.read_text()
+    with asking(build_app(Folder(folder))) as client:
+        for threshold in ("0.5", "0.7"):
+            file.write_text("x")
+            assert load(client, "colors").status_code == 400
+            assert index(client)["colors", "1"] != READY
+            file.write_text(right.replace("threshold = 0.5", f"threshold = {threshold}"))
+            assert load(client, "colors").status_code == 200
+            assert index(client)["colors", "1"] == READY
+
+
+def test_a_name_that_urls_must_escape_means_one_model_on_every_way(tmp_path):
+    names = ("a b", "a%20b", "\u00e4\u00f6", "%C3%A4%C3%B6", "a+b", "what?", "#1", "plain_1.-")
+    for k, name in enumerate(names):
+        write(tmp_path / name, threshold=0.1 + 0.1 * k, weights=tmp_path / ".weights")
+    with serving(Folder(tmp_path)) as (client, over_grpc):
+        place = str(client.base_url).removeprefix("http://").rstrip("/")
+        with tritonclient.http.InferenceServerClient(place) as over_http:
+            for k, name in enumerate(names):
+                for triton, own in (
+                    (over_http, tritonclient.http),
+                    (over_grpc, tritonclient.grpc),
+                ):
+                    given = own.InferInput("image", ROWS.shape, "FP32")
+                    given.set_data_from_numpy(ROWS)
+                    found = triton.infer(name, [given]).get_response()
+                    found = found["model_name"] if own is tritonclient.http else found.model_name
+                    assert found == name
+                every = "".join(f"%{byte:02x}" for byte in name.encode())
+                for way in (every, every.upper(), quote(name), quote(name, safe="+?#"[:1])):
+                    assert client.get(f"/v2/models/{way}").json()["name"] == name
+                    said = ask(client, way).json()
+                    assert said["model_name"] == name
+                    assert said["parameters"]["threshold"] == pytest.approx(0.1 + 0.1 * k)
+                asked = {"instances": ROWS.tolist()}
+                said = client.post(f"/v1/models/{quote(name)}:predict", json=asked).json()
+                assert said["parameters"]["threshold"] == pytest.approx(0.1 + 0.1 * k)
+                moved = client.get("/v1/router", params={"model": name}).json()
+                assert moved["threshold"] == pytest.approx(0.1 + 0.1 * k)
+
+
+WRONG_NAMES = ["", "a/b", "a/versions/2", ".", "..", " a", "a\n", "a\x00b", "a\\b", "\udce4", 3]
+
+
+@pytest.mark.parametrize("name", WRONG_NAMES)
+def test_a_name_that_nobody_could_ask_by_is_refused(name):
+    wrong = served()
+    wrong.name = name
+    with pytest.raises(ValueError, match=r"called|a model's name is a word") as error:
+        Repository(wrong)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\n"])
+def test_a_file_of_such_a_name_is_named(tmp_path, name):
+    file = write(tmp_path / "n", name=name)
+    with pytest.raises(ValueError, match=r"joint\.toml: "):
+        Repository(Files(file))
+
+
+def test_a_folder_of_such_a_name_is_not_served_and_the_log_says_so(folder, caplog):
+    write(folder / "1")
+    for name in ("a\n", " a", "\udce4", "a\\b"):
+        write(folder / name, weights=folder / ".weights")
+    with serving(Folder(folder)) as (client, over_grpc):
+        before = index(client)
+        assert {name for name, _ in before} == {"colors", "kinds", "1"}
+        for name in ("", "a\n", " a", "a\\b"):
+            with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+                over_grpc.load_model(name)
+            answer = load(client, quote(name, safe=""))
+            assert answer.status_code == 404
+            assert "\n" not in answer.json()["error"]
+        assert index(client) == before
+    assert "the folder 'a\\n' in " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"labels": ("a", "b")}, "2 labels are named, and student answers 3 classes"),
+        ({"labels": ("a", "b", "c", "d")}, "4 labels are named, and student answers 3 classes"),
+        ({"teacher": 5}, r"student gave rows of shape \(3,\) and wide \(5,\)"),
+        ({"teacher": 5, "labels": None}, r"student gave rows of shape \(3,\) and wide \(5,\)"),
+        ({"teacher": 5, "blend": 0.5}, r"student gave rows of shape \(3,\) and wide \(5,\)"),
+    ],
+)
+def test_labels_or_a_teacher_of_other_classes_are_refused_when_they_are_loaded(folder, how, said):
+    file = folder / "colors" / "joint.toml"
+    with asking(build_app(Folder(folder), warm_up=True)) as client:
+        before = ask(client, "colors").json()["outputs"]
+        if "teacher" in how:
+            wide = write_linear(folder / "colors" / "wide.onnx", np.ones((3, how["teacher"])))
+            how = how | {"teacher": ModelEntry.of_file(wide)}
+        change(file, **how)
+        wrong = load(client, "colors")
+        assert wrong.status_code == 400
+        assert re.search(said, wrong.json()["error"])
+        state, reason = index(client)["colors", "1"]
+        assert (state, bool(re.search(said, reason))) == ("READY", True)
+        assert ask(client, "colors").json()["outputs"] == before
+    with pytest.raises(EbjrError, match=said):
+        build_app(Files(file), warm_up=True)

@@ -15,11 +15,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from small import request, running, served, student
 from starlette.testclient import TestClient
 from texts import served_texts
+from tiny import write_pair
 
-from ebjr import JointClassifier, Router
+from ebjr import JointClassifier, JointConfig, Router
 from ebjr.errors import Overloaded, TooLarge
+from ebjr.joint_file import ModelEntry
 from ebjr.serving.admission import Admission
 from ebjr.serving.app import Served, build_app
+from ebjr.serving.logs import Words
+from ebjr.serving.sources import Folder
 
 
 def other(x):
@@ -216,3 +220,25 @@ def test_the_audit_log_says_of_which_model_a_move_is(tmp_path):
     ]
     assert (tmp_path / "joint").is_dir()
     assert (tmp_path / "second").is_dir()
+
+
+def test_lines_of_the_log_and_moves_say_of_which_model_and_version_they_are(tmp_path, caplog):
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    for name in ("a", "b/1", "b/2"):
+        (tmp_path / name).mkdir(parents=True)
+        entries = [ModelEntry.of_file(path) for path in write_pair(tmp_path / name)]
+        JointConfig(*entries, "softmax", 0.5).save(tmp_path / name / "joint.toml")
+    app = build_app(Folder(tmp_path), audit_log=tmp_path / "audit.jsonl")
+    with TestClient(app) as client, caplog.at_level("INFO", "ebjr.serving"):
+        for query in ("model=a", "model=b&version=1", "model=b"):
+            assert client.put(f"/v1/router?{query}", json={"threshold": 0.9}).status_code == 200
+    lines = [Words("%(message)s").format(record) for record in caplog.records]
+    moved = "the knob was moved from 0.5 to 0.9 by testclient: asked for threshold 0.9"
+    assert [line for line in lines if "moved" in line] == [
+        f"{moved} (model a)",
+        f"{moved} (model b, version 1)",
+        f"{moved} (model b, version 2)",
+    ]
+    moves = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    moves = [(move["model"], move.get("version")) for move in moves if move.get("to") == 0.9]
+    assert moves == [("a", None), ("b", "1"), ("b", "2")]

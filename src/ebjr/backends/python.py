@@ -59,7 +59,7 @@ class PythonModel(Around):
 
     def __init__(self, model: Model, path: str, made_of: Any) -> None:
         super().__init__(model)
-        self.path, self._made_of = path, made_of
+        self.path, self.made_of = path, made_of
 
     def __call__(self, batch: Any, /) -> Any:
         """The raw output for n inputs; a ModelError says where the user's own code failed."""
@@ -78,7 +78,7 @@ class PythonModel(Around):
 
     def weights(self) -> str | None:
         """What it has learned, as it is now, see `weights_of`."""
-        return weights_of(self._made_of)
+        return weights_of(self.made_of)
 
 
 def load_python(source: str, trust: bool, options: Mapping[str, Any]) -> Model:

@@ -218,14 +218,15 @@ class Autopilot(Observer):
     def look(self) -> None:
         """Measure what the last move has done, and move again if needed; may raise OSError."""
         already, self.still = self.still, self._silence()
+        about = {"figures": self._knob.served.about}
         if self.still is not None:
             if already is None:
-                log.warning("the autopilot holds still: %s", self.still)
+                log.warning("the autopilot holds still: %s", self.still, extra=about)
             with self._lock:
                 self._empty()
             return
         if already is not None:
-            log.warning("the autopilot goes on")
+            log.warning("the autopilot goes on", extra=about)
         found = self._time_error() if self.hold.percentile is not None else self._rate_error()
         if found is None:
             return

@@ -772,6 +772,7 @@ _TURNS: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 
 def _turn_of(model: Model) -> threading.Lock:
     once = unprepared(model)[0]
+    once = getattr(once, "made_of", once)  # of Python code, what all that load it have in common
     try:
         return _TURNS.setdefault(once, threading.Lock())
     except TypeError:  # nothing refers to it weakly: nobody is seen to share it

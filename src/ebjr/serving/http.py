@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from ebjr.errors import EbjrError, needs
 from ebjr.serving.bodies import LARGE_BYTES, too_large
@@ -30,6 +31,8 @@ _RARE = frozenset({b"content-encoding", b"expect", b"upgrade"})  # of what takes
 class Ways(dict[bytes, tuple[Service | None, Any]]):
     """The short ways by their addresses, each with the service it leads to.
 
+    An address is as clients quote it; one that is written otherwise takes the long way.
+
     That of chat completions has none: it is known once a body is there, see `Chats.pick`.
     """
 
@@ -42,7 +45,8 @@ class Ways(dict[bytes, tuple[Service | None, Any]]):
         known = {service: way for service, way in self.values() if service is not None}
         self.clear()
         for service in self._repository.services:
-            model, way = f"/v2/models/{service.served.name}", known.get(service) or Infer(service)
+            way = known.get(service) or Infer(service)
+            model = f"/v2/models/{quote(service.served.name, safe='')}"  # as it is sent
             self[f"{model}/versions/{service.version}/infer".encode()] = service, way
             self.setdefault(f"{model}/infer".encode(), (service, way))  # of the newest version
         self[COMPLETIONS.encode()] = None, self._chats

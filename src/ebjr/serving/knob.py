@@ -59,8 +59,8 @@ class Knob:
             self._write(who, before, after, why, request)
             self._router.threshold = after
             self.moves["autopilot" if who == "autopilot" else "hand"] += 1
-        words, about = "the knob was moved from %g to %g by %s: %s", {"model": self.served.name}
-        log.info(words, before, after, who, why, extra={"figures": about})
+        about = {"figures": self.served.about}
+        log.info("the knob was moved from %g to %g by %s: %s", before, after, who, why, extra=about)
         self._tell(self.promise(before), self.promise(after), after)
 
     def state(self) -> dict[str, Any]:
@@ -88,18 +88,21 @@ class Knob:
     ) -> None:
         if self._journal is None:
             return
-        about = {"model": self.served.name, "who": who, "from": before, "to": after}
-        entry = {**about, "why": why, "request": request}
+        about = {"who": who, "from": before, "to": after}
+        entry = {**self.served.about, **about, "why": why, "request": request}
         known = {key: value for key, value in entry.items() if value is not None}
         self._journal.write(json_number({**known, "promise": self.promise(after) or "none"}))
 
     def _tell(self, before: Promise | None, after: Promise | None, threshold: float) -> None:
         if before == after:
             return
+        about = {"figures": self.served.about}
         if after == "in force":
-            log.warning("the promise is in force again: the threshold is %g", threshold)
+            log.warning(
+                "the promise is in force again: the threshold is %g", threshold, extra=about
+            )
             return
         certificate = self.served.certificate
         assert certificate is not None
         words = "the promise is suspended: the threshold %g is outside what was certified, %g"
-        log.warning(words, threshold, certificate.threshold)
+        log.warning(words, threshold, certificate.threshold, extra=about)

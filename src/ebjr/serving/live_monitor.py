@@ -100,6 +100,7 @@ class LiveMonitor(Observer):
             "disagreement": _disagreement_of(served, self._audit_rate),
             "rate": _rate_of(served),
         }
+        self._extra = {"figures": served.about}
         self._watches = {name: one for name, one in found.items() if isinstance(one, Watch)}
         self._unwatched = {name: why for name, why in found.items() if isinstance(why, str)}
         self.windows = _windows_of(self._watches.get("disagreement"), self._audit_rate)
@@ -143,11 +144,11 @@ class LiveMonitor(Observer):
         for name, watch in self._watches.items():
             if watch.alarmed and name not in self._alarmed:
                 self._alarmed.add(name)
-                log.error("the monitor of %s: %s", name, watch.monitor.statement)
+                log.error("the monitor of %s: %s", name, watch.monitor.statement, extra=self._extra)
         for kind, words in self.why_recalibrate().items():
             if kind not in self._told:
                 self._told.add(kind)
-                log.warning("it would pay to recalibrate: %s", words)
+                log.warning("it would pay to recalibrate: %s", words, extra=self._extra)
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
@@ -237,7 +238,8 @@ class LiveMonitor(Observer):
         except (ValueError, KeyError, TypeError) as error:
             aside = self._file.with_suffix(".json.old")
             self._file.replace(aside)
-            log.warning("the monitor begins anew, and %s is set aside: %s", self._file, error)
+            words = "the monitor begins anew, and %s is set aside: %s"
+            log.warning(words, self._file, error, extra=self._extra)
             return
         self.audits, self.contradicted = counts
         self._watches = taken

@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -139,12 +139,22 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class Words(logging.Formatter):
+    """A record for people, with the model that it is about."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line."""
+        about = getattr(record, "figures", {})
+        known = [f"{name} {about[name]}" for name in ("model", "version") if name in about]
+        return super().formatMessage(record) + (f" ({', '.join(known)})" if known else "")
+
+
 def start_logging(form: str) -> None:
     """Send what this process logs to standard error, in one of `FORMATS`."""
     if form not in FORMATS:
         raise ValueError(f"logs come as one of {', '.join(FORMATS)}, not {form!r}")
     handler = logging.StreamHandler()
-    words = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    words = Words("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else words)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("uvicorn.error").addFilter(Quiet("http"))  # a line for each broken request
@@ -200,10 +210,10 @@ class RequestIds:
 
 
 class Faults(Observer):
-    """Logs that a model fails, in words, without a line for every batch; JSON names the `model`."""
+    """Logs that a model fails, in words, without a line for every batch, and `about` which."""
 
-    def __init__(self, model: str) -> None:
-        self._about = {"model": model}
+    def __init__(self, about: Mapping[str, str]) -> None:
+        self._about = about
         self.handlers = {Failed: self._failed}
 
     def _failed(self, event: Failed) -> None:

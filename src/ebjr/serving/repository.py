@@ -16,8 +16,8 @@ from ebjr.serving.limits import Refused
 from ebjr.serving.served import Served
 from ebjr.serving.service import Service, told_of
 from ebjr.serving.shared import Shared
-from ebjr.serving.sources import Files, Folder, Found
-from ebjr.serving.warmup import warm_up
+from ebjr.serving.sources import Files, Folder, Found, wrong_name
+from ebjr.serving.warmup import check_labels, warm_up
 
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
@@ -89,6 +89,7 @@ class Repository:
         self._told: list[Callable[[], None]] = []
         self._named: Mapping[str, Mapping[str, Service]] = {}  # of each name, the newest first
         self._turn = asyncio.Lock()  # one change at a time
+        self._unloaded: set[str] = set()  # names, until one of their versions is loaded
         self._leaving: set[Service] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         unnamed = CollectorRegistry()
@@ -128,6 +129,8 @@ class Repository:
             raise ValueError(f"none of the models can be served: {reasons}")
 
     def _new(self, name: str, found: Found | None) -> Slot:
+        if (wrong := wrong_name(name)) is not None:
+            raise ValueError(wrong if found is None else f"{found.file}: {wrong}")
         slot = Slot(name, found)
         if any((one.name, one.version) == (name, slot.version) for one in self._slots):
             raise ValueError(f"two models are called {name!r}: give each its own name")
@@ -137,13 +140,12 @@ class Repository:
     def _service(self, slot: Slot, served: Served) -> Service:
         """A service of a slot, after the one that it has."""
         state = self._state
+        if slot.found is not None and slot.found.numbered:
+            served.version = slot.version
         if self.many and state is not None:
-            if not slot.name.strip(".") or "/" in slot.name:
-                raise ValueError(f"{slot.name!r} is no name of a folder, and the monitor needs one")
-            state = Path(state) / slot.name
-            if slot.found is not None and slot.found.numbered:
-                state /= slot.version
+            state = Path(state) / slot.name / (served.version or "")
             state.mkdir(parents=True, exist_ok=True)
+        check_labels(served)
         if self._first_rows:
             warm_up(served, self._first_rows)
         own: dict[str, Any] = {"version": slot.version, "after": slot.service}
@@ -166,9 +168,10 @@ class Repository:
                 config.student.check()
                 config.teacher.check()
                 old.reload(config)
-                return None
-            assert self._source is not None
-            service = self._service(slot, self._source.load(config))
+                service = None
+            else:
+                assert self._source is not None
+                service = self._service(slot, self._source.load(config))
         except Exception as error:
             known = isinstance(error, EbjrError | ValueError | TypeError | OSError)
             kind = "" if known else f"{type(error).__name__}: "
@@ -232,15 +235,18 @@ class Repository:
             slot = left.pop(each.key, None)
             if slot is None:
                 slot = self._new(str(each.called), each)
-            elif slot.reason == UNLOADED and not again:
+            if slot.name in self._unloaded and not again:
+                slot.reason = slot.reason or UNLOADED
                 continue
             try:
                 service = await asyncio.to_thread(self._started, slot, each)
             except Refused as error:
                 wrong = wrong or error
                 continue
+            self._unloaded.discard(slot.name)
+            slot.found = each
             if service is not None:
-                old, slot.service, slot.found = slot.service, service, each
+                old, slot.service = slot.service, service
                 self._set()
                 log.info("%s is served, version %s", slot.name, slot.version)
                 if old is not None:
@@ -269,6 +275,7 @@ class Repository:
             slots = [slot for slot in self._slots if slot.name == name]
             if not slots:
                 raise UnknownModel(f"there is no model {name!r:.60} here; {self._names()}")
+            self._unloaded.add(name)
             for slot in slots:
                 slot.reason = UNLOADED
                 self._unload(slot)

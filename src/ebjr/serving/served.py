@@ -37,6 +37,7 @@ class Served:
     half and evenly spaced from 0 to 1, turn a deferral rate into a threshold. `calibration_id` is
     told with every answer, `certificate` is what is promised and at which thresholds, `costs` are
     those of student and teacher per row, and `calibration` is all that ``joint.toml`` says of it.
+    `version` is its number, where there are several.
     """
 
     joint: JointModel
@@ -49,6 +50,13 @@ class Served:
     costs: tuple[Cost, Cost] = (Cost(), Cost())
     calibration: Mapping[str, Any] = field(default_factory=dict)
     config: JointConfig | None = None  # what ``joint.toml`` said, all of it
+    version: str | None = None
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Which model it is, for a line of the log."""
+        version = {} if self.version is None else {"version": self.version}
+        return {"model": self.name, **version}
 
     def differs(self, config: JointConfig) -> list[str]:
         """What else than the calibration differs from what is served, by the names of its fields.

@@ -147,10 +147,11 @@ class Service:
         if after is not None:
             after.monitor.save()
         self.monitor: LiveMonitor = LiveMonitor(served, audit_rate=audit_rate, folder=state)
-        self.spending, self.statistics = Spending(stages_of(served.joint)), Statistics()
+        self.spending = Spending(stages_of(served.joint), served.about)
+        self.statistics = Statistics()
         self.observers = Observers(
             *(self.metrics, self.recent, self.monitor, self.spending, self.statistics),
-            Faults(served.name),
+            Faults(served.about),
         )
         if self.tracing is not None:
             self.observers.add(self.tracing)

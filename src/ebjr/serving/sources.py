@@ -1,5 +1,6 @@
 """Where a server's models come from: ``joint.toml`` files, or a folder with one for each model."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ UNNAMED = "joint"  # what a file calls its model unless it says otherwise
 VERSION = re.compile("[1-9][0-9]{0,17}")
 
 Load = Callable[[JointConfig], Served]
+
+log = logging.getLogger("ebjr.serving")
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,20 @@ class Folder:
 
     def find(self) -> Sequence[Found]:
         """All models that are there now, by name and version."""
-        names = sorted(each.name for each in self._path.iterdir() if _is_name(each.name))
-        return [found for name in names for found in self._of(name)]
+        found: list[Found] = []
+        for name in sorted(each.name for each in self._path.iterdir()):
+            own = [] if name.startswith(".") else [*self._of(name)]
+            if own and (wrong := wrong_name(name)) is not None:
+                log.error("the folder %r in %s is not served: %s", name, self._path, wrong)
+            else:
+                found += own
+        return found
 
     def find_one(self, name: str) -> Sequence[Found]:
         """The versions of one model; UnknownModel where there is none."""
-        found = [*self._of(name)] if _is_name(name) else []
+        if name and (wrong := wrong_name(name)) is not None:
+            raise UnknownModel(wrong)
+        found = [] if not name or name.startswith(".") else [*self._of(name)]
         if not found:
             raise UnknownModel(
                 f"there is no model {name!r:.60} in the repository: a model's name is that of a "
@@ -125,8 +136,11 @@ class Folder:
         versions = sorted(
             (each.parent.name for each in own.glob(f"*/{FILE}") if _is_version(each)), key=int
         )
+        wrong: str | None = None
         if files and versions:
-            yield Found(files[0], name, wrong=f"{own} has both a {FILE} and versions: keep one")
+            wrong = f"{own} has both a {FILE} and versions: keep one"
+            for version in sorted({"1", *versions}, key=int):  # what serves one of them stays
+                yield Found(files[0], name, version, version in versions, wrong)
             return
         for file in files or [own / version / FILE for version in versions]:
             wrong = None
@@ -148,8 +162,16 @@ def source_of(paths: Sequence[Path], load: Load = served_of) -> Files | Folder:
     return Folder(folders[0], load=load)
 
 
-def _is_name(name: str) -> bool:
-    return name == Path(name).name and not name.startswith(".")
+def wrong_name(name: Any) -> str | None:
+    """Why no model can be called so, and be asked by that name in any protocol; None if it can."""
+    if not isinstance(name, str) or not name:
+        return f"a model's name is a word, not {name!r:.60}"
+    if name != name.strip() or not name.isprintable() or name in (".", "..") or {*"/\\"} & {*name}:
+        return (
+            f"no model can be called {name!r:.60}: a name has no slash, no space at its ends, and "
+            "nothing that is not printed"
+        )
+    return None
 
 
 def _is_version(file: Path) -> bool:

@@ -37,7 +37,8 @@ class _Model:
 class Spending(Observer):
     """Adds up what is spent, by stage, and counts the rows to which a model said nothing of use."""
 
-    def __init__(self, stages: Sequence[str]) -> None:
+    def __init__(self, stages: Sequence[str], about: Mapping[str, str] | None = None) -> None:
+        self._extra = {"figures": about or {}}  # of which model
         self._of = {
             stage: _Model(np.zeros(3), np.zeros(3, np.int64)) for stage in (*stages, *BESIDE)
         }
@@ -65,14 +66,14 @@ class Spending(Observer):
         own.missed += max(0, int(more))
         if own.excess <= 0:
             if own.alarm is not None:
-                log.warning("the %s answers again", stage)
+                log.warning("the %s answers again", stage, extra=self._extra)
             own.excess, own.missed, own.alarm = 0.0, 0, None
         elif own.excess >= EXCESS and own.alarm is None:
             own.alarm = (
                 f"{own.missed} rows lately got no answer of the {stage}'s that can be used: its "
                 "server fails, or leaves log-probabilities out"
             )
-            log.error("alarm: %s", own.alarm)
+            log.error("alarm: %s", own.alarm, extra=self._extra)
 
     def of(self, unit: str) -> dict[str, float | None]:
         """One of `UNITS` so far, by stage; nothing of those that say of no row what it took."""

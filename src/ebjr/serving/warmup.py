@@ -1,6 +1,7 @@
 """The first batches of a joint model, before a client waits for them or meets a broken one."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,14 @@ def warm_up(served: Served, rows: int = 64) -> None:
     They are zeros, black images or one-letter texts; where the form of the input is not known
     nothing is asked. A slow model is asked about one row alone. Nothing of it is counted.
 
-    ModelError: a model fails.
+    ModelError: a model fails, both do not answer alike, or the labels are not those of the answers.
     """
     inputs = _inputs(served)
     if inputs is None:
         return
     with np.errstate(all="ignore"):  # of zeros little can be said
-        _ask(served.joint, inputs)
+        if (said := _ask(served.joint, inputs)) is not None:
+            _check_written(served, said.output)
         began = time.perf_counter()
         _ask(served.joint, inputs)
         if (time.perf_counter() - began) * rows < MOST_SECONDS:
@@ -63,13 +65,49 @@ def _ask(joint: JointModel, inputs: Any) -> Answer | None:
     )
     if own is not None:
         _tried(student, lambda: joint.router.score(own.output))
+    said = None if own is None else _tried(student, lambda: joint.of_student(own.output))
     if own is not None or not facts(joint.teacher).continues:
         asked = inputs if own is None else joint.for_teacher(inputs, own)
         if isinstance(joint.teacher, JointModel):
-            _ask(joint.teacher, asked)
+            taught = _ask(joint.teacher, asked)
         else:
-            _said(joint, joint.teacher, asked)
-    return own and Answer(joint.of_student(own.output))
+            taught = _said(joint, joint.teacher, asked)
+        if own is not None and taught is not None:
+            output = joint.of_teacher(taught.output, said)
+            _tried(joint.teacher, lambda: joint.mix(said, output))
+    return None if own is None else Answer(said)
+
+
+def check_labels(served: Served) -> None:
+    """Check that there are as many labels as models name classes of their own; else ModelError."""
+    joint = served.joint
+    if not joint.kind.targets_are.startswith("label"):
+        return
+    for model in models_of(joint)[0 if joint.known_classes is None else -1 :]:
+        if names := facts(model).labels:
+            _check_count(served, len(names), model_name(model))
+
+
+def _check_count(served: Served, classes: int, who: str) -> None:
+    if served.labels is not None and len(served.labels) != classes:
+        raise ModelError(
+            f"{len(served.labels)} labels are named, and {who} answers {classes} classes: name "
+            "each class once, in the model's order"
+        )
+
+
+def _check_written(served: Served, output: Any) -> None:
+    """Check that every output can be written of what the models say."""
+    joint, form = served.joint, served.joint.kind.form(output)
+    if joint.kind.targets_are != "numbers" and len(form) == 1:
+        _check_count(served, form[0], model_name(joint.student))
+
+    def write() -> None:
+        answer = SimpleNamespace(prediction=joint.predict(output), output=output)
+        for tensor in served.tensors().values():
+            tensor.of(answer)
+
+    _tried(joint.student, write)
 
 
 def _said(joint: JointModel, model: Model, inputs: Any) -> Answer | None:
