@@ -92,8 +92,9 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit both, and choose when the teacher is asked: rows (n, features), labels (n,)."""
-        if not isinstance(self.folds, Integral) or self.folds < 2:
-            raise ValueError(f"folds must be a whole number of at least 2, not {self.folds!r}")
+        folds: Any = self.folds
+        if not isinstance(folds, Integral) or folds < 2:
+            raise ValueError(f"folds must be a whole number of at least 2, not {folds!r}")
         X, y = validate_data(self, X, y, ensure_min_samples=2, ensure_all_finite=self._finite)
         check_classification_targets(y)
         for role, one in (("student", self.student), ("teacher", self.teacher)):
