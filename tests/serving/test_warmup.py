@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 from small import served, student
 
-from ebjr import FarTeacher, JointClassifier, ModelError, Preprocess, Preprocessed, Router
+from ebjr import (
+    FarTeacher,
+    JointClassifier,
+    JointDetector,
+    ModelError,
+    Preprocess,
+    Preprocessed,
+    Router,
+)
+from ebjr.model import ModelFacts
 from ebjr.serving.served import Served
-from ebjr.serving.warmup import warm_up
+from ebjr.serving.warmup import check_labels, warm_up
+from ebjr.tasks.detection.boxes import Detections
 
 
 class Counting:
@@ -99,3 +109,44 @@ def test_every_stage_is_asked():
     first = JointClassifier(*models[:2], Router("margin", 0.5))
     warm_up(Served(JointClassifier(first, models[2], Router("entropy", 0.5))), rows=2)
     assert [model.batches for model in models] == [[(1, 2), (1, 2), (2, 2)]] * 3
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "said"),
+    [
+        ((3, 3), 3, None),
+        ((3, 3), 2, "2 labels are named, and detector answers 3 classes"),
+        ((3, 4), 3, r"rows of shape \(3,\) and detector \(4,\)"),
+    ],
+)
+def test_detectors_of_other_classes_than_the_labels_are_refused(boxes, labels, said):
+    def detector(classes):
+        def found(images):
+            box, logits = np.array([[0.0, 0, 2, 2]]), np.ones((1, classes))
+            return [Detections(box, logits, image.shape[:2]) for image in images]
+
+        found.facts = ModelFacts("detector", preprocess={"size": 8})
+        found.name = "detector"
+        return found
+
+    pair = (detector(classes) for classes in boxes)
+    joint = JointDetector(*pair, Router("max_confidence", 0.5))
+    about = Served(joint, labels=("a", "b", "c")[:labels])
+    if said is None:
+        warm_up(about, rows=2)
+    else:
+        with pytest.raises(ModelError, match=said):
+            warm_up(about, rows=2)
+
+
+def test_labels_are_counted_where_nothing_can_be_asked():
+    def named(x):
+        return student(x)
+
+    named.labels = ("a", "b", "c")
+    for role in ("student", "teacher"):
+        about = served(**{role: named})
+        check_labels(about)
+        about.labels = ("a", "b")
+        with pytest.raises(ModelError, match="2 labels are named, and named answers 3 classes"):
+            check_labels(about)
