@@ -8,11 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -63,6 +65,11 @@ class Hub:
                 Route("/{owner}/{name}/resolve/{revision}/{path:path}", self.resolve),
             ]
         )
+
+    def environment(self, home: Path, **other: str) -> dict[str, str]:
+        """What a client is to know of this hub, which other tests have told to stay offline."""
+        own = {"HF_ENDPOINT": self.url, "HF_TOKEN": self.token, "HF_HOME": str(home), **other}
+        return {**os.environ, **own, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
     def repo(self, request: Request) -> tuple[str, Repo | None]:
         name = "{owner}/{name}".format(**request.path_params)

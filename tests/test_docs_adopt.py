@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -22,13 +21,11 @@ def test_the_commands_push_and_pull(tmp_path, monkeypatch):
 
     lines = "\n".join(blocks(PAGE, "sh")).splitlines()
     with running() as hub:
-        known = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "hf")}
+        known = hub.environment(tmp_path / "hf")
         for line in lines:
             if line.startswith(("ebjr demo", "ebjr push", "ebjr pull")):
                 command = [sys.executable, "-m", *line.split()]
-                subprocess.run(
-                    command, cwd=tmp_path, env={**os.environ, **known}, check=True, timeout=120
-                )
+                subprocess.run(command, cwd=tmp_path, env=known, check=True, timeout=120)
     shown = [line.split()[0] for line in blocks(PAGE, "text")[0].splitlines()]
     found = [each for each in (tmp_path / "here").rglob("*") if each.is_file()]
     assert sorted(each.relative_to(tmp_path / "here").as_posix() for each in found) == shown

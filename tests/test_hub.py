@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -51,10 +50,10 @@ def asked(hub, folder):
     """Run a command against the hub: its exit status, what it printed, and what it said."""
 
     def ask(*words: str, token: str = hub.token, at: str = "") -> tuple[int, str, str]:
-        known = {"HF_ENDPOINT": at or hub.url, "HF_TOKEN": token, "HF_HOME": str(folder / "hf")}
+        known = {"HF_ENDPOINT": at or hub.url, "HF_TOKEN": token}
         done = subprocess.run(
             [sys.executable, *(words if words[0].endswith(".py") else ("-m", "ebjr", *words))],
-            env={**os.environ, **known, "HF_HUB_DISABLE_TELEMETRY": "1"},
+            env=hub.environment(folder / "hf", **known),
             capture_output=True,
             text=True,
             timeout=120,
