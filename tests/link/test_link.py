@@ -54,7 +54,9 @@ def test_it_says_what_the_teacher_says(far):
     np.testing.assert_array_equal(FarTeacher(load_model(far.url))(X), teach(X))
 
 
-def test_a_failure_that_passes_is_seen_in_the_log_alone(caplog):
+def test_a_failure_that_passes_is_seen_in_the_log_alone(caplog, monkeypatch):
+    # a server that another test has run lets a line like these through every ten seconds
+    monkeypatch.setattr(logging.getLogger("ebjr.link.far"), "filters", [])
     calls = []
 
     def moody(x):
