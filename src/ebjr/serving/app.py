@@ -196,8 +196,7 @@ def serve(
     else:
         configs = [joint] if isinstance(joint, JointConfig) else joint
         served = [served_of(config, trust=trust) for config in configs]
-    names = ", ".join(one.name for one in served)
-    options.setdefault("started", lambda url: print(f"serving {names} at {url}"))
+    options.setdefault("started", lambda url: print(f"serving {_names(served)} at {url}"))
     run_server(served, **options)
 
 
