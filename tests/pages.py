@@ -34,6 +34,21 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
+def start(
+    words: list[str], folder: Path, ports: dict[str, str], stack: ExitStack
+) -> list[subprocess.Popen[str]]:
+    """Run an `ebjr serve` at free ports, which `ports` then has; its server, once for each."""
+    places = [words.index(option) + 1 for option in PORTS if option in words]
+    for place in places:
+        ports[words[place]] = words[place] = free_port()
+    command = [sys.executable, "-m", "ebjr", *words[1:]]
+    server = stack.enter_context(
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    )
+    stack.callback(server.terminate)
+    return [server] * len(places)
+
+
 @contextmanager
 def servers_of(page: str, folder: Path) -> Iterator[dict[str, str]]:
     """Run each `ebjr serve` of a page, at free ports: these, by the ports that it names."""
@@ -44,15 +59,7 @@ def servers_of(page: str, folder: Path) -> Iterator[dict[str, str]]:
             words = line.split()
             if words[:2] != ["ebjr", "serve"]:
                 continue
-            places = [words.index(option) + 1 for option in PORTS if option in words]
-            for place in places:
-                ports[words[place]] = words[place] = free_port()
-            command = [sys.executable, "-m", "ebjr", *words[1:]]
-            server = stack.enter_context(
-                subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
-            )
-            stack.callback(server.terminate)
-            started += [server] * len(places)
+            started += start(words, folder, ports, stack)
         assert all("serving " in server.stdout.readline() for server in started)
         yield ports
 

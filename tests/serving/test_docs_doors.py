@@ -6,13 +6,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import DOCS, PORTS, free_port
+from pages import DOCS, start
 from PIL import Image
 
 from ebjr.demo import run_demo
@@ -47,15 +46,8 @@ def run_block(block: str, folder: Path) -> str:
                 line = line.replace(f"localhost:{shown}", f"localhost:{own}")
             words = line.split()
             if words[:2] == ["ebjr", "serve"]:
-                places = [words.index(option) + 1 for option in PORTS if option in words]
-                for place in places:
-                    ports[words[place]] = words[place] = free_port()
-                command = [sys.executable, "-m", "ebjr", *words[1:]]
-                server = stack.enter_context(
-                    subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
-                )
-                stack.callback(server.terminate)
-                printed += "".join(server.stdout.readline() for _ in places)
+                started = start(words, folder, ports, stack)
+                printed += "".join(server.stdout.readline() for server in started)
                 continue
             done = subprocess.run(
                 ["bash", "-c", f"set -eu\n{line.replace('curl ', 'curl -4 ')}"],
