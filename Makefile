@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check docs format bench proto clean
+.PHONY: demo test check docs format dist bench proto clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ebjr demo
@@ -34,6 +34,10 @@ docs: $(VENV)/.docs
 format: $(VENV)/.dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+# The release check; EXTRAS="onnx serve" limits it to these.
+dist: $(VENV)/.dist
+	$(VENV)/dist/bin/python tools/dist.py $(EXTRAS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.joint_loop
@@ -65,6 +69,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[docs]'
+	@touch $@
+
+$(VENV)/.dist: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/dist
+	$(VENV)/dist/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip build hatchling twine
 	@touch $@
 
 # The report is tested in a real browser, alerts and dashboard in a real Prometheus: Debian's, where we
