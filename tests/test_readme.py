@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pages import blocks as page_blocks
 
+import ebjr
 from docs.make import committed
 from ebjr import load_model
 from ebjr.demo import shipped
@@ -66,7 +67,7 @@ def test_every_installation_is_from_a_checkout_or_its_wheel_with_extras_that_the
         project["optional-dependencies"]
     )
     assert not re.findall(r"^(?:\$ )?pip install 'ebjr\[.*", text, re.MULTILINE)
-    assert f"dist/ebjr-{project['version']}-py3-none-any.whl[" in README.read_text()
+    assert f"dist/ebjr-{ebjr.__version__}-py3-none-any.whl[" in README.read_text()
 
 
 def cells(line: str) -> list[str]:

@@ -14,7 +14,7 @@ Inference", BMVC 2021.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "backends": "load_model",

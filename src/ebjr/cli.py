@@ -106,10 +106,12 @@ def _as_flags(text: str) -> str:
 
 @app.callback(invoke_without_command=True)
 def _about(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print version and extras.")] = False,
 ) -> None:
     if version:
-        out.print(ebjr.__version__)
+        from ebjr.plugins import extras_text
+
+        out.print(f"{ebjr.__version__}\n{extras_text()}", markup=False, highlight=False)
         raise typer.Exit
 
 

@@ -1,11 +1,12 @@
 """What others add: entry points of installed packages, and files and modules of a user's own."""
 
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +17,64 @@ from ebjr.errors import one_line
 from ebjr.files import sha256_of
 
 _HERE = str(Path(__file__).parent)
+
+EXTRAS: Mapping[str, str] = {
+    "onnx": "ONNX models, FLOPs, and ebjr demo",
+    "export": "ebjr export: one ONNX file",
+    "torch": "PyTorch models, and training",
+    "transformers": "Hugging Face models",
+    "learned": "scikit-learn models, and learned scores",
+    "parquet": ".parquet and .arrow data",
+    "serve": "ebjr serve",
+    "grpc": "ebjr serve --grpc-port",
+    "otel": "ebjr serve --otel",
+    "remote": "models at an address, and chat models",
+    "scale": "the joint model on Ray",
+    "hub": "ebjr push and ebjr pull",
+    "mlflow": "joint models in MLflow",
+    "supervision": "detections for supervision",
+    "detection": "faster-coco-eval, to compare mAP with",
+    "power": "joules measured on NVIDIA's GPUs",
+}
+"""What each extra of the package brings."""
+
+
+def installed_extras() -> dict[str, bool]:
+    """Whether each of `EXTRAS` is installed: all that it requires, whatever the version.
+
+    Requirements of some platforms alone do not count. Of source code that is not installed nothing
+    is known: the answer is empty.
+    """
+    if not _installed("ebjr"):
+        return {}
+    required: dict[str, list[bool]] = {name: [] for name in EXTRAS}
+    for line in distribution("ebjr").requires or ():
+        found = re.fullmatch(r"([\w.-]+).*; *extra == ['\"]([\w-]+)['\"]", line)
+        if found and found[2] in required:
+            required[found[2]].append(_installed(found[1]))
+    return {name: all(found) for name, found in required.items()}
+
+
+def extras_text() -> str:
+    """What this installation can do, and what the extras that are not installed bring."""
+    installed = installed_extras()
+    have = ", ".join(name for name, there in installed.items() if there)
+    lines = [
+        "Without extras: Python models, recorded outcomes, calibration, reports.",
+        f"Extras installed: {have or 'none'}.",
+    ]
+    if missing := [name for name, there in installed.items() if not there]:
+        lines.append("Others, for pip install 'ebjr[NAME]':")
+        lines += [f"  {name:13} {EXTRAS[name]}" for name in missing]
+    return "\n".join(lines)
+
+
+def _installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def load_entry_points(group: str, register: Callable[[Any], Any]) -> None:
