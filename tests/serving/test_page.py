@@ -273,7 +273,7 @@ def test_the_autopilot_is_given_a_target_and_let_go(page, busy):
     page.keyboard.press("Enter")
     says(page, "knob-said", "the autopilot holds deferral_rate=0.5")
     says(page, "state", "Holds deferral_rate=0.5 between deferral rates of")
-    page.get_by_role("button", name="Let go").click()
+    page.get_by_role("button", name="Turn off").click()
     says(page, "state", "Off.")
     assert router(busy)["autopilot"] is None
 
@@ -305,7 +305,7 @@ def test_an_image_is_answered_by_both_as_by_the_models_themselves(page, busy, ca
         page.set_input_files("#file", png(image(seed)))
         says(page, "try-said", CLASSES[answer.prediction[0]])
         who = "teacher" if answer.deferred[0] else "student"
-        says(page, f"{who}-title", f"{who}, who answers")
+        says(page, f"{who}-title", f"{who} (answers)")
         for role in ("student", "teacher"):
             own = getattr(joint, role)(image(seed)[None])[0]
             names = page.locator(f"#{role} dt").all_inner_texts()
@@ -340,7 +340,7 @@ def test_the_boxes_of_both_detectors_are_drawn_on_the_image(page, width):
         opened(page, address)
         page.set_input_files("#file", png(pixels))
         says(page, "try-said", "The teacher answers 2 boxes (red, green). The score, 0.4, is below")
-        says(page, "teacher-title", "teacher, who answers")
+        says(page, "teacher-title", "teacher (answers)")
         says(page, "fused-title", "the answer: boxes of both models, fused")
         drawn = {"student": student, "teacher": teacher, "fused": lambda x: joint(x).prediction}
         for name, model in drawn.items():

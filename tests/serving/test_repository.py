@@ -758,7 +758,7 @@ WRONG_NAMES = ["", "a/b", "a/versions/2", ".", "..", " a", "a\n", "a\x00b", "a\\
 def test_a_name_that_nobody_could_ask_by_is_refused(name):
     wrong = served()
     wrong.name = name
-    with pytest.raises(ValueError, match=r"called|a model's name must be") as error:
+    with pytest.raises(ValueError, match=r"a model's name") as error:
         Repository(wrong)
     assert "\n" not in str(error.value)
 

@@ -15,7 +15,7 @@ MOST_BYTES = 2**20  # mean bytes of a row's input above which a batch is not dra
 
 
 class Audits:
-    """Draw kept rows at a rate, and ask the teacher about them, one at a time.
+    """Draws kept rows at a rate, and asks the teacher about them, one at a time.
 
     All workers draw, and one at a time asks: each step on the deque is atomic.
     """

@@ -80,7 +80,7 @@ class Hold:
 
 
 class Search:
-    """Find the rate at which a rising, otherwise unknown response meets its target, and rest there.
+    """Finds the rate at which a rising, otherwise unknown response meets its target, and rests.
 
     Each step goes towards the target. The first is as large as the error. A later step is half the
     last one if the error changed its sign, else 1.5 times as large, so any slope is met and an
@@ -126,7 +126,7 @@ class Search:
 
 
 class Autopilot(Observer):
-    """Move a knob between two bounds, calibrated deferral rates, to hold a target.
+    """Moves a knob between two bounds, calibrated deferral rates, to hold a target.
 
     The default bounds are the lowest and highest operating points of ``joint.toml``, with room on
     both sides of a rate to hold. While `silence` returns a reason (too many rows lack an answer),

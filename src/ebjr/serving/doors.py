@@ -56,7 +56,7 @@ class Tokens:
 
 
 class Doors:
-    """Decide which requests are refused; `hosts` are more names of this server, ``"*"`` any.
+    """Decides which requests are refused; `hosts` are more names of this server, ``"*"`` any.
 
     `token` moves the knob and `infer_token` queries the models; the knob's token does both. A token
     file holds one token a line, and is read again when it changes. ValueError if a token cannot be
@@ -110,7 +110,7 @@ class Doors:
         return Refused(401, "a query needs the header Authorization: Bearer TOKEN", _BEARER)
 
     def guard(self, app: App, refuse: Callable[[Scope, Refused], App]) -> App:
-        """ASGI middleware: call `app`, or `refuse` if reading or querying is refused."""
+        """Return ASGI middleware: `app`, or `refuse` in its place for refused requests."""
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             path = scope.get("path", "").removeprefix(scope.get("root_path", ""))

@@ -154,7 +154,7 @@ class Ticket:
 
 
 class Engine:
-    """Answer many callers at once with one model; a joint model's router is the knob.
+    """Answers many callers at once with one model; a joint model's router is the knob.
 
     `kind` is the task of a model that is not joint. `student_batch` and `teacher_batch` are the
     most rows in a batch of the first model and of the later ones. `workers` batches run here at
@@ -502,7 +502,8 @@ class Engine:
         self.bell()  # here: a woken thread wants the interpreter, which the model now releases
         error: ModelError | None = None
         try:
-            found = self._ask(number, inputs, said)
+            with self._turns[number] or nullcontext():
+                found = self._ask(number, inputs, said)
         except ModelError as failure:  # the teacher is unreachable, or its answer is invalid
             if said is None:
                 raise
@@ -524,11 +525,7 @@ class Engine:
             self._tell_batch(number, parts, began, ended)
 
     def _ask(self, number: int, inputs: Batch, said: Said | None) -> Answer:
-        """Call a model in its turn; a later model's answer is blended with the earlier ones."""
-        with self._turns[number] or nullcontext():
-            return self._ask_now(number, inputs, said)
-
-    def _ask_now(self, number: int, inputs: Batch, said: Said | None) -> Answer:
+        """Call a model; a later model's answer is blended with the earlier ones."""
         if said is not None:
             asked = inputs if said.features is None else said.features
             return self.levels[number - 1].ask_teacher(asked, said.output)
@@ -642,9 +639,8 @@ class Engine:
         return done
 
     def _defer(self, number: int, parts: Sequence[Part]) -> None:
-        if parts:
-            with self.lock:
-                self._put(number, parts)
+        with self.lock:
+            self._put(number, parts)
 
     def _settle(self, parts: Sequence[Part], said: Said, *, deferred: bool) -> None:
         """Take the final answer to some rows; `deferred`: the teacher gave it."""

@@ -59,7 +59,7 @@ def http_of(app: Any) -> Callable[..., asyncio.Protocol]:
 
 
 class Http(HttpToolsProtocol):
-    """One connection; only with `short` it uses the short ways."""
+    """One connection; it uses the short ways only if `short` is set."""
 
     def __init__(self, repository: Repository, ways: Ways, short: bool, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)

@@ -124,11 +124,10 @@ def _same_bytes(inputs: np.ndarray, body: bytes, start: int) -> bool:
 
 def writer(headers: Headers) -> Callable[[InferResponse, Plan], Written]:
     """Return the function that writes the answer to a request with these headers."""
-    accepted = headers.get(b"accept-encoding")
-    return write if accepted is None else partial(write, accepted=accepted.decode("latin-1"))
+    return partial(write, accepted=headers.get(b"accept-encoding"))
 
 
-def write(found: InferResponse, plan: Plan, *, accepted: str | None = None) -> Written:
+def write(found: InferResponse, plan: Plan, *, accepted: bytes | None = None) -> Written:
     """Return the headers and body of an answer."""
     body, length = write_response(found, plan.asked)
     about = [(b"content-type", b"application/json")]
@@ -139,14 +138,13 @@ def write(found: InferResponse, plan: Plan, *, accepted: str | None = None) -> W
 
 def finished(body: bytes, headers: Headers) -> Written:
     """Return the headers and body of a JSON answer to a request with these headers."""
-    accepted = headers.get(b"accept-encoding")
     about = [(b"content-type", b"application/json")]
-    return _finished(about, body, None if accepted is None else accepted.decode("latin-1"))
+    return _finished(about, body, headers.get(b"accept-encoding"))
 
 
-def _finished(about: list[tuple[bytes, bytes]], body: bytes, accepted: str | None) -> Written:
+def _finished(about: list[tuple[bytes, bytes]], body: bytes, accepted: bytes | None) -> Written:
     if accepted is not None:
-        body, more = compressed(body, accepted)
+        body, more = compressed(body, accepted.decode("latin-1"))
         about += more
     about.append((b"content-length", b"%d" % len(body)))
     return about, body

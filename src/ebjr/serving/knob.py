@@ -56,7 +56,7 @@ class Knob:
         after = check_threshold(threshold)
         with self._lock:
             before = self.threshold
-            self._write(who, before, after, why, request)
+            self._write(who, before, after, why, request)  # first: an unrecorded move is none
             self._router.threshold = after
             self.moves["autopilot" if who == "autopilot" else "hand"] += 1
         about = {"figures": self.served.about}

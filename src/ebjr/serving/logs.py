@@ -51,7 +51,7 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Quiet(logging.Filter):
-    """Pass one record of a kind every `QUIET_SECONDS`, and say how many others were dropped.
+    """Passes one record of a kind every `QUIET_SECONDS`, and says how many others it dropped.
 
     A record's kind is its attribute `kind` (``log.error(..., extra={"kind": "..."})``), else
     `otherwise`; a kind of None always passes.
@@ -166,7 +166,7 @@ def start_logging(form: str) -> None:
 
 
 class RequestIds:
-    """ASGI middleware: give every HTTP request an id, and optionally a log line and a span."""
+    """ASGI middleware that gives every HTTP request an id, and optionally a log line and a span."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class RequestIds:
 
 
 class Faults(Observer):
-    """Log failures of a model, without a line for every batch; `about` names the model."""
+    """Logs failures of a model, without a line for every batch; `about` names the model."""
 
     def __init__(self, about: Mapping[str, str]) -> None:
         self._about = about

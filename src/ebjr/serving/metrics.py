@@ -22,7 +22,7 @@ from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.spending import Spending
 
 with needs("serve", "serving"):
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+    from prometheus_client import CollectorRegistry, Counter
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -125,10 +125,6 @@ class Metrics(Observer):
     def families(self) -> Iterable[Any]:
         """Return all metrics as prometheus-client's families."""
         return self._registry.collect()
-
-    def text(self) -> tuple[bytes, str]:
-        """Return all metrics in Prometheus' text format, and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
 
 class _Counts:

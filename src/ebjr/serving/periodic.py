@@ -10,7 +10,7 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Periodic:
-    """Run chores in turn, again and again; a failed chore is logged and retried next time.
+    """Runs chores in turn, again and again; a failed chore is logged and retried next time.
 
     `seconds` pass between two rounds, and before the first unless `at_once` is set.
     """

@@ -195,7 +195,7 @@ class Repository:
         ready = [slot.service for slot in self._slots if slot.service is not None]
         for service in sorted(ready, key=lambda one: int(one.version), reverse=True):
             named.setdefault(service.served.name, {})[service.version] = service
-        self._named = dict(sorted(named.items()))
+        self._named = dict(sorted(named.items()))  # swapped whole: readers take no lock
         for tell in self._told:
             tell()
 

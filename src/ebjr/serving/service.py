@@ -105,7 +105,7 @@ def told_of(error: BaseException) -> tuple[int, str]:
 
 
 class Service:
-    """Answer requests to one joint model, whatever the protocol.
+    """Answers requests to one joint model, whatever the protocol.
 
     `version` is the model's version, a number. All services of a server have `shared` in common.
     `after` is the service that this one replaces: it continues its monitor's state and autopilot.
@@ -145,7 +145,7 @@ class Service:
         self.metrics = Metrics(served.name, served.score_deciles(), stages_of(served.joint))
         self.recent = Recent(served.score_edges(), stages_of(served.joint))
         if after is not None:
-            after.monitor.save()
+            after.monitor.save()  # the new monitor resumes from this file
         self.monitor: LiveMonitor = LiveMonitor(served, audit_rate=audit_rate, folder=state)
         self.spending = Spending(stages_of(served.joint), served.about)
         self.statistics = Statistics()
@@ -407,11 +407,6 @@ class Service:
         self.metrics.refused(status)
         self.recent.refused()
         self.statistics.failed += 1
-
-    def prometheus(self) -> tuple[bytes, str]:
-        """Return all metrics in Prometheus' text format, and its content type."""
-        self.engine.tell()
-        return self.metrics.text()
 
     def status(self) -> dict[str, Any]:
         """Return the knob and its promise, the calibration's facts, and the last seconds."""

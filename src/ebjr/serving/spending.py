@@ -35,7 +35,7 @@ class _Model:
 
 
 class Spending(Observer):
-    """Add up the spending of each stage, and count rows without a usable answer."""
+    """Adds up the spending of each stage, and counts rows without a usable answer."""
 
     def __init__(self, stages: Sequence[str], about: Mapping[str, str] | None = None) -> None:
         self._extra = {"figures": about or {}}  # of which model
