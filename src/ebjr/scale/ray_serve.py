@@ -234,7 +234,7 @@ class RayTeacher:
                     f"no replica of the teacher answered within {self._timeout:g} s"
                 ) from None
             except (RayError, RayServeException) as error:
-                raise TeacherUnavailable(f"the teacher cannot be asked: {error}") from error
+                raise TeacherUnavailable(f"the teacher cannot be reached: {error}") from error
         raise TeacherUnavailable(f"{TRIES} replicas of the teacher died, one after another")
 
     def check(self) -> None:

@@ -67,9 +67,6 @@ class Chats:
 
         return await answered(request, self._repository, read)
 
-    def read(self, body: bytes, headers: Headers) -> Question:
-        """Read a request; `pick` finds its model."""
-        return self.pick(body)[1].read(body, headers)
 
     def error(self, status: int, sentence: str) -> bytes:
         """Return an error's body in OpenAI's form."""

@@ -114,7 +114,7 @@ class Http(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         if self._seen and not self.transport.is_closing():
             seconds = self._limits.head_seconds
-            self.refuse(408, f"a request's head must come within {seconds:g} seconds")
+            self.refuse(408, f"a request's head must arrive within {seconds:g} seconds")
         else:
             self.transport.close()
 

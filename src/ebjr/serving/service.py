@@ -175,7 +175,7 @@ class Service:
         self.knob: Knob = Knob(served, shared.journal, before) if knob is None else knob
         self.control = KnobControl(self.knob, self.observers, lambda: self.spending.silence)
         if between is not None and hold is None:
-            raise ValueError("between bounds the autopilot: give hold, its target, too")
+            raise ValueError("between sets the autopilot's bounds: give hold, its target, too")
         pilot = None if after is None else after.control.pilot
         target = hold if after is None else None if pilot is None else pilot.hold
         if target is not None:
