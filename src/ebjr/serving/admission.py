@@ -3,8 +3,8 @@
 From before it is read until it is answered, a request holds bytes (its body, arrays and decoded
 pixels), rows, and the seconds that the models are expected to spend. A request above a limit by
 itself is refused for good; one that does not fit beside the others is refused until there is room.
-While more than half of a limit is held, each client may hold an equal share at most. A quarter of
-each limit is kept in reserve for small requests from clients that hold nothing.
+While more than half of a limit is held, each client may hold an equal share at most. A reserve, a
+quarter above each limit, is kept for small requests from clients that hold nothing.
 """
 
 import threading

@@ -56,7 +56,7 @@ log_of = logging.getLogger("ebjr.serving")
 
 SECRETS_SECONDS = 1.0  # between looks at files of tokens and certificates
 FEWER_LOOKS = 5_000  # allocations between garbage collections: answers leave no cycles
-SWITCH_SECONDS = 0.0005  # bounds the wait of the event loop for a busy worker's interpreter
+SWITCH_SECONDS = 0.0005  # that the loop or a worker waits for the other to yield the interpreter
 M_MMAP_THRESHOLD, LARGE_PIECE_BYTES = -3, 4 * 2**20  # the first is glibc's constant
 MOST_WISH_BYTES = 4096  # of a small JSON body, parsed in the event loop
 

@@ -67,7 +67,6 @@ class Chats:
 
         return await answered(request, self._repository, read)
 
-
     def error(self, status: int, sentence: str) -> bytes:
         """Return an error's body in OpenAI's form."""
         return Chat.error(status, sentence)

@@ -247,7 +247,7 @@ class Engine:
         sizes |= {here: self.workers if here.stages else 0, self._spare: int(self._is_here)}
         singly = zip(models, self._singly, strict=True)
         self._turns = [_turn_of(model) if alone else None for model, alone in singly]
-        # admission counts seconds of the local workers; other crews run beside them
+        # admission's limit is in seconds of `workers` threads: scale to the size of each crew
         self._share = [self.workers / count if count else 1.0 for count in own]
         self._threads = [
             background(f"worker-{number}", self._work, crew)
@@ -758,7 +758,7 @@ def check_priority(priority: Any) -> int:
 
 
 def stages_of(model: Model) -> tuple[str, ...]:
-    """Return the names of a model's models, cheapest first; a model that is not joint teaches."""
+    """Return the names of a model's models, cheapest first; a single model is the teacher."""
     return roles_of(len(models_of(model))) if isinstance(model, JointModel) else ("teacher",)
 
 

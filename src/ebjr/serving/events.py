@@ -57,7 +57,7 @@ class Answered(NamedTuple):
     stage: np.ndarray = np.zeros(0, np.int64)
 
     def rows_by(self, stages: Sequence[str]) -> np.ndarray:
-        """Return the rows answered by each model; a joint teacher's models count as the last."""
+        """Return the rows answered by each model; stages of a remote teacher count as the last."""
         return np.bincount(self.stage.clip(0, len(stages) - 1), minlength=len(stages))
 
 

@@ -163,7 +163,7 @@ class Http(HttpToolsProtocol):
             self.url, self.expect_100_continue = url, expects
             self.headers.extend(headers)
             super().on_headers_complete()
-            if expects:  # a client that gets its answer instead of 100 may send no body
+            if expects:  # without a 100 no body may come, and the next head would pass as it
                 self._waits, self.cycle.keep_alive = self.cycle.keep_alive, False
 
     def _wrong_in(self, known: dict[bytes, bytes]) -> tuple[int, str] | None:
