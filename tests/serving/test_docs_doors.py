@@ -65,7 +65,7 @@ def run_block(block: str, folder: Path) -> str:
 def test_a_token_asks_and_another_moves_the_knob(folder):
     printed = run_block(TOKENS, folder)
     assert printed.count('"model_name":"joint"') == 1
-    assert '{"error":"asking needs the header Authorization: Bearer TOKEN"}' in printed
+    assert '{"error":"a query needs the header Authorization: Bearer TOKEN"}' in printed
     assert '"threshold":0.8,' in printed
 
 

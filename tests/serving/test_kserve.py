@@ -118,7 +118,7 @@ REFUSED = [
     ({}, "'instances' must be a list with at least one row"),
     ({"instances": []}, "at least one row"),
     ({"instances": "x"}, "at least one row"),
-    ({"inputs": {}}, "has 'instances', and perhaps 'parameters', not 'inputs'"),
+    ({"inputs": {}}, "has 'instances' and optionally 'parameters', not 'inputs'"),
     ({"instances": [[1, 2]], "signature": ""}, "not 'signature'"),
     ({"instances": [[1, 2]], "parameters": []}, "'parameters' of the request must be a JSON obj"),
     ({"instances": [[1, 2]], "parameters": {"timeout": 5.5}}, "timeout_seconds takes seconds"),
@@ -151,7 +151,7 @@ def test_a_mistake_is_a_400_in_one_sentence_and_the_server_goes_on(message, says
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"b64": "no image"}], "image 0 is no image that can be read"),
+        ([{"b64": "no image"}], "image 0 cannot be read"),
         ([{"b64": 3}], "of shape [n, height, width, 3], or BYTES"),
         ([{"b64": "eA==", "x": 1}], "must have 'image' or 'b64', an image file in base64, not"),
         (["eA==", [[[1, 2, 3]]]], "'instances' must be one list, or lists of equal lengths"),

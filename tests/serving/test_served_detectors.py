@@ -171,11 +171,11 @@ def test_both_detectors_say_what_they_find_on_an_image():
 
 
 def test_boxes_are_no_labels_to_audit_and_the_monitor_says_so():
-    with pytest.raises(ValueError, match="the answers of detection are none: audit_rate must be 0"):
+    with pytest.raises(ValueError, match="audit_rate must be 0 for detection"):
         build_app(Served(joint_detector()), audit_rate=0.1)
     monitor = build_app(Served(joint_detector())).state.service.monitor
     assert monitor.status()["disagreement"].startswith(
-        "not watched: the answers of detection are no labels, which agree or contradict"
+        "not watched: answers of detection are not labels, which agree or contradict"
     )
 
 
