@@ -1,4 +1,7 @@
-"""The knob: the current threshold, who moved it and why, and whether the promise covers it."""
+"""The knob: the current threshold, who moved it and why, and whether the promise covers it.
+
+`/v1/router` and the autopilot reach it through `ebjr.serving.knob_control`.
+"""
 
 import logging
 import threading

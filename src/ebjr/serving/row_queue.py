@@ -1,4 +1,6 @@
-"""Rows queued for a model: clients take turns, however many rows each has queued.
+"""Rows of many requests, batched again for each model: those that arrive, and those deferred.
+
+Clients take turns, however many rows each has queued.
 
 Nothing here locks: the caller holds the engine's lock.
 """

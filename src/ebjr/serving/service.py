@@ -381,20 +381,20 @@ class Service:
         inputs = self.inputs(asked)
         if row_count(inputs) != 1:
             raise ProtocolError(f"send one input to ask both models, not {row_count(inputs)}")
-        threshold, timeout, _ = self.wishes(asked.parameters)
+        wishes = self.wishes(asked.parameters)
         if isinstance(inputs, list):
             decode = partial(decoded_images, inputs, self.limits.image_pixels, hold)
             inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
-        at = self.knob.threshold if threshold is None else threshold
+        at = self.knob.threshold if wishes.threshold is None else wishes.threshold
         asking = asyncio.get_running_loop().run_in_executor(
             self._looking,
             partial(explain, tell=self.observers.observe),
             *(self.served.joint, inputs, at, self.served.labels),
         )
         try:
-            return json_number(await asyncio.wait_for(asking, timeout))
+            return json_number(await asyncio.wait_for(asking, wishes.timeout))
         except TimeoutError:
-            raise _too_late(timeout) from None
+            raise _too_late(wishes.timeout) from None
 
     def refuse(self, error: BaseException) -> tuple[int, str]:
         """Count a request that ends in an error; return its status and its client's sentence."""
