@@ -77,7 +77,7 @@ def test_a_folder_is_no_model_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["net.pth", "net.h5", "net"])
 def test_another_kind_of_file_lists_what_is_read(name):
-    with pytest.raises(ModelError, match=r"\.onnx file, a \.pt2 program.*but got the path net"):
+    with pytest.raises(ModelError, match=r"\.onnx file, a \.pt2 program.*not the path net"):
         load_model(name)
 
 
