@@ -163,7 +163,7 @@ def test_a_remote_student_is_refused(far, run, student):
     )
     code, _, err = run("calibrate", "far.npz", "-o", "joint.toml", "--score", "softmax")
     assert code == 2
-    assert "the student answers every input and must be a file" in err
+    assert "so that all its stages must be files" in err
 
 
 def test_a_calibrated_pair_is_taken_apart_by_one_flag(far, config, run, tmp_path):
@@ -188,7 +188,7 @@ def test_a_calibrated_pair_is_taken_apart_by_one_flag(far, config, run, tmp_path
 def test_a_threshold_moved_by_hand_is_still_only_warned_of(config):
     text = config.read_text()
     config.write_text(text.replace('score = "softmax"', 'score = "margin"', 1))
-    with pytest.warns(PromiseWarning, match="not as it was calibrated"):
+    with pytest.warns(PromiseWarning, match="has changed since it was calibrated"):
         ebjr.load_joint(config)
 
 
