@@ -642,7 +642,7 @@ def test_one_class_only_is_refused(run, recorded):
         ),
         ("evaluate outcomes.npz --compare moved.npz", "its targets are not those of the same"),
         ("evaluate outcomes.npz --compare labels.npz", "an array named predictions; it has labels"),
-        ("predict joint.toml --data images -o a.jsonl", "there is no joint.toml"),
+        ("predict joint.toml --data images -o a.jsonl", "joint.toml does not exist"),
         ("profile missing.onnx", "missing.onnx"),
         ("profile torn.onnx", "torn.onnx"),
         ("profile student.onnx --input-shape 1,three", "must be whole numbers like 1,3,32,32"),

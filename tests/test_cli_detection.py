@@ -233,4 +233,4 @@ def test_a_missing_image_is_named_and_left_out(folder, tmp_path):
     data = open_data(tmp_path / "labels.json")
     assert sum(len(batch) for batch in data.batches(16)) == 79
     missing = tmp_path / "images" / "0000.png"
-    assert data.unreadable == [("0000.png", f"there is no file {missing}")]
+    assert data.unreadable == [("0000.png", f"{missing} does not exist")]

@@ -142,14 +142,17 @@ def test_what_was_tampered_with_is_refused_and_leaves_nothing(asked, hub, folder
     none = {name: data for name, data in good.items() if name != "joint.toml"}
     cases = [
         ({**good, "teacher/teacher.onnx": teacher[:-1] + b"x"}, "has changed"),
-        ({**good, lists: good[lists] + b"\n"}, f"{lists} has changed"),
+        ({**good, lists: good[lists] + b"\n"}, f"{lists}, has changed"),
         ({**good, "joint.toml": outside}, "trained/student.onnx, which is outs"),
-        ({**good, "joint.toml": listed}, "the file of its long lists must be beside it, not '../trained/"),
+        (
+            {**good, "joint.toml": listed},
+            "the file of its long lists must be beside it, not '../trained/",
+        ),
         ({**good, "joint.toml": staged}, "trained/joint.toml, which is outside"),
         ({**good, "../../evil.py": b"x"}, "a file '../../evil.py', which is"),
         ({**good, "/tmp/evil.py": b"x"}, "a file '/tmp/evil.py', which is outs"),
         ({**good, "a\\..\\..\\evil.py": b"x"}, "which is outside"),
-        (away, "joint.toml names the missing model file .*student.onnx"),
+        (away, "joint.toml names the missing model file"),
         (none, "holds no joint.toml"),
     ]
     revisions = [repo.commit(files) for files, _ in cases]
@@ -171,7 +174,7 @@ def test_what_was_tampered_with_is_refused_and_leaves_nothing(asked, hub, folder
 
 def test_a_hub_that_says_no_or_nothing_is_one_sentence(asked, hub):
     for words, said in (
-        (("pull", "me/nothing", "-o", "here"), "did not do it for me/nothing: 404"),
+        (("pull", "me/nothing", "-o", "here"), "failed for me/nothing: 404"),
         (("pull", "me/no thing", "-o", "here"), "Repo id must use"),
         (("pull", "me/nothing", "-o", "trained"), "trained exists"),
         (("push", "trained/joint.toml"), "give either OWNER/NAME"),

@@ -137,7 +137,7 @@ def config_of(file, student="student", teacher="teacher", **about) -> JointConfi
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
-        (("g", "b", "r"), "class 0 is 'b' in .* and 'g' in joint.toml: write them in joint.toml"),
+        (("g", "b", "r"), "class 0 is 'b' in .* and 'g' in joint.toml: write the model's names"),
         (("b", "g", "x"), "class 2 is 'r' in .* and 'x' in joint.toml"),
         (("b", "g"), "class 2 is 'r' in .* and None in joint.toml"),
     ],
@@ -165,9 +165,7 @@ def test_a_specialized_student_names_the_classes_that_it_knows(named):
 def test_columns_that_are_not_in_the_models_order_are_refused(named):
     config_of(named, columns=("x", "y", "z")).load(trust=True)
     config = config_of(named, columns=("y", "x", "z"))
-    with pytest.raises(
-        ValueError, match=r"reads the columns x, y, z, but joint\.toml has y, x, z"
-    ):
+    with pytest.raises(ValueError, match=r"reads the columns x, y, z, but joint\.toml has y, x, z"):
         config.load(trust=True)
 
 
@@ -363,11 +361,13 @@ def test_lists_that_are_missing_changed_or_there_twice_are_refused_in_one_senten
     (beside,) = tmp_path.glob("joint.lists-*.toml")
     whole, text = beside.read_text(), file.read_text()
     file.write_text(text.replace("task =", 'labels = ["a"]\ntask =', 1))
-    with pytest.raises(ValueError, match=r"joint\.toml: labels is both in the file and in its long"):
+    with pytest.raises(
+        ValueError, match=r"joint\.toml: labels is both in the file and in its long"
+    ):
         JointConfig.read(file)
     start = text.index("[calibration]")
     file.write_text("calibration = 5\n" + text[:start] + text[text.index("[lists]") :])
-    with pytest.raises(ValueError, match=r"joint\.toml: calibration is in it and among"):
+    with pytest.raises(ValueError, match=r"joint\.toml: calibration is both in the file and in"):
         JointConfig.read(file)
     file.write_text(text)
     beside.write_text(whole.replace("n00000007", "n00000008"))
@@ -554,9 +554,7 @@ def test_outcomes_that_say_less_are_compared_by_what_they_say(evaluated):
     for labels in (None, ("0", "1", "2"), ("b", "g", "r")):
         assert config.study(Outcomes(*table, labels=labels)).result.n == 100
     several = np.eye(3, dtype=int)[outcomes.targets]
-    with pytest.raises(
-        ValueError, match=r"another task than joint\.toml: multilabel, not class"
-    ):
+    with pytest.raises(ValueError, match=r"another task than joint\.toml: multilabel, not class"):
         config.study(Outcomes(*table[:2], several, "multilabel"))
 
 
@@ -591,7 +589,7 @@ def test_a_missing_model_file_is_named(joint, tmp_path):
     [
         ("blend =", "blnd =", "router has an unknown key 'blnd'; did you mean 'blend'"),
         ("name =", "nickname =", "the file has an unknown key 'nickname'; did you mean 'name'"),
-        ("threshold = 0.5", "", "router misses threshold"),
+        ("threshold = 0.5", "", "router lacks threshold"),
         ("threshold = 0.5", "threshold = nan", "threshold must be a number above -inf"),
         ("threshold = 0.5", 'threshold = "high"', "number above -inf, not 'high'"),
         ("softmax(temperature=2.0)", "magic", "there is no score named 'magic'"),
@@ -634,7 +632,8 @@ def test_no_file_says_what_makes_one(tmp_path):
 def test_a_lambda_cannot_be_written_down(tmp_path):
     joint = ebjr.JointClassifier(lambda x: x, lambda x: x, Router("energy", 1.0))
     with pytest.raises(
-        TypeError, match=r"but <lambda> has none: define it in a file.*load_model\('models\.py:name'\)"
+        TypeError,
+        match=r"but <lambda> has none: define it in a file.*load_model\('models\.py:name'\)",
     ):
         ebjr.save_joint(tmp_path / "joint.toml", joint)
     assert not list(tmp_path.iterdir())

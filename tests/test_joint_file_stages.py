@@ -120,7 +120,7 @@ def test_a_cycle_of_joint_tomls_is_one_sentence(joint, tmp_path):
     [
         ({"task": "regression"}, "of task regression, but this one is of classification"),
         ({"task": "detection"}, "a joint model of task detection cannot be a stage"),
-        ({"router": {"score": "softmax"}}, "misses threshold"),
+        ({"router": {"score": "softmax"}}, "lacks threshold"),
         ({"router": {"score": "softmax", "threshold": 0.5, "knob": 1}}, "unknown key 'knob'"),
         ({"router": {"score": "soft", "threshold": 0.5}}, "no score named 'soft'"),
         ({"preprocess": {"size": 8}}, "unknown key 'preprocess'"),
@@ -198,7 +198,7 @@ def test_outcomes_without_a_stage_are_refused(joint, tmp_path):
     config = JointConfig.read(tmp_path / "joint.toml")
     student, _, teacher = models_of(joint)
     pair = ebjr.record(student, teacher, images(12), teacher(images(12)).argmax(1))
-    with pytest.raises(ValueError, match=r"student\.onnx \(size=8,mirror=true\) is not among them"):
+    with pytest.raises(ValueError, match=r"student\.onnx \(size=8,mirror=true\); record all"):
         config.study(pair)
 
 

@@ -250,13 +250,16 @@ def test_any_byte_but_zero_is_a_true_boolean():
             "beyond the range of floats",
         ),
         (body(inputs=[tensor(data=[1, 2])], parameters={"binary_data_output": 1}), "true or false"),
-        (body(inputs=[tensor(data=[1, 2])], outputs=[{"name": "a"}] * 2), "must have distinct names, but has two 'a'"),
+        (
+            body(inputs=[tensor(data=[1, 2])], outputs=[{"name": "a"}] * 2),
+            "must have distinct names, but has two 'a'",
+        ),
         (
             body(
                 inputs=[tensor(data=[1, 2])],
                 outputs=[{"name": "a", "parameters": {"classification": 0}}],
             ),
-            "'classification' of the output 'a' must be the number of classes to return, a whole number",
+            "'classification' of the output 'a' must be the number of classes to return",
         ),
         (
             body(

@@ -158,7 +158,7 @@ class JointConfig:
         kind = as_task(self.task, self.known_classes)
         kind.check_scale(self.rescale)
         kind.check_classes(self.classes)
-        object.__setattr__(self, "known_classes", kind.known_classes)
+        object.__setattr__(self, "known_classes", kind.known_classes)  # the dataclass is frozen
         router = Router(self.score, self.threshold, self.skip)
         object.__setattr__(self, "blend", as_blend(self.blend))
         if not router.score.named:
@@ -397,7 +397,7 @@ class JointConfig:
         if teacher is not None and self.teacher.options.get("continues"):
             raise ValueError("a teacher that continues from features cannot run elsewhere")
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
-        asked_elsewhere = teacher is not None
+        asked_elsewhere = teacher is not None  # its caller has the policy for failures
         student = self.student.load(**options) if student is None else student
         teacher = self.teacher.load(**options) if teacher is None else teacher
         for role, model in (("student", student), ("teacher", teacher)):
@@ -456,7 +456,7 @@ class JointConfig:
 
         outcomes, point = self.point_on(outcomes)
         known = self.calibration
-        if known.get("outcomes") == outcomes.fingerprint:
+        if known.get("outcomes") == outcomes.fingerprint:  # never judge on rows that chose it
             fraction = known.get("split_fraction", fraction)
             seed = known.get("split_seed", seed)
         how: dict[str, Any] = {"fraction": fraction, "seed": seed, "traffic": self.traffic}
@@ -552,7 +552,7 @@ class JointConfig:
                 told = f"{error}; the figures are of the model as it was"
                 warnings.warn(told, PromiseWarning, stacklevel=5)
                 return True
-            if isinstance(entry, ModelEntry) and import_path(entry.path):
+            if isinstance(entry, ModelEntry) and import_path(entry.path):  # would have to run code
                 note(f"the weights of {entry.path} are checked only when it is loaded")
         return False
 

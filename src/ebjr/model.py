@@ -60,8 +60,7 @@ class ModelFacts:
     - `sends_files`: Inputs are sent to the model as image files.
     - `calls`: How many concurrent calls are useful; None for a local model.
     - `bytes_moved`: Bytes that a remote model has sent and received; None for a local model.
-    - `features`: Shape and type of the features in its answers; () if the shape is unknown, None
-      without features.
+    - `features`: Shape and type of the features in its answers; () if they carry none.
     - `continues`: The model's input is the features in the student's answer.
     - `columns`: The columns of a row that the model reads, in order, by which a table's columns are
       chosen.

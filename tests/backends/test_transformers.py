@@ -372,7 +372,9 @@ def test_windows_need_a_length_room_and_texts(framing, image_processor):
     with pytest.raises(ModelError, match="has 9, which leaves no room for windows of the other"):
         model([("good " * 9, "bad " * 9)])
     assert model([("good " * 4, "bad " * 5)]).shape == (1, 3)  # which fits as it is
-    with pytest.raises(ValueError, match="need a fast tokenizer, which ViTImageProcessorPil is not"):
+    with pytest.raises(
+        ValueError, match="need a fast tokenizer, which ViTImageProcessorPil is not"
+    ):
         load_model(image_model(), processor=image_processor, windows="mean")
     config = transformers.XLNetConfig(
         vocab_size=7, d_model=8, n_layer=1, n_head=1, d_inner=8, num_labels=2

@@ -93,7 +93,9 @@ def test_a_cell_without_a_value_is_named_whatever_it_is_read_as(name, tmp_path):
     text = ["a", "b", "c"] if name == "t.csv" else ["a", None, "c"]
     path = write(tmp_path / name, text=text, n=[1, None, 3])
     column = "n" if name == "t.csv" else "text"  # an empty text of a .csv is a text
-    with pytest.raises(ValueError, match=rf"row 1 \(from 0\) has no value for {column}: fill it in"):
+    with pytest.raises(
+        ValueError, match=rf"row 1 \(from 0\) has no value for {column}: fill it in"
+    ):
         open_data(path, input_columns="text,n")
     with pytest.raises(ValueError, match=r"row 1 \(from 0\) has no n"):
         open_data(path, input_columns="n", models=[reads()])

@@ -590,7 +590,9 @@ def test_columns_are_told_by_name_and_type_or_asked_for(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"but are blob \(images\), coarse \(numbers\): name them"):
         open_data(path, input_columns="blob,coarse")
     write_table(path, pa.table({"one": images, "two": images}))
-    with pytest.raises(ValueError, match=r"one column of texts or images, but are one \(images\), two"):
+    with pytest.raises(
+        ValueError, match=r"one column of texts or images, but are one \(images\), two"
+    ):
         open_data(path)
     write_table(path, pa.table({"image": images}))
     assert not open_data(path).has_targets

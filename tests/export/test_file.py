@@ -136,7 +136,7 @@ def test_a_program_of_pytorch_is_to_be_exported_to_onnx_first(tmp_path):
     student = ModelEntry.of_file(tmp_path / "student.pt2")
     teacher = ModelEntry.of_file(tmp_path / "teacher.onnx")
     config = JointConfig(student, teacher, score="softmax", threshold=0.5)
-    with pytest.raises(ModelError, match=r"student.pt2 is not an ONNX graph: export it to ONNX first"):
+    with pytest.raises(ModelError, match=r"student.pt2 is not an ONNX graph: export it to ONNX"):
         export_joint(config, tmp_path / "joint.onnx")
 
 
@@ -275,7 +275,7 @@ def test_the_commands_mistakes_are_one_sentence(run, calibrated):
     for words, says in (
         (("joint.toml",), "give either --output, the file to write, or --triton, a folder"),
         (("joint.toml", "-o", "nowhere/joint.onnx"), "the folder nowhere does not exist"),
-        (("missing.toml", "-o", "joint.onnx"), "there is no missing.toml"),
+        (("missing.toml", "-o", "joint.onnx"), "missing.toml does not exist"),
         (("joint.toml", "-o", "joint.onnx", "--operating-point", "none"), "no operating point"),
     ):
         code, _, said = run("export", *words)

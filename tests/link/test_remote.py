@@ -84,11 +84,11 @@ def test_lists_and_other_numbers_become_the_tensor_that_it_takes(far):
         ("garbage", "cannot be reached"),
         ("page", "gave an invalid answer"),
         ("cut", "cannot be reached"),
-        ("classes", r"'logits' is float32 of shape \[-1, 3\], but returned float32 of \(5, 6\)"),
+        ("classes", r"'logits' as float32 of shape \[-1, 3\], but returned float32 of \(5, 6\)"),
         ("rows", r"must return 5 rows, but returned float32 of shape \(6, 3\)"),
         ("fewer", r"must return 5 rows, but returned float32 of shape \(4, 3\)"),
-        ("text", r"'logits' is float32 of shape \[-1, 3\], but returned object of \(5, 3\)"),
-        ("bool", r"'logits' is float32 of shape \[-1, 3\], but returned bool of \(5, 3\)"),
+        ("text", r"'logits' as float32 of shape \[-1, 3\], but returned object of \(5, 3\)"),
+        ("bool", r"'logits' as float32 of shape \[-1, 3\], but returned bool of \(5, 3\)"),
         ("absurd", "must return 5 rows, but returned|gave an invalid answer"),
     ],
 )
@@ -304,7 +304,7 @@ def test_a_server_that_is_not_there_is_said_when_a_model_is_loaded():
 
 
 def test_outputs_are_named_where_there_is_a_choice(far):
-    with pytest.raises(ModelError, match="has the outputs logits, and there is no 'energy'"):
+    with pytest.raises(ModelError, match="has the outputs logits, not 'energy'"):
         load_model(far.url, output="energy")
     with pytest.raises(ModelError, match="takes tensors of FP32, not files"):
         load_model(far.url, send="jpeg")

@@ -227,7 +227,7 @@ class ChatModel:
         failed = [row.error for row in found if row.error is not None]
         spent = np.array([row.spent for row in found])
         away = [error for error in failed if isinstance(error, TeacherUnavailable)]
-        if len(away) == len(rows):
+        if len(away) == len(rows):  # else the server is there, and `answered` tells the rest
             away[0].spent = spent
             raise away[0]
         output = [row.output for row in found if row.output is not None]
@@ -311,7 +311,7 @@ class ChatModel:
     async def _choice(self, fields: dict[str, Any], most: int, spent: Any) -> Any:
         """Send a request in its turn, and return its choice."""
         body = self._encode({**fields, "max_tokens": most})
-        async with self._turns:
+        async with self._turns:  # the deadline starts with the turn, not in the queue
             return await self._asked_again(body, spent, time.monotonic() + self._seconds)
 
     async def _asked_again(self, body: bytes, spent: Any, until: float) -> Any:
@@ -351,7 +351,7 @@ class ChatModel:
         except TeacherUnavailable:
             spent += math.nan  # unknown: the server may charge for it
             raise
-        self._count(reply.usage, spent)
+        self._count(reply.usage, spent)  # first: another model's answer is charged as well
         self._check_served(reply.model)
         with self._server.understanding():
             if not reply.choices:
@@ -565,7 +565,7 @@ def _shares(found: Sequence[int | None], count: int, said: Sequence[str]) -> NDA
     votes = np.bincount([one for one in found if one is not None], minlength=count)
     if not votes.any():
         raise Unclear(f"none of {len(found)} samples is a label; one is {said[0]!r:.60}")
-    return np.asarray(np.log((votes + 1 / count) / (len(found) + 1)))
+    return np.asarray(np.log((votes + 1 / count) / (len(found) + 1)))  # smoothed: log(0) is -inf
 
 
 _STATED = re.compile(r"\W*?(?<!-)(?<![.\d])(\d+(?:\.\d+)?)\s*([%\uff05]?)[\s.)*\u3002]*")

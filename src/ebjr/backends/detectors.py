@@ -41,7 +41,7 @@ class OnnxDetector:
     - `label_ids`: The model's own number (label or column) of each reported class. None reports
       all, numbered from 1 for torchvision and from 0 for others.
     - `class_ids`: The data's own class numbers, if `classes` is the number of the data's classes.
-      They become `label_ids` if the outputs fit no other layout.
+      They become `label_ids` if no layout fits that number.
     - `nms`: The overlap above which the worse of two boxes of a class is dropped; ``"default"`` is
       the layout's, None or ``"none"`` keeps all.
     - `above`, `limit`: A box is reported for every class with a score above `above`, at most

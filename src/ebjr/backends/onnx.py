@@ -249,8 +249,8 @@ def can_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
 _LOCATION = re.compile(
     rb"j[\x80-\xff]?[\x00-\x7f]\n\x08location\x12([\x80-\xff]?)([\x00-\x7f])", re.DOTALL
 )
-"""Protobuf's bytes before a tensor's file name: the key "location" and the name's length. Reading
-the whole graph with onnx would take gigabytes and another package."""
+"""Protobuf's bytes before a tensor's file name: the key "location" and the name's length. Finding
+them needs neither the package onnx nor the parsed graph in memory."""
 
 
 def external_files(path: Path) -> tuple[Path, ...]:

@@ -108,7 +108,7 @@ class Preprocess:
         for name, count in (("range", 2), ("mean", self.channels), ("std", self.channels)):
             left_out = name != "range" and vars(self)[name] is None
             checked[name] = None if left_out else _numbers(name, vars(self)[name], count)
-        vars(self).update(checked, shift=_checked_shift(self.shift))
+        vars(self).update(checked, shift=_checked_shift(self.shift))  # frozen: no assignment
         if not isinstance(self.mirror, bool):
             raise ValueError(f"mirror must be true or false, not {self.mirror!r}")
         if self.range[0] >= self.range[1]:
@@ -169,7 +169,7 @@ class Preprocess:
         else:
             (tall, wide), top, left = _place(image_size, input_size, self.resize)
         scale = np.array([image_size[1] / wide, image_size[0] / tall] * 2)
-        seen = boxes - np.array(self.shift * 2)
+        seen = boxes - np.array(self.shift * 2)  # the shift came last, so it is undone first
         if self.mirror:
             seen[:, [0, 2]] = input_size[1] - seen[:, [2, 0]]
         placed = (seen - np.array([left, top] * 2)) * scale
@@ -267,7 +267,7 @@ class Preprocess:
         if self.color == "bgr":
             pixels = pixels[..., ::-1]
         if self.color == "gray":
-            luminance = (pixels @ np.array(LUMA, np.uint32) + 2**15) >> 16
+            luminance = (pixels @ np.array(LUMA, np.uint32) + 2**15) >> 16  # rounds like Pillow
             pixels = luminance.astype(np.uint8)[..., None]
         planes = pixels.transpose(0, 3, 1, 2)
         output = np.empty(planes.shape if self.layout == "nchw" else pixels.shape, self.dtype)
@@ -566,6 +566,7 @@ def _place(image: tuple[int, ...], size: tuple[int, int], resize: str) -> Place:
         covering = (height, wide * height // tall)
     else:
         covering = (tall * width // wide, width)
+    # Python's round is half to even, as ONNX's Round in the exported graph
     return covering, -round((covering[0] - height) / 2), -round((covering[1] - width) / 2)
 
 

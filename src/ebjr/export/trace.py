@@ -89,7 +89,7 @@ def trace(what: str, function: Callable[..., Array], *given: ir.Value, opset: in
 
 
 def _recorded(what: str, function: Callable[..., Array], *given: ir.Value) -> ir.Model:
-    # spox's default would start an ONNX Runtime session for each constant
+    # the other backend starts ONNX Runtime for each constant
     known = _future.value_prop_backend(_future.ValuePropBackend.REFERENCE)
     with known, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,7 +124,6 @@ def _line(error: Exception) -> str:
 
 def _lean(model: ir.Model) -> ir.Model:
     """Drop ndonnx's branches for empty arrays, and fold constants."""
-    # an ``If`` would keep the runtime from fusing the operators around it
     for node in list(model.graph):
         if node.op_type == "If" and _counts(node.inputs[0]):
             _take(model.graph, node, node.attributes["else_branch"].as_graph())

@@ -169,6 +169,7 @@ class FarTeacher:
         TeacherUnavailable
             The teacher answered no row.
         """
+        # before `enter`: a refusal by the rate limit must not use up the half-open circuit's call
         rows = granted = row_count(batch)
         if self._breaker.state != "open" and self._bucket is not None:
             granted = self._bucket.take(rows)
@@ -329,8 +330,8 @@ def _look_for(
     teacher = far()
     if teacher is None or (judge and not teacher._is_away()):
         return
-    del teacher
-    while not closed.wait(every * JITTER.uniform(0.9, 1.1)):
+    del teacher  # a waiting thread must hold no reference, or the teacher is never collected
+    while not closed.wait(every * JITTER.uniform(0.9, 1.1)):  # many clients must not probe at once
         teacher = far()
         if teacher is None or teacher._is_there():
             return

@@ -27,7 +27,7 @@ from ebjr.protocol import is_number
 from ebjr.threads import background
 
 MOST_BYTES = 256 * 2**20  # the longest response body that is read
-LARGE_BYTES = 2**16  # aiohttp sends a longer body as a stream, which does not block the loop
+LARGE_BYTES = 2**16  # a longer body is sent in pieces
 
 _UNTIL: ContextVar[float] = ContextVar("until", default=math.inf)  # the deadline
 _LATER = (401, 403, 404, 408, 425, 429)  # refusals that are not about the inputs, and may pass
