@@ -54,15 +54,6 @@ class ModelError(EbjrError):
     """A model could not be loaded, or its output is not what its task needs.
 
     `status` is the HTTP status of a server's refusal, else None.
-
-    Examples
-    --------
-    >>> from ebjr import record
-    >>> try:
-    ...     record(lambda x: x[:1], lambda x: x, [[1.0, 0.0], [0.0, 1.0]], [0, 1])
-    ... except ModelError as error:
-    ...     print(error)
-    the student was given 2 inputs and must return 2 rows, but returned shape (1, 2)
     """
 
     status: int | None = None
@@ -77,14 +68,6 @@ class TeacherUnavailable(ModelError):
 
     `retry_after_seconds` is the server's request for a retry, if any. `spent` is the cost of the
     failed call, as in `ebjr.model.Answer`; None for a model without a price.
-
-    Examples
-    --------
-    >>> try:
-    ...     raise TeacherUnavailable("the teacher is full", retry_after_seconds=2.0)
-    ... except TeacherUnavailable as error:
-    ...     print(f"{error}: again in {error.retry_after_seconds:g} s")
-    the teacher is full: again in 2 s
     """
 
     spent: Any = None
@@ -95,17 +78,7 @@ class TeacherUnavailable(ModelError):
 
 
 class ProtocolError(EbjrError):
-    """A message breaks its protocol.
-
-    Examples
-    --------
-    >>> from ebjr.protocol import read_metadata
-    >>> try:
-    ...     read_metadata({})
-    ... except ProtocolError as error:
-    ...     print(error)
-    a model's metadata must have a 'name', but has none
-    """
+    """A message breaks its protocol."""
 
 
 class UnknownModel(ProtocolError):
