@@ -142,7 +142,7 @@ def test_another_model_at_the_address_is_not_taken_for_the_teacher(far, config):
         ("retries = 0", "retry = 0", "teacher has an unknown key 'retry'; did you mean 'retries'?"),
         ("retries = 0", "retries = -1", "retries must be a whole number from 0 to 100, not -1"),
         ("retries = 0", 'when_unavailable = "hope"', "must be one of student, error, queue"),
-        ('platform = "tests"', "platform = 1", "teacher.metadata is no model's metadata"),
+        ('platform = "tests"', "platform = 1", "teacher.metadata is not a model's metadata"),
         ("url = ", "path = ", "teacher has an unknown key 'send'"),
     ],
 )

@@ -159,7 +159,7 @@ def test_what_fails_is_one_sentence_with_the_file_and_the_line(run, clean, text,
 def test_what_is_not_there_is_one_sentence(run, clean, name):
     said = refused(run("calibrate", "outcomes.npz", "--import", name))
     assert f"--import {name}" in said
-    assert "no such file" in said or "ModuleNotFoundError" in said
+    assert "does not exist" in said or "ModuleNotFoundError" in said
 
 
 @pytest.mark.parametrize("name", typer.main.get_command(app).commands)

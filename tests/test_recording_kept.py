@@ -215,7 +215,7 @@ def test_another_model_under_the_same_name_is_refused(pair):
         kept("o.npz", *pair, open_data("images"), batch_size=5, progress=stop_after(10))
     write_linear(Path("teacher.onnx"), 2 * np.eye(3))
     with (
-        pytest.raises(ValueError, match=r"something else \(teacher sha256 '[0-9a-f]{64}', now '"),
+        pytest.raises(ValueError, match=r"other settings \(teacher sha256 '[0-9a-f]{64}', now '"),
         pytest.warns(RecordingNote),
     ):
         kept("o.npz", *pair, open_data("images"))
@@ -273,7 +273,7 @@ def test_outcomes_that_cannot_be_saved_are_recorded_once(pair, run):
     words = [*RECORD, "images", "-o", "o.npz"]
     code, _, error = run(*words, "--half")
     assert code == 2
-    assert "the finished part is in o.npz.part; the same command goes on" in error
+    assert "the finished part is in o.npz.part; the same command resumes" in error
     code, _, error = run(*words)
     assert code == 0, error
     assert "goes on after 48 examples that an earlier run recorded" in error

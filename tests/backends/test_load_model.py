@@ -83,7 +83,7 @@ def test_another_kind_of_file_lists_what_is_read(name):
 
 @pytest.mark.parametrize("source", [3, None, np.zeros(3)])
 def test_what_cannot_be_a_model_lists_what_can(source):
-    with pytest.raises(TypeError, match=r"a model is an \.onnx file"):
+    with pytest.raises(TypeError, match=r"a model must be an \.onnx file"):
         load_model(source)
 
 

@@ -163,7 +163,7 @@ def test_two_by_import_path_go_through_every_command(run, folder, pair):
 def test_a_file_runs_no_code_that_nobody_trusts(run, folder):
     recorded(run, *PAIRS["functions"])
     Path("ran").unlink()
-    said = "joint.toml names Python code, .*student, if you trust it"
+    said = "joint.toml names Python code, .*student: if you trust it"
     with pytest.raises(ModelError, match=said):
         ebjr.load_joint("joint.toml")
     for words in (
@@ -270,7 +270,7 @@ def test_a_function_of_decoded_images_gets_them_as_they_are(run, folder):
 MISTAKES = {
     "mine_models.py:absent": "has no attribute 'absent'; name a model, or a class or function",
     "mine_models.py": "name the model in it: mine_models.py:NAME",
-    "mine_models.py:TABLE": "but got a ndarray",
+    "mine_models.py:TABLE": "not a ndarray",
     "mine_models.py:broken": "mine_models.py, line 21: IndexError",
     "absent.py:name": "the file does not exist",
     "own_nothing.at_all:name": "run in the folder that holds it, or install it",

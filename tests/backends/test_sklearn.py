@@ -312,7 +312,7 @@ def test_several_questions_at_once_are_refused(label_sets):
     with pytest.raises(ModelError, match="must have one output, or several of 0 and 1"):
         load_model(RandomForestClassifier(2).fit(inputs, targets + 1))
     model = KNeighborsClassifier().fit(inputs, targets)
-    with pytest.raises(ValueError, match="must be one of decision_function, predict_proba, but"):
+    with pytest.raises(ValueError, match="must be one of decision_function, predict_proba, not"):
         load_model(model, output="predict_log_proba")
     with pytest.raises(ModelError, match="KNeighborsClassifier has no decision_function; it has"):
         load_model(model, output="decision_function")
