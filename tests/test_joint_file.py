@@ -376,7 +376,7 @@ def test_lists_that_are_missing_changed_or_there_twice_are_refused_in_one_senten
     beside.unlink()
     code, _, error = run("predict", "joint.toml", "--data", "none.npz", "-o", "answers.jsonl")
     assert code == 2
-    assert f"{beside.name} is missing: copy both files together, or" in error
+    assert f"{beside.name}, is missing: copy both files together, or" in error
 
 
 def test_a_file_that_cannot_be_written_leaves_the_earlier_one_and_its_lists(thousand, tmp_path):

@@ -129,7 +129,7 @@ REFUSED = [
     ({"instances": ["a"]}, "must have shape [-1, 2], not [1]"),
     ({"instances": [["a", "b"]]}, "must be FP32, not BYTES"),
     ({"instances": [[1, "b"]]}, "'instances' must hold only FP32 numbers"),
-    ({"instances": [[1, None]]}, "FP32 numbers alone"),
+    ({"instances": [[1, None]]}, "must hold only FP32 numbers"),
     ({"instances": [[1, 10**40]]}, "'instances' exceeds FP32"),
     ({"instances": [{"b64": "eA=="}]}, "that is an object must have 'x', not 'b64'"),
     ({"instances": [{"y": [1, 2]}]}, "must have 'x', not 'y'"),
