@@ -101,7 +101,7 @@ def test_an_unknown_score_of_a_file_that_names_no_import_says_how_to_give_one(ru
     Path("joint.toml").write_text(text.replace('score = "margin"', 'score = "magic"'))
     sentence = refused(run("evaluate", "outcomes.npz", "--joint", "joint.toml"))
     assert "there is no score named 'magic'" in sentence
-    assert sentence.endswith("--import FILE makes your own known")
+    assert sentence.endswith("--import FILE registers your own")
     text = f"imports = 3\n{text}"
     Path("joint.toml").write_text(text)
     sentence = refused(run("evaluate", "outcomes.npz", "--joint", "joint.toml"))
@@ -159,7 +159,7 @@ def test_what_fails_is_one_sentence_with_the_file_and_the_line(run, clean, text,
 def test_what_is_not_there_is_one_sentence(run, clean, name):
     said = refused(run("calibrate", "outcomes.npz", "--import", name))
     assert f"--import {name}" in said
-    assert "no such file" in said or "ModuleNotFoundError" in said
+    assert "does not exist" in said or "ModuleNotFoundError" in said
 
 
 @pytest.mark.parametrize("name", typer.main.get_command(app).commands)

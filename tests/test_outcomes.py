@@ -107,7 +107,7 @@ GOOD = {"student": np.eye(3), "teacher": np.eye(3), "targets": np.arange(3)}
         ({"targets": [0.0, 1.0, 2.0]}, "targets must be integer labels, not float64"),
         ({"targets": [0, None, None]}, "2 of 3 targets are None: leave examples without a label"),
         ({"targets": [True, False, True]}, "targets must be integer labels, not bool"),
-        ({"targets": ["a", "b", "c"]}, "targets must be integer labels where neither model says"),
+        ({"targets": ["a", "b", "c"]}, "targets must be integer labels since neither model"),
         ({"targets": [0, 3, 7]}, r"must lie in 0..2, but 2 of 3 do not, the first is 3"),
         ({"targets": [0, -1, 2]}, r"must lie in 0..2, but 1 of 3 do not, the first is -1"),
         ({"student": np.full((3, 3), np.nan)}, "3 of 3 rows hold NaN or infinity, the first in"),
@@ -341,7 +341,9 @@ def test_targets_by_name_are_looked_up_in_the_labels(kind, tmp_path):
     named = {**RAW, "targets": np.array(["emu", "cat"], kind), "labels": ("cat", "dog", "emu")}
     assert Outcomes(**named).targets.tolist() == [2, 0]
     assert Outcomes(**named).take(np.array([1])).targets.tolist() == [0]
-    with pytest.raises(ValueError, match="the class 'cow', which is none of the models' 3 classes"):
+    with pytest.raises(
+        ValueError, match="the class 'cow', which is not one of the models' 3 classes"
+    ):
         Outcomes(**{**named, "targets": ["cow", "cat"]})
 
 
@@ -351,7 +353,10 @@ def test_targets_by_name_are_looked_up_in_the_labels(kind, tmp_path):
         ({"targets": None}, "student, teacher and targets .* but targets is missing; it has stud"),
         ({"targets": np.arange(3)}, "must have the same length, not 2, 2 and 3"),
         ({"student": np.eye(2)}, "the same classes, but the student has 2 and the teacher 3"),
-        ({"targets": np.array(["a", "b"])}, "one is 'a': name them .* as `labels` in an .npz"),
+        (
+            {"targets": np.array(["a", "b"])},
+            "one is 'a': name the classes .* with `labels` in an .npz",
+        ),
         ({"targets": np.array(["a", "b"], object)}, r"Python objects, .* by \.astype\(str\)"),
         ({"labels": np.array(["a", "b"])}, "3 classes need 3 labels, not 2"),
         ({"task": "juggling"}, "task must be one of"),

@@ -385,7 +385,7 @@ def test_a_chain_is_judged_and_chosen_by_its_last_threshold(run, tmp_path):
     assert (after.score, after.blend) == (before.score, before.blend)
     assert after.threshold == json.loads(printed)["held_out"]["threshold"]
     assert after.changes == []
-    with pytest.raises(ValueError, match="not of all models of joint"):
+    with pytest.raises(ValueError, match="must be of all models of joint"):
         recalibrate("joint.toml", table(6000, 1))
 
 

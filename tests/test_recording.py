@@ -103,7 +103,7 @@ def test_given_costs_are_kept_and_joined_by_the_measured_seconds():
         ({"teacher": lambda x: x[:, :1]}, r"sigmoid.*output_kind='logits'"),
         ({"targets": TARGETS + 1}, r"targets must lie in 0..3"),
         ({"targets": TARGETS / 2}, "targets must be integer labels"),
-        ({"labels": ("a",)}, r"the data have 1 classes \(a\), and the models answer 4"),
+        ({"labels": ("a",)}, r"the data have 1 classes \(a\), but the models return 4"),
         ({"task": "juggling"}, "task must be one of"),
     ],
 )
@@ -320,7 +320,7 @@ def test_python_and_the_command_make_the_same_table(run, folder):
     code, _, error = run(*words.split())
     assert code == 0, error
     theirs = Outcomes.load("outcomes.npz")
-    with pytest.warns(RecordingNote, match="no (student|teacher)_preprocess= given; from"):
+    with pytest.warns(RecordingNote, match="no (student|teacher)_preprocess= given; inferred from"):
         ours = record(*pair(), open_data("images"), joules=True, folder=".")
     for field in fields(Outcomes):
         one, other = getattr(ours, field.name), getattr(theirs, field.name)
@@ -372,12 +372,21 @@ def test_preprocessing_that_is_given_is_not_inferred(folder):
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        (f"size={SIZE}", "gives size; a guess: pixels in 0..1, no mean, no std (mean=0/0/0,std"),
-        (f"size={SIZE},range=0..1", "gives size, range; a guess: no mean, no std ("),
-        (f"size={SIZE},mean=0/0/0", "gives size, mean; a guess: pixels in 0..1, no std ("),
-        ("part.toml", "gives size, range; a guess: no mean, no std ("),
-        (Preprocess(size=SIZE), "gives size; a guess: pixels in 0..1, no mean, no std ("),
-        ("", "gives nothing; a guess: pixels in 0..1, no mean, no std ("),
+        (
+            f"size={SIZE}",
+            "gives size; the rest is a guess: pixels in 0..1, no mean, no std (give mean=0/0/0,std",
+        ),
+        (f"size={SIZE},range=0..1", "gives size, range; the rest is a guess: no mean, no std ("),
+        (
+            f"size={SIZE},mean=0/0/0",
+            "gives size, mean; the rest is a guess: pixels in 0..1, no std (",
+        ),
+        ("part.toml", "gives size, range; the rest is a guess: no mean, no std ("),
+        (
+            Preprocess(size=SIZE),
+            "gives size; the rest is a guess: pixels in 0..1, no mean, no std (",
+        ),
+        ("", "gives nothing; the rest is a guess: pixels in 0..1, no mean, no std ("),
     ],
 )
 def test_what_part_of_the_preprocessing_leaves_open_is_said_to_be_a_guess(
@@ -403,7 +412,7 @@ def test_what_part_of_the_preprocessing_leaves_open_is_said_to_be_a_guess(
 
 def test_pixels_as_they_are_leave_nothing_to_guess():
     assert given_preprocess("size=8,dtype=uint8", "preprocess").dtype == "uint8"
-    with pytest.warns(RecordingNote, match=r"\(mean=0,std=1 says that there are none\)"):
+    with pytest.warns(RecordingNote, match=r"\(give mean=0,std=1 if it has none\)"):
         given_preprocess("color=gray", "preprocess")
 
 

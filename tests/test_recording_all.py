@@ -93,9 +93,11 @@ def test_three_go_on_where_they_were_stopped(tmp_path, batches):
     stops.__name__ = "two"
     with pytest.raises(RuntimeError):
         kept([one, stops, three], 7)
-    with pytest.raises(ValueError, match=r"of something else \(model-2 name 'two', now 'three', "):
+    with pytest.raises(
+        ValueError, match=r"with other settings \(model-2 name 'two', now 'three', "
+    ):
         kept([one, three, two], 7)
-    with pytest.raises(ValueError, match="of something else"):
+    with pytest.raises(ValueError, match="with other settings"):
         kept([one, three], 7)
     found = kept([one, two, three], 5)
     assert found.fingerprint == record_all([one, two, three], INPUTS, TARGETS).fingerprint
@@ -159,7 +161,7 @@ def test_an_order_is_refused_after_one_batch_and_a_tenth_is_none():
 def test_a_look_of_features_is_refused_before_a_model_runs():
     teacher = Named()
     with pytest.raises(
-        ValueError, match=r"a look is of images, .*one \(mirror=true\) takes \(40, "
+        ValueError, match=r"a look needs images, .*one \(mirror=true\) takes \(40, "
     ):
         record_all([one, mirrored(one), teacher], INPUTS, TARGETS)
     assert teacher.rows == 0
@@ -215,7 +217,7 @@ def test_a_look_keeps_the_preprocessing_that_it_was_made_with(zoo, preprocess):
     models, data = [small, mirrored(small), big], open_data("images")
     found = record_all(models, data, preprocess=preprocess)
     assert found.models["model-2"]["preprocess"] == {**way.as_dict(), "mirror": True}
-    with pytest.raises(ValueError, match="student is a look that has its preprocessing, size=8,"):
+    with pytest.raises(ValueError, match="student is a look with its own preprocessing, size=8,"):
         record_all(models, data, preprocess=way.as_text())
 
 
@@ -285,7 +287,7 @@ def test_preprocessing_is_given_once_or_for_each(run, zoo):
         (["--student", "student.onnx"], "give --student and --teacher, or --model"),
         ([*MODELS, "--look", "color=bgr"], "--look is mirror, shift=2/0 or size=192, not 'color="),
         ([*MODELS, "--look", ""], "--look is mirror, shift=2/0 or size=192, not ''"),
-        ([*MODELS, "--look", "size=16"], "student takes images of 8 x 8 pixels alone"),
+        ([*MODELS, "--look", "size=16"], "student takes only images of 8 x 8 pixels"),
         (
             [*MODELS, *["--preprocess", "size=8"] * 2],
             "--preprocess is given once, or for each of 3",
@@ -328,7 +330,7 @@ def test_features_take_no_look(run, zoo):
     words = ["--student", "rows.py:small", "--teacher", "rows.py:big", "--look", "mirror"]
     code, _, error = run("record", *words, "--data", "rows.npz", "-o", "o.npz")
     assert code == 2
-    assert "a look is of images" in error
+    assert "a look needs images" in error
 
 
 def test_a_note_about_a_guess_is_said_once_for_all_looks_of_a_model(zoo):

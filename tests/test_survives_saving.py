@@ -154,7 +154,7 @@ def test_what_no_file_holds_is_refused(tmp_path, kind):
         "reshaped": lambda: load_model(lambda batch: batch, output_kind="logits"),
     }[kind]()
     joint = JointClassifier(model, load_model(known), Router("max_logit", 0.0))
-    with pytest.raises(TypeError, match=r"names files, addresses and import paths.*has none"):
+    with pytest.raises(TypeError, match=r"needs a model's file, address or import path.*has none"):
         save_joint(tmp_path / "joint.toml", joint)
     assert not (tmp_path / "joint.toml").exists()
 

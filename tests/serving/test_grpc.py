@@ -251,8 +251,8 @@ def one(**fields):
     ("asked", "says"),
     [
         (message(inputs=[]), "at least one tensor"),
-        (one(), "needs 2 elements, but came with 0"),
-        (one(contents={"int_contents": [1, 2]}), "needs 2 elements, but came with 0"),
+        (one(), "needs 2 elements, but has 0"),
+        (one(contents={"int_contents": [1, 2]}), "needs 2 elements, but has 0"),
         (one(shape=[-1, 2]), "0 or more, not"),
         (one(datatype="FP8"), "of FP8 cannot be sent as contents"),
         (one(datatype="FP16"), "send raw_input_contents"),

@@ -153,7 +153,7 @@ def test_broken_models_have_a_reason_and_the_others_serve(folder, caplog):
     assert {one["name"] for one in ready} == {"colors", "kinds"}
     reasons = {name: reason for (name, _), (_, reason) in found.items()}
     assert "is not a TOML file" in reasons["toml"]
-    assert "student.onnx that joint.toml names is missing" in reasons["weights-gone"]
+    assert "joint.toml names the missing model file" in reasons["weights-gone"]
     assert "calls its model 'colors', but its folder is 'named'" in reasons["named"]
     assert "has both a joint.toml and versions: keep one" in reasons["both"]
     assert said.startswith("'named' is not served now: ")

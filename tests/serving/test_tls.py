@@ -195,7 +195,7 @@ def test_a_wrong_file_later_changes_nothing_and_is_said(ca):
         process.send_signal(signal.SIGHUP)
         line = process.stderr.readline()
         assert "the certificate of the server stays as it was" in line
-        assert "does not belong to the key" in line
+        assert "does not belong to the certificate" in line
         with closing(connect(url, trusting(ca))) as connection:
             assert shown(connection) == before
             assert infer(connection) == 200
@@ -314,5 +314,5 @@ def test_a_secret_that_was_not_filled_in_opens_no_server(calibrated, run, monkey
     monkeypatch.setenv(variable, "")
     code, out, err = run("serve", calibrated, "--port", "0")
     said = " ".join(err.split()).replace(" │ │ ", " ")
-    assert (code, f"{variable} is set and empty" in said) == (2, True), err
+    assert (code, f"{variable} is set but empty" in said) == (2, True), err
     assert "serving" not in out

@@ -111,7 +111,7 @@ def test_the_version_may_be_named(client):
         (
             lambda c: c.infer("joint", [tensor()], outputs=wanted(logits=True)),
             "400",
-            "no output 'logits'; this model gives prediction",
+            "no output 'logits'; the model has prediction",
         ),
         (
             lambda c: c.infer(

@@ -253,9 +253,7 @@ def test_a_softmax_over_ids_reports_no_class_that_is_none_of_ours(tmp_path):
 @pytest.mark.parametrize("ids", [[], [0, 0], [0, 3], [-1, 2]])
 def test_numbers_that_the_model_cannot_have_are_refused(ids, tmp_path):
     path = graph(tmp_path / "net.onnx", detr_outputs())
-    with pytest.raises(
-        ValueError, match="label_ids must be numbers that differ, from 0 to 2 for 3"
-    ):
+    with pytest.raises(ValueError, match="label_ids must be distinct numbers from 0 to 2 for 3"):
         load_model(path, layout="detr", classes=3, label_ids=ids)
 
 
