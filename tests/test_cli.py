@@ -216,9 +216,9 @@ def test_a_study_fits_one_screen(run, recorded, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--tolerance", "0.5%"), "'0.5%' is no number: write 0.005"),
-        (("--delta", "10%"), "'10%' is no number: write 0.1"),
-        (("--fraction", "half"), "'half' is no number: it must be like 0.005 or 2e6"),
+        (("--tolerance", "0.5%"), "'0.5%' is not a number: write 0.005"),
+        (("--delta", "10%"), "'10%' is not a number: write 0.1"),
+        (("--fraction", "half"), "'half' is not a number: it must be like 0.005 or 2e6"),
     ],
 )
 def test_a_percentage_where_a_number_belongs_is_refused_with_the_number(run, words, said):
@@ -538,7 +538,10 @@ def test_four_commands_make_a_specialized_student_and_its_teacher_one(run, speci
         (SPECIALIZED, "task 'specialized' needs known_classes"),
         (f"{SPECIALIZED} --known-classes 1,3", "the teacher's labels, not 3"),
         (f"{SPECIALIZED} --known-classes 0,1,2", "leave none of the teacher's 3 for 'other'"),
-        (f"{SPECIALIZED} --known-classes mauve", "'mauve' is no number and no class's name; there"),
+        (
+            f"{SPECIALIZED} --known-classes mauve",
+            "'mauve' is neither a class number nor a class name; known",
+        ),
         (f"{SPECIALIZED} --known-classes 1", "1 known classes must answer (n, 2)"),
         (
             SPECIALIZED.replace("specialized", "classification") + " --known-classes 1",
@@ -597,9 +600,9 @@ def test_a_sweep_is_printed_with_its_shares(run, candidates):
         ("calibrate some.npz --traffic 0.75", "must be written like 'popular=0.75', not '0.75'"),
         ("calibrate some.npz --traffic popular=2", "must lie between 0 and 1, not 2"),
         ("calibrate some.npz --popular 1", "--popular goes with --traffic"),
-        ("calibrate outcomes.npz --traffic popular=0.5", "say with --popular what is popular"),
+        ("calibrate outcomes.npz --traffic popular=0.5", "name the popular classes with --popular"),
         ("calibrate some.npz other.npz", "examples of some and other differ"),
-        ("calibrate some.npz some.npz", "must have different names"),
+        ("calibrate some.npz some.npz", "rename those that share one"),
         ("calibrate some.npz --report nowhere/r.html", "the folder nowhere does not exist"),
     ],
 )
@@ -711,7 +714,7 @@ def test_outcomes_of_other_models_are_not_evaluated_with_a_promise(run, recorded
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (CLASSES[::-1], "class 0 is 'red' in --classes and 'blue' in the joint model: leave --cl"),
+        (CLASSES[::-1], "class 0 is 'red' in --classes and 'blue' in the joint model: remove --cl"),
         (("blue", "green", "rot"), "class 2 is 'rot' in --classes and 'red' in the joint model"),
         (CLASSES[:2], "class 2 is None in --classes and 'red' in the joint model"),
     ],

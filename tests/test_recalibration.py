@@ -553,10 +553,10 @@ def test_a_file_that_cannot_be_written_is_an_error_after_the_judgment(run, folde
     [
         ("", "give either --outcomes"),
         ("--outcomes new.npz --audits .", "give either --outcomes"),
-        ("--outcomes new.npz --slice-by light", "--slice-by names columns of --slices"),
+        ("--outcomes new.npz --slice-by light", "--slice-by picks columns of a table"),
         ("--outcomes new.npz --slices rows.csv --slice-by hue", "no column 'hue'; it has light"),
         ("--outcomes new.npz --alpha 0.7", "alpha must lie between 0 and 0.5"),
-        ("--audits . -o new.toml", "choose no threshold"),
+        ("--audits . -o new.toml", "give no new threshold"),
         ("--audits .", "there is no monitor.json"),
         ("--outcomes new.npz -o joint.toml", "would overwrite"),
     ],

@@ -279,16 +279,19 @@ def test_preprocessing_is_given_once_or_for_each(run, zoo):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([*MODELS, "--student", "a.onnx"], "--student is of a student and a teacher"),
-        ([*MODELS, "--teacher-output", "x"], "--teacher-output is of a student and a teacher"),
-        (MODELS[:2], "give --student and --teacher, or --model for each of two or more"),
+        ([*MODELS, "--student", "a.onnx"], "--student does not go with --model"),
+        ([*MODELS, "--teacher-output", "x"], "--teacher-output does not go with --model"),
+        (MODELS[:2], "give --student and --teacher, or --model at least twice"),
         (["--student", "student.onnx"], "give --student and --teacher, or --model"),
-        ([*MODELS, "--look", "color=bgr"], "--look is mirror, shift=2/0 or size=192, not 'color="),
-        ([*MODELS, "--look", ""], "--look is mirror, shift=2/0 or size=192, not ''"),
+        (
+            [*MODELS, "--look", "color=bgr"],
+            "--look must be like mirror, shift=2/0 or size=192, not 'color=",
+        ),
+        ([*MODELS, "--look", ""], "--look must be like mirror, shift=2/0 or size=192, not ''"),
         ([*MODELS, "--look", "size=16"], "student takes images of 8 x 8 pixels alone"),
         (
             [*MODELS, *["--preprocess", "size=8"] * 2],
-            "--preprocess is given once, or for each of 3",
+            "give --preprocess once, or once for each of 3",
         ),
         (
             [*MODELS, "--task", "specialized", "--known-classes", "0"],

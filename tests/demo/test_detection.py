@@ -31,7 +31,7 @@ def test_without_images_the_shipped_answers_are_used_and_said_to_be(run, monkeyp
     code, printed, error = run("demo", "--task", "detection", "--json")
     assert code == 0, error
     assert (
-        "NOTE: these are the shipped, recorded answers: the images and detectors are not" in error
+        "NOTE: using the recorded answers in the package: the images and detectors are not" in error
     )
     figures = json.loads(printed)
     assert figures["recorded"]

@@ -262,7 +262,7 @@ def test_predicts_mistakes_with_an_exported_file_are_one_sentence(run, calibrate
     for joint, more, says in (
         ("student.onnx", (), "student.onnx is no joint model; `ebjr export` writes one"),
         ("missing.onnx", (), "missing.onnx"),
-        ("joint.onnx", ("--ray",), "give the joint.toml that joint.onnx was exported from"),
+        ("joint.onnx", ("--ray",), "give the joint.toml from which joint.onnx was exported"),
     ):
         run("export", "joint.toml", "-o", "joint.onnx")
         code, _, said = run("predict", joint, "--data", "images", "-o", "answers.jsonl", *more)
@@ -273,7 +273,7 @@ def test_predicts_mistakes_with_an_exported_file_are_one_sentence(run, calibrate
 
 def test_the_commands_mistakes_are_one_sentence(run, calibrated):
     for words, says in (
-        (("joint.toml",), "give either --output, the file to write, or --triton, a folder"),
+        (("joint.toml",), "give either --output (an .onnx file) or --triton (a folder)"),
         (("joint.toml", "-o", "nowhere/joint.onnx"), "the folder nowhere does not exist"),
         (("missing.toml", "-o", "joint.onnx"), "there is no missing.toml"),
         (("joint.toml", "-o", "joint.onnx", "--operating-point", "none"), "no operating point"),
