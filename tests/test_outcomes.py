@@ -166,12 +166,12 @@ def test_the_parts_keep_costs_labels_and_models():
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.01, 0.99, np.nan])
 def test_a_split_without_two_parts_is_refused(fraction):
-    with pytest.raises(ValueError, match=f"a fraction of {fraction} does not cut 23 examples"):
+    with pytest.raises(ValueError, match=f"fraction {fraction} leaves a part of 23 examples empty"):
         table().split(fraction)
 
 
 def test_one_example_cannot_be_split():
-    with pytest.raises(ValueError, match="does not cut 1 examples into two parts"):
+    with pytest.raises(ValueError, match="leaves a part of 1 examples empty"):
         table(1).split()
 
 
@@ -236,7 +236,7 @@ def test_saving_into_no_folder_is_an_os_error(tmp_path):
 
 
 def test_a_missing_file_is_named_with_the_way_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent.npz; `ebjr record` makes one"):
+    with pytest.raises(FileNotFoundError, match=r"absent.npz: make it with `ebjr record`"):
         Outcomes.load(tmp_path / "absent.npz")
 
 
@@ -287,7 +287,7 @@ def about(**changed):
         (b"", "truncated"),
         (b"hello", "it is not an outcomes file"),
         (b"PK\x03\x04 but no archive", "truncated"),
-        (archive(inputs=np.eye(2)), "it is not one that `ebjr record` wrote"),
+        (archive(inputs=np.eye(2)), "`ebjr record` did not write it"),
         (archive(about=about(format="other"), **ARRAYS), "its format is 'other'"),
         (archive(about=about(), student=np.eye(2), targets=np.arange(2)), "teacher"),
         (archive(about=about(task="juggling"), **ARRAYS), "task must be one of"),
@@ -352,7 +352,7 @@ def test_targets_by_name_are_looked_up_in_the_labels(kind, tmp_path):
         ({"targets": np.arange(3)}, "must have the same length, not 2, 2 and 3"),
         ({"student": np.eye(2)}, "the same classes, but the student has 2 and the teacher 3"),
         ({"targets": np.array(["a", "b"])}, "one is 'a': name them .* as `labels` in an .npz"),
-        ({"targets": np.array(["a", "b"], object)}, r"Python objects, .* by \.astype\(str\)"),
+        ({"targets": np.array(["a", "b"], object)}, r"Python objects, .* with \.astype\(str\)"),
         ({"labels": np.array(["a", "b"])}, "3 classes need 3 labels, not 2"),
         ({"task": "juggling"}, "task must be one of"),
     ],

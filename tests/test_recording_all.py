@@ -119,15 +119,19 @@ class Features(Named):
 @pytest.mark.parametrize(
     ("models", "about", "sentence"),
     [
-        ([one], {}, "at least 2 models are recorded, the cheapest first, not 1"),
+        ([one], {}, "give at least 2 models, the cheapest first, not 1"),
         (
             [one, two, three],
             {"costs": [Cost(flops=9), Cost(flops=8), Cost()]},
-            r"cheapest model first: student \(one\) costs 9 flops an example, and model-2 \(two\) "
-            "after it 8",
+            r"cheapest model first: student \(one\) costs 9 flops an example, but model-2 \(two\) "
+            "after it costs 8",
         ),
-        ([one, two, three], {"costs": [Cost()]}, "there are 3 models: costs must be one for each"),
-        ([one, two, three], {"preprocess": ["auto"] * 2}, "preprocess must be one for each, not 2"),
+        ([one, two, three], {"costs": [Cost()]}, "costs must have one value for each of 3 models"),
+        (
+            [one, two, three],
+            {"preprocess": ["auto"] * 2},
+            "preprocess must have one value for each of 3 models, not 2",
+        ),
         ([one, lambda x: x[:, :2], three], {}, "model-2 .<lambda>. as student and teacher .three."),
         (
             [Named("a", "b", "c"), Named("a", "c", "b"), one],
@@ -135,7 +139,7 @@ class Features(Named):
             r"student \(Named\) as student and model-2 \(Named\) as teacher: .*in another order",
         ),
         ([one, two, three], {"task": "specialized", "known_classes": [0, 1]}, "not for speciali"),
-        ([one, two, three], {"task": "detection"}, "more than two models are recorded for class"),
+        ([one, two, three], {"task": "detection"}, "more than two models work for class"),
     ],
 )
 def test_models_that_do_not_fit_are_one_sentence(models, about, sentence):
@@ -295,7 +299,7 @@ def test_preprocessing_is_given_once_or_for_each(run, zoo):
         ),
         (
             [*MODELS, "--task", "specialized", "--known-classes", "0"],
-            "more than two models are recorded for classification",
+            "more than two models work for classification",
         ),
     ],
 )

@@ -393,7 +393,7 @@ class PairOptions:
         mixed = [one.name for one in of_pair if getattr(self, one.name) != one.default]
         if self.model and mixed:
             raise ValueError(
-                f"--{mixed[0].replace('_', '-')} does not go with --model, which names every model: "
+                f"--{mixed[0].replace('_', '-')} does not go with --model, which names all models: "
                 "remove one of them"
             )
         given = self.model or [path for path in (self.student, self.teacher) if path is not None]
