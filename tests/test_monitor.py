@@ -418,7 +418,7 @@ def test_an_empty_batch_changes_nothing():
         (lambda: RiskMonitor(0.1).update([[0.0]]), "one real number per row"),
         (lambda: RiskMonitor(0.1).update([0.0, 1.0], [True]), "of the same length"),
         (lambda: RiskMonitor(0.1).update([0.0], [1]), "audited must be bool"),
-        (lambda: RiskMonitor(0.1, audit_probability=0.5).update([0.0]), "which rows were audited"),
+        (lambda: RiskMonitor(0.1, audit_probability=0.5).update([0.0]), "`audited` must be given"),
         (
             lambda: RiskMonitor(0.1, audit_probability=0.5).update([0.0], [True], [0.4]),
             "0.5, the least",

@@ -283,7 +283,7 @@ def test_labels_for_some_batches_alone_are_refused(given):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ([0.0, np.nan], "1 of 2 targets are NaN: leave examples without a label out, or give no"),
+        ([0.0, np.nan], "1 of 2 targets are NaN: remove examples without a label, or give no"),
         ([0, -1], "the first is -1; leave examples without a label out"),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_loss_to_reach_is_a_quality_the_other_way_round():
         ),
         (
             (Cost(flops=5.0), Cost()),
-            "nobody can say whether the pair pays: the teacher's flops are not known.",
+            "because the models' costs are not known: the teacher's flops are not known.",
         ),
     ],
 )

@@ -216,7 +216,7 @@ class RiskMonitor(SequentialTest):
         given = _vector("loss", loss)
         if audited is None and self.audit_probability < 1:
             raise ValueError(
-                f"with audit_probability {self.audit_probability:g}, give `audited`, the audited rows"
+                f"with audit_probability {self.audit_probability:g}, `audited` must be given"
             )
         known = np.ones(len(given), bool) if audited is None else np.asarray(audited)
         if known.dtype != bool:
@@ -234,8 +234,7 @@ class RiskMonitor(SequentialTest):
         chance = same_length(loss=given, probability=_vector("probability", probability))[1]
         if not ((chance >= self.audit_probability) & (chance <= 1)).all():
             raise ValueError(
-                f"every probability must lie between {self.audit_probability:g}, the least announced, "
-                "and 1"
+                f"probability must lie between {self.audit_probability:g} (audit_probability) and 1"
             )
         return value * (self.audit_probability / chance)
 

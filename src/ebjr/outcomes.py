@@ -85,6 +85,7 @@ class Outcomes:
     asked
         (n, models) bool, if the student is a joint model: which rows each of its models was asked
         about. `asked_costs` are these models' costs, and `student_cost` is then their mean.
+
     Raises
     ------
     ValueError

@@ -37,7 +37,7 @@ def names(folder):
 @pytest.mark.parametrize(
     ("student", "teacher", "says"),
     [
-        ({}, {"columns": range(5, 9)}, r"must answer alike, but student gave rows of shape \(5,\)"),
+        ({}, {"columns": range(5, 9)}, r"must answer alike, but student returned rows of \(5,\)"),
         ({}, {"width": 12}, r"must take the same inputs, .*rows of shape \(10,\) and .*\(12,\)"),
         ({}, {"dtype": np.int64, "width": 10}, None),
     ],

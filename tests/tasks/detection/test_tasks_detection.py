@@ -175,7 +175,7 @@ def test_a_teacher_of_other_classes_is_refused():
         ({"threshold": -np.inf}, ValueError, "threshold must be"),
         ({"blend": -1.0}, ValueError, "blend must be"),
         ({"when_unavailable": "cry"}, ValueError, "when_unavailable must be one of"),
-        ({"teacher": None}, TypeError, "the teacher must be callable"),
+        ({"teacher": None}, TypeError, "the teacher must be a callable"),
         ({"score": "boxes"}, ValueError, "no score named 'boxes'; there are: .*box_count"),
         ({"score": "box_count(iou=3)"}, ValueError, "does not take the parameters"),
         ({"score": "box_count(above=3)"}, ValueError, "above must lie in 0..1"),
