@@ -470,7 +470,7 @@ def test_a_damaged_state_is_refused_in_one_sentence(kind):
 
 def test_a_state_of_something_else_is_refused(tmp_path):
     drift = DriftMonitor(np.arange(50.0))
-    with pytest.raises(ValueError, match="its format is 'ebjr-drift-monitor-1'"):
+    with pytest.raises(ValueError, match="the format is 'ebjr-drift-monitor-1'"):
         RiskMonitor.from_state(drift.state())
     (tmp_path / "cut.json").write_text(json.dumps(drift.state())[:50])
     with pytest.raises(ValueError, match="is not JSON"):

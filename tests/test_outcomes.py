@@ -114,7 +114,7 @@ GOOD = {"student": np.eye(3), "teacher": np.eye(3), "targets": np.arange(3)}
         ({"teacher": np.diag([1, 1, np.inf])}, "teacher .* 1 of 3 rows .*, the first in row 2"),
         ({"student": np.diag([1, -np.inf, 1])}, "student .* 1 of 3 rows .*, the first in row 1"),
         ({"task": "juggling"}, "task must be one of classification, .* not 'juggling'"),
-        ({"labels": ("a", "b")}, "3 classes need 3 labels, not 2"),
+        ({"labels": ("a", "b")}, "labels must name 3 classes, not 2"),
         (
             {"student": np.ones((0, 3)), "teacher": np.ones((0, 3)), "targets": []},
             "there are no examples",
@@ -292,7 +292,7 @@ def about(**changed):
         (archive(about=about(), student=np.eye(2), targets=np.arange(2)), "teacher"),
         (archive(about=about(task="juggling"), **ARRAYS), "task must be one of"),
         (archive(about=about(student_cost={"flops": -1}), **ARRAYS), "flops must be a finite"),
-        (archive(about=about(labels=["a"]), **ARRAYS), "2 classes need 2 labels"),
+        (archive(about=about(labels=["a"]), **ARRAYS), "labels must name 2 classes"),
         (archive(about=about(), **{**ARRAYS, "targets": np.array([0, 9])}), "targets must lie"),
         (
             archive(about=about(), **{**ARRAYS, "student": np.full((2, 2), np.inf)}),
@@ -325,7 +325,7 @@ def test_raw_outputs_of_anybody_are_outcomes(tmp_path):
     assert Outcomes.load(path, task="regression").task == "regression"
     np.savez(path, **RAW, task="regression")
     assert Outcomes.load(path).metric == "rmse"
-    with pytest.raises(ValueError, match="its task is regression, not multilabel: leave --task"):
+    with pytest.raises(ValueError, match="its task is regression, not multilabel: remove --task"):
         Outcomes.load(path, task="multilabel")
     known = {"task": "specialized", "known_classes": [2, 0]}
     np.savez(path, **RAW, **known)
@@ -353,7 +353,7 @@ def test_targets_by_name_are_looked_up_in_the_labels(kind, tmp_path):
         ({"student": np.eye(2)}, "the same classes, but the student has 2 and the teacher 3"),
         ({"targets": np.array(["a", "b"])}, "one is 'a': name them .* as `labels` in an .npz"),
         ({"targets": np.array(["a", "b"], object)}, r"Python objects, .* with \.astype\(str\)"),
-        ({"labels": np.array(["a", "b"])}, "3 classes need 3 labels, not 2"),
+        ({"labels": np.array(["a", "b"])}, "labels must name 3 classes, not 2"),
         ({"task": "juggling"}, "task must be one of"),
     ],
 )

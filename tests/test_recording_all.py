@@ -324,7 +324,7 @@ def test_an_order_that_flops_contradict_is_one_sentence(run, zoo):
     code, _, error = run("record", *models, "--preprocess", "size=8,mean=0/0/0,std=1/1/1", *DATA)
     assert code == 2
     assert "give the cheapest model first: model-2 (" in error
-    assert "after it 18" in error
+    assert "after it costs 18" in error
 
 
 def test_features_take_no_look(run, zoo):

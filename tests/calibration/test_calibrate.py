@@ -476,7 +476,7 @@ def test_random_and_scores_of_your_own_are_for_every_task():
 
 def test_a_learned_score_of_predictions_alone_is_refused_in_one_sentence():
     outcomes = Outcomes([1.0, 2.0], [1.0, 2.5], [1.0, 2.6], task="regression")
-    with pytest.raises(CalibrationError, match="name one that is not fitted, such as random"):
+    with pytest.raises(CalibrationError, match="use a score that is not fitted, like random"):
         calibrate(outcomes, score="learned")
 
 
