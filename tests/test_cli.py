@@ -644,10 +644,13 @@ def test_one_class_only_is_refused(run, recorded):
         ("evaluate outcomes.npz --compare student.onnx", "it is not an .npz file"),
         (
             "evaluate outcomes.npz --compare short.npz",
-            "it is about 100 examples, not about all 120",
+            "it has 100 examples, not all 120",
         ),
-        ("evaluate outcomes.npz --compare moved.npz", "its targets are not those of the same"),
-        ("evaluate outcomes.npz --compare labels.npz", "an array named predictions; it has labels"),
+        (
+            "evaluate outcomes.npz --compare moved.npz",
+            "its targets differ from the outcomes' targets",
+        ),
+        ("evaluate outcomes.npz --compare labels.npz", "no array named predictions; it has labels"),
         ("predict joint.toml --data images -o a.jsonl", "there is no joint.toml"),
         ("profile missing.onnx", "missing.onnx"),
         ("profile torn.onnx", "torn.onnx"),
