@@ -542,7 +542,7 @@ def test_four_commands_make_a_specialized_student_and_its_teacher_one(run, speci
             f"{SPECIALIZED} --known-classes mauve",
             "'mauve' is neither a class number nor a class name; known",
         ),
-        (f"{SPECIALIZED} --known-classes 1", "1 known classes must answer (n, 2)"),
+        (f"{SPECIALIZED} --known-classes 1", "1 known classes must return (n, 2)"),
         (
             SPECIALIZED.replace("specialized", "classification") + " --known-classes 1",
             "known_classes go with task 'specialized', not with 'classification'",

@@ -105,7 +105,7 @@ GOOD = {"student": np.eye(3), "teacher": np.eye(3), "targets": np.arange(3)}
         ({"teacher": np.eye(3, 4)}, "the student has 3 and the teacher 4"),
         ({"targets": np.eye(3, dtype=int)}, r"targets must have shape \(n,\), not \(3, 3\)"),
         ({"targets": [0.0, 1.0, 2.0]}, "targets must be integer labels, not float64"),
-        ({"targets": [0, None, None]}, "2 of 3 targets are None: leave examples without a label"),
+        ({"targets": [0, None, None]}, "2 of 3 targets are None: remove examples without a label"),
         ({"targets": [True, False, True]}, "targets must be integer labels, not bool"),
         ({"targets": ["a", "b", "c"]}, "targets must be integer labels where neither model says"),
         ({"targets": [0, 3, 7]}, r"must lie in 0..2, but 2 of 3 do not, the first is 3"),

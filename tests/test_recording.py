@@ -284,7 +284,7 @@ def test_labels_for_some_batches_alone_are_refused(given):
     ("targets", "message"),
     [
         ([0.0, np.nan], "1 of 2 targets are NaN: remove examples without a label, or give no"),
-        ([0, -1], "the first is -1; leave examples without a label out"),
+        ([0, -1], "the first is -1: remove examples without a label"),
     ],
 )
 def test_labels_that_are_missing_for_some_examples_are_refused(targets, message):

@@ -495,5 +495,7 @@ def test_one_known_class_has_an_energy_and_a_probability_and_nothing_to_compare(
     rows = asarray(np.array([[2.0, 1.0], [1.0, 2.0]]))
     assert to_numpy(as_score("specialized_energy")(rows)).tolist() == [2.0, -np.inf]
     assert to_numpy(as_score("known_softmax")(rows)).round(3).tolist() == [0.731, 0.269]
-    with pytest.raises(ValueError, match="needs two of them and 'other', 3 columns, not 2"):
+    with pytest.raises(
+        ValueError, match="needs at least two known classes and 'other', 3 columns, not 2"
+    ):
         as_score("specialized_margin")(rows)

@@ -45,7 +45,7 @@ def test_no_boxes_is_not_easy(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("empty", [math.inf, math.nan])
 def test_no_boxes_cannot_be_the_easiest_of_all(name, empty):
-    with pytest.raises(ValueError, match="empty must be a number under infinity"):
+    with pytest.raises(ValueError, match="empty must be a number below infinity"):
         DETECTIONS.scores[name]([NOTHING], empty=empty)
 
 

@@ -213,7 +213,7 @@ def test_a_learned_gain_is_text_like_every_score():
     score = as_score(f"learned_gain(weights={weights})")
     found = STUDENT(IMAGES)
     np.testing.assert_array_equal(as_score(str(score))(found), learned_gain(found, weights))
-    with pytest.raises(ValueError, match="a constant and one for each feature"):
+    with pytest.raises(ValueError, match="a constant and one per feature"):
         as_score("learned_gain(weights=[0.0, 1.0])")
 
 
