@@ -380,6 +380,7 @@ class TradeOffCurve:
             index = int(np.searchsorted(self.threshold, threshold, side="left"))
             if self.thinned is not None:
                 own = self.thinned[np.searchsorted(self.thinned, threshold, side="left")]
+                # a thinned curve lacks the row of this threshold
                 if own != self.threshold[index]:
                     whole = TradeOffCurve.of(self.outcomes, self.score, self.blend, [threshold])
                     return whole.at(threshold=threshold)
@@ -455,6 +456,7 @@ _CHAIN = 64
 def _rounding(scores: np.ndarray, of: Any) -> Any:
     """Return the rounding of scores `of`, from the 5 to 95 % spread of ascending `scores`."""
     low, high = scores[[len(scores) // 20, len(scores) - 1 - len(scores) // 20]]
+    # halves, so that the difference cannot overflow
     return np.maximum(ROUNDING * np.abs(of), 2 * ROUNDING * (high / 2 - low / 2))
 
 
@@ -475,6 +477,7 @@ def _cuts(score: np.ndarray, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray
     # threshold[k] defers the rows before `first[k]`: ties move together
     first = np.flatnonzero(np.diff(ascending, prepend=-np.inf) > 0)
     if len(first):
+        # if all scores lie within the raw output's rounding, their order means nothing
         first = first[:1] if noise else first[_apart(ascending[first])]
     cuts = np.append(first, n - always)
     below = np.append(-np.inf, ascending[cuts[1:] - 1])
@@ -488,6 +491,7 @@ def _apart(distinct: np.ndarray) -> np.ndarray:
     apart = np.diff(distinct, prepend=-np.inf) > least
     starts = np.flatnonzero(apart)
     ends = np.append(starts[1:], len(distinct)) - 1
+    # a long run of small steps is a dense score: as ties its rows would all move at once
     dense = distinct[ends] - distinct[starts] > _CHAIN * least[ends]
     return apart | np.repeat(dense, np.diff(np.append(starts, len(distinct))))
 

@@ -194,11 +194,13 @@ class JointModel:
         score, deferred = self.router(found.output)
         output, late = self.of_student(found.output), None
         stage = found.stages(n)
+        # a deferred row is the teacher's, and so is its mark
         marked = found.degraded
         own_marks = False if marked is None else convert_like(marked, deferred)
         degraded, spent = ~deferred & own_marks, found.spent
         away, asked_rows = False, to_numpy(deferred).nonzero()[0]
         if len(rows := asked_rows):
+            # if every row is deferred, nothing is gathered or scattered
             everything = len(rows) == n
             asked = self.for_teacher(inputs, found)
             hard = asked if everything else take_rows(asked, rows)
@@ -249,6 +251,7 @@ class JointModel:
             raise ValueError(f"overlap must be at least 1, but is {overlap}")
         if overlap == 1:
             return map(self, batches)
+        # one batch is read ahead, so that no worker waits for data
         return in_order(self, batches, workers=overlap, ahead=overlap + 1, name="ebjr-joint")
 
     def defer(self, inputs: Batch, output: Batch) -> tuple[Answer | None, np.ndarray]:
@@ -388,6 +391,7 @@ class JointModel:
         """Return the joint model's output for rows that the teacher answers, like the student's."""
         kind = self.kind
         change = None if self.rescale is None else self.rescale.teacher
+        # to the student's library and device: models may differ in both
         taught = kind.shared(convert_like(raw, output), change)
         if kind.form(taught) != kind.form(output):
             raise ModelError(
@@ -424,6 +428,7 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
         failed.spent = found.spent
         raise failed
     answered = np.ones(count, bool) if found.answered is None else to_numpy(found.answered).copy()
+    # `sound` is about the answered rows only
     answered[np.flatnonzero(answered)[~sound]] = False
     marks: dict[str, Any] = {
         name: None if (own := getattr(found, name)) is None else take_rows(own, rows)

@@ -289,6 +289,7 @@ class _Recording:
     def _check_pairs(self, of: Mapping[str, Any], check: Callable[[Any, Any], Any]) -> None:
         """Check every two models like a student and its teacher."""
         pairs = combinations(self.roles, 2)
+        # pairs with the teacher first, like a recording of two models
         for one, other in sorted(pairs, key=lambda pair: pair[1] != self.roles[-1]):
             try:
                 check(of[one], of[other])
@@ -373,6 +374,7 @@ class _Recording:
             self._add(inputs, targets)
             self._keep()
             tell(row_count(inputs))
+        # the journal's unreadable examples come first, in the order of the data
         if self.data is not None:
             self.data.unreadable[:0] = unreadable
         self._check_silent(least=0)

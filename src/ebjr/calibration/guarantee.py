@@ -411,6 +411,7 @@ def _walked(curve: TradeOffCurve, aim: _Aim, scale: _Scale) -> tuple[_Losses, in
     if aim.promise == "rate":
         steps = int(np.argmin(passed)) if not passed.all() else len(passed)
         return losses, steps - 1 if steps else None
+    # no test: the risk of all-teacher is 0 by definition, where a test could still fail
     passed[-1] |= _trivial(curve, aim)
     failures = np.flatnonzero(~passed)
     row = int(failures[-1]) + 1 if len(failures) else 0
@@ -560,7 +561,7 @@ def _constant(n: int, tolerance: float, delta: float) -> float:
         over = size > delta
         if not over.any():
             return constant
-        low, high = low[over], high[over]  # a higher constant cannot raise the others
+        low, high = low[over], high[over]  # the others pass at every higher constant
         rise = ndtri(min(float(size.max()), 1 - 1e-9)) - ndtri(delta)
         constant += min(max(float(rise), 0.002), 0.5)
     return math.inf
@@ -678,6 +679,7 @@ def _refusal(losses: _Losses, curve: TradeOffCurve, aim: _Aim, scale: _Scale) ->
     first = 0 if aim.promise == "rate" else last - 1
     rows = [first]
     if aim.promise != "rate" and not _trivial(curve, aim.at(max(aim.tolerance, 0.0))):
+        # the walk starts at all-teacher, which must pass too
         rows.append(last)
     smallest = max(_smallest(losses.at(row), aim) for row in rows)
     asked = f"{scale.figure(aim.tolerance):g}"
@@ -686,6 +688,7 @@ def _refusal(losses: _Losses, curve: TradeOffCurve, aim: _Aim, scale: _Scale) ->
         f"{1 - aim.delta:.6g} on {losses.n:,} examples; "
     )
     possible = _round_up(max(smallest, aim.tolerance))
+    # the exact test's constant depends on the tolerance, so a rounded tolerance may fail
     while possible < 1 and not all(_passes(losses.at(row), aim.at(possible))[0] for row in rows):
         possible = _round_up(possible + max(0.001 * abs(possible), 1e-6))
     if possible >= 1:

@@ -313,6 +313,7 @@ class Search:
         plan, inner = self._plan(chain), range(len(chain) - 2)
         shares = [(0.2, 0.0) for _ in inner]
         best, why = self._tried(plan, rows, shares)
+        # twice, because the best thresholds of one router depend on the others'
         for number in [*inner] * min(2, len(inner)):
             for share in product(RATES, SKIPS):
                 tried = [*shares[:number], share, *shares[number + 1 :]]
@@ -405,6 +406,7 @@ class Search:
         for number in range(len(before.scores)):
             path = before.after(path, number)
         pair = self.answers.pair(path, ((places[-1], 0.0),))
+        # fitted scores are excluded: their weights would need a fit per chain and fold
         named = [name for name in pair.kind.candidates(pair.student) if not is_fitted(name)]
         score = choose_score(pair, named)
         blend = choose_blend(pair, score)
@@ -446,6 +448,7 @@ def _costs(outcomes: Outcomes, unit: str | None) -> tuple[str, list[float]]:
 def _cut(score: np.ndarray, rate: float, skip: float) -> tuple[float, float | None]:
     """Return the threshold and skip of a router that passes on and skips these shares of rows."""
     ranked = np.sort(deferral_key(score))
+    # finite bounds: a router takes no threshold of -inf
     n, least = len(ranked), float(np.finfo(np.float32).min)
     first, end = min(round(skip * n), n - 1), round((skip + rate) * n)
     threshold = math.inf if end >= n else max(float(ranked[end]), least)

@@ -135,6 +135,7 @@ class PromisedBatch:
             drawn = question.labeled()
         elif at_least is None:
             size = self._lowest(question)
+            # the number of rows does not depend on the answers, as the proof requires
             drawn = self.rng.choice(question.open(), size, replace=False)
         else:
             drawn = self._draw(question, self._size(question, at_least), at_least)
@@ -210,6 +211,7 @@ class PromisedBatch:
         order, done = self.rng.permutation(question.open())[:most], 0
         while done < most:
             done = min(done + max(size // 8, 1), most)
+            # sorted: data are read forward, and which rows are asked does not change
             self.paid.ask(self.numbers[np.sort(order[:done])])
             if self.run.is_positive(self.taught(order[:done])).sum() >= enough:
                 break
