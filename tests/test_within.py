@@ -667,7 +667,7 @@ def test_rows_of_labels_with_too_many_or_few_cells_are_refused(joint, line):
     (joint / "odd.csv").write_text(f"name,label\n{line}\n")
     asked = ("--promise", "accuracy=0.9", "--delta", "0.1", "--labels", "odd.csv")
     done = calls(joint, "--data", "images", "-o", "odd.jsonl", *asked, ok=False)
-    assert "the row of 'red/1.png': quote a label with a comma" in done.stderr
+    assert "the row of 'red/1.png': quote a label that has a comma" in done.stderr
 
 
 def test_images_that_cannot_be_read_are_left_out_of_every_window(joint):

@@ -173,7 +173,7 @@ def record(
     threads: opt.Threads = None,
     restart: opt.Restart = False,
 ) -> None:
-    """Run the models once on labeled data and save their answers; rerun to resume."""
+    """Run the models once on some data and save their answers; rerun to resume."""
     from ebjr.journal import Journal
     from ebjr.recording import counter
     from ebjr.tables import empty_words, print_recorded, recorded_models

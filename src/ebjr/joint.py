@@ -160,7 +160,9 @@ class JointModel:
                 "late=ebjr.LateAnswers('late.sqlite'), which keeps the rows"
             )
         if late is not None and self._taught.continues:
-            raise ValueError("a teacher that continues from features answers now: remove late")
+            raise ValueError(
+                "rows for a teacher that continues from features cannot wait: remove late"
+            )
         self.late = late
 
     def __call__(self, inputs: Batch) -> JointAnswer:

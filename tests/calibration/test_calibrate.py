@@ -373,7 +373,7 @@ def test_a_promise_that_cannot_be_certified_names_the_smallest_that_can():
         ("match-teacher", {"delta": 0.0, "tolerance": 0.1}, "delta must lie between 0 and 1"),
         ("match-teacher", {"delta": 1.0, "tolerance": 0.1}, "delta must lie between 0 and 1"),
         ("match-teacher", {"delta": 0.1, "tolerance": 1.0}, "below 1"),
-        ("crossing", {"delta": 0.1}, "'crossing' promises nothing"),
+        ("crossing", {"delta": 0.1}, "'crossing' cannot be guaranteed"),
         ("budget", {"deferral_rate": 1.0, "delta": 0.1}, "remove delta"),
         ("budget", {"flops": 11.0, "delta": 0.1}, "remove delta"),
         ("accuracy", {"target": 0.0, "delta": 0.1}, "below 1"),
@@ -435,7 +435,7 @@ def test_a_learned_score_is_fitted_when_it_is_named():
 
 
 def test_a_learned_score_that_cannot_be_fitted_is_refused_in_one_sentence():
-    with pytest.raises(CalibrationError, match="learned can be fitted to these 60 examples; name"):
+    with pytest.raises(CalibrationError, match="learned can be fitted to these 60 examples: use"):
         calibrate(pair(60), score="learned")
 
 

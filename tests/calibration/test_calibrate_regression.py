@@ -82,7 +82,7 @@ def test_bad_arguments_are_one_sentence(arguments, message):
 
 def test_a_student_of_predictions_alone_cannot_be_calibrated():
     outcomes = Outcomes([1.0, 2.0], [1.0, 2.0], [1.0, 2.5], task="regression")
-    with pytest.raises(CalibrationError, match="predictions alone"):
+    with pytest.raises(CalibrationError, match="only predictions"):
         calibrate(outcomes)
 
 

@@ -78,7 +78,7 @@ def test_a_callable_is_timed_all_the_same():
 
 
 def test_a_path_must_be_loaded_before_it_is_profiled(conv_net):
-    with pytest.raises(TypeError, match=r"load it with ebjr\.load_model first"):
+    with pytest.raises(TypeError, match=r"load it with ebjr\.load_model"):
         profile(str(conv_net))
 
 

@@ -347,7 +347,7 @@ _QUANTILES = (np.arange(8)[:, None] + 0.5) / 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What determines the size of a sample.
+    """The facts that determine the size of a sample.
 
     Attributes
     ----------

@@ -147,7 +147,9 @@ class PromisedRun:
         boxes, sets = kind.targets_are == "boxes", kind.targets_are == "label sets"
         if kind.targets_are == "numbers" or (boxes and not promised.keys() <= {*LABELS}):
             can = "only precision and recall of boxes" if boxes else "nothing"
-            raise ValueError(f"{kind.name} can promise {can}, not {', '.join(promised)}")
+            raise ValueError(
+                f"{', '.join(promised)} cannot be promised: {kind.name} can promise {can}"
+            )
         self.positive = self._place_of(self.wanted.positive)
         if promised.keys() & {*LABELS} and self.positive is None and not boxes:
             raise ValueError(f"{', '.join(promised)} needs a class: give positive= (--positive)")

@@ -290,7 +290,7 @@ NONE = Detections.none(7, (64, 64))
         ({"targets": [0, 1, 2]}, TypeError, "must be a list of GroundTruth, .*, not int"),
         ({"targets": np.ones(3)}, TypeError, "must be a list of GroundTruth, .*, not ndarray"),
         ({"targets": [GroundTruth([[0, 0, 1, 1]], [4])] * 3}, ValueError, "3 of 3 images have oth"),
-        ({"labels": ("a",)}, ValueError, "4 classes need 4 labels, not 1"),
+        ({"labels": ("a",)}, ValueError, "labels must name 4 classes, not 1"),
         ({"metric": "rmse"}, ValueError, "metric of detection must be one of ap, ap50, f1"),
         ({"student": [], "teacher": [], "targets": []}, ValueError, "there are no examples"),
     ],

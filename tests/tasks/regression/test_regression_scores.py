@@ -213,7 +213,7 @@ def test_bad_parameters_are_one_sentence(text, message):
 
 def test_raw_output_that_does_not_fit_a_score_is_refused(asarray):
     for name in PREDICTIONS.scores:
-        with pytest.raises(ValueError, match="predictions alone"):
+        with pytest.raises(ValueError, match="only predictions"):
             as_score(name)(asarray(np.ones(3)))
         with pytest.raises(ValueError, match="must have shape"):
             as_score(name)(asarray(np.ones((3, 2, 2))))

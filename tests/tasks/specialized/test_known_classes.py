@@ -277,7 +277,7 @@ GOOD = {
         ({"targets": [0, 5, 1]}, "targets must lie in 0..4, but 1 of 3"),
         ({"teacher": np.eye(3)[:, :2]}, "known_classes must lie in 0..1"),
         ({"student": np.eye(3)[:, :2]}, r"must answer \(n, 3\), 'other' in the last column"),
-        ({"labels": ("a", "b", "c")}, "5 classes need 5 labels, not 3"),
+        ({"labels": ("a", "b", "c")}, "labels must name 5 classes, not 3"),
         ({"metric": "rmse"}, "metric of specialized must be one of accuracy, not 'rmse'"),
     ],
 )
