@@ -638,7 +638,6 @@ def pull(
 
 
 def _show_folder(as_json: bool, found: JointFolder, where: str) -> None:
-    """Print what was pushed or pulled, and what else it needs."""
     for words in found.needs:
         _note(words)
     text = f"{where}: {', '.join(found.files)}"
@@ -675,7 +674,6 @@ def profile(
 
 
 def _tune(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: bool) -> None:
-    """Print which settings run a model fastest here."""
     from ebjr.evaluation.profile import tune
     from ebjr.tables import print_tuning
 

@@ -327,7 +327,6 @@ class JointModel:
         return found
 
     def _look_at(self, output: Batch) -> None:
-        """Warn if the student's first answers are not logits."""
         several = len(self.kind.form(output)) == 1 and self.kind.form(output)[0] > 1
         seen = self.kind.output_kind_of(output, hard=False) if several else None
         if seen is not None and facts(self.student).probabilities is not False:

@@ -698,7 +698,6 @@ def counter(
 
 
 def _check_labels(targets: Any, kind: Task, path: Path) -> None:
-    """Raise ValueError if the data are for another task."""
     boxes, wanted = isinstance(targets, list), kind.targets_are == "boxes"
     if boxes and not wanted:
         raise ValueError(f"{path} has labeled boxes: give --task detection (task='detection')")

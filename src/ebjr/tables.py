@@ -131,7 +131,6 @@ def _print_stages(console: Console, study: Study, found: StagedPoint, details: b
 
 
 def _margin_words(study: Study) -> str:
-    """Say what the margin against optimism costs."""
     plain = study.plain_point
     if plain is None:
         return "No margin: the goal limits no quality, or a guarantee takes its place."
@@ -362,7 +361,6 @@ def print_quantized(
 
 
 def _print_rows(console: Console, title: str, rows: Mapping[str, str | None]) -> None:
-    """Print a table of two columns, without rows that are None."""
     table = plain_table(escape(title), "")
     for name, text in rows.items():
         if text is not None:
@@ -434,7 +432,6 @@ def _intervals(intervals: dict[str, Interval], measure: Metric) -> str:
 
 
 def _tests(tests: Sequence[Comparison]) -> Table:
-    """Make the table of tests of the joint model, a row each."""
     table = plain_table("joint against", *tests[0].cells, "verdict")
     for test in tests:
         verdict = {None: "could be chance", test.names[0]: "better"}.get(test.better, "worse")
@@ -498,7 +495,6 @@ def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> No
 
 
 def _widths(column: Column) -> list[int]:
-    """Return the widths of the title's longest line and of each cell."""
     title = max(map(len, str(column.header).split("\n")))
     return [title, *(Text.from_markup(str(cell)).cell_len for cell in column.cells)]
 

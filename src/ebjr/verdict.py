@@ -105,7 +105,6 @@ def _shifted(interval: Interval, by: float) -> Interval:
 
 
 def _amount(goal: Goal, point: OperatingPoint, amount: float) -> str:
-    """Return an amount in the goal's unit."""
     if goal.kind == "budget":
         if goal.unit == "deferral_rate":
             return f"{100 * amount:.3g} % deferred"
@@ -120,7 +119,6 @@ def _amount(goal: Goal, point: OperatingPoint, amount: float) -> str:
 
 
 def _shown(goal: Goal, point: OperatingPoint, intervals: Mapping[str, Interval]) -> str:
-    """Return a sentence on what the held-out examples show."""
     measure, gain = METRICS[point.metric], intervals["gain_over_teacher"]
 
     over, under = ("over", "under") if measure.percent else ("better", "worse")

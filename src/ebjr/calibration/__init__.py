@@ -179,7 +179,6 @@ def _parts(outcomes: Outcomes, aim: Goal, chosen: bool) -> tuple[Outcomes, Outco
 
 
 def _certified(curve: TradeOffCurve, aim: Goal, all_given: bool) -> OperatingPoint:
-    """Return the point whose promise is certified."""
     assert aim.delta is not None
     allowed = aim.allowed(curve)
     try:

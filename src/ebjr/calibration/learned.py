@@ -61,7 +61,6 @@ def _learner(outcomes: Outcomes) -> Learner:
 
 
 def _signal(outcomes: Outcomes, blend: float | Blend) -> np.ndarray:
-    """Return what the score learns of each row, (n,)."""
     change = outcomes.deferred_quality(blend) - outcomes.student_quality
     return _learner(outcomes).signal(outcomes.judged(), outcomes.judged(blend), change)
 

@@ -214,7 +214,6 @@ def _least_squares(table: np.ndarray, gain: np.ndarray, rows: np.ndarray) -> np.
 
 
 def _at_most(outcomes: Outcomes) -> Outcomes:
-    """Return at most `MOST_EXAMPLES` of the outcomes, drawn at random."""
     if len(outcomes) <= MOST_EXAMPLES:
         return outcomes
     return outcomes.take(np.random.default_rng(0).permutation(len(outcomes))[:MOST_EXAMPLES])

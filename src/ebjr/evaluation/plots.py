@@ -240,7 +240,6 @@ def score_histogram(
 def _density(
     name: str, values: np.ndarray, ends: tuple[float, float], color: str
 ) -> dict[str, Any]:
-    """Make bars of the density of values."""
     counts, edges = np.histogram(values, BINS, ends)
     density = counts / max(len(values), 1) / np.diff(edges)
     bars = {"type": "bar", "width": float(edges[1] - edges[0]), "opacity": 0.55}
@@ -367,7 +366,6 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
 
 
 def _trace(mode: str | None, name: str, x: Any, y: Any, hover: str, **more: Any) -> dict[str, Any]:
-    """Make a trace of points (n,) and (n,) with a hover text."""
     points = {"name": name, "x": rounded(x), "y": rounded(y)}
     kind = {"type": "scatter"} if mode is None else {"type": "scatter", "mode": mode}
     hover = hover if "<extra>" in hover else f"{hover}<extra>%{{fullData.name}}</extra>"
@@ -381,7 +379,6 @@ def _note(x: float, y: float, text: str, shift: int) -> dict[str, Any]:
 
 
 def _bars(intervals: Sequence[Interval], scale: float = 100) -> dict[str, Any]:
-    """Make error bars, by default in percent or points."""
     return {
         "type": "data",
         "symmetric": False,

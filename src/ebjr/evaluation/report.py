@@ -215,13 +215,11 @@ def write_live_curve(
 def _named(
     point: OperatingPoint, others: Sequence[OperatingPoint]
 ) -> tuple[dict[str, OperatingPoint], str]:
-    """Return the points by name, and the name of the chosen one."""
     chosen = f"{point_title(point)} (chosen)"
     return {chosen: point} | {point_title(other): other for other in others}, chosen
 
 
 def _live(points: Mapping[str, OperatingPoint], held_out: Outcomes, found: Headroom | None) -> str:
-    """Make the interactive sections: the knob and the curve."""
     options = "\n".join(f"<option>{html.escape(name)}</option>" for name in points)
     words = page_words(held_out.measure, held_out.kind)
     return Template(_asset("live.html")).substitute(
@@ -372,7 +370,6 @@ def _promise(certificate: Any, rests: str) -> str:
 
 
 def _figures(measure: Metric) -> dict[str, tuple[str, str, float]]:
-    """Return each interval's title, format and scale."""
     if measure.percent:
         own, gain, scale = "{:.2f} %", "{:+.2f}", 100.0
         over = "points over the {}"

@@ -77,7 +77,6 @@ def make_samples(
 
 
 def _plain(answers: Any, outcomes: Outcomes) -> list[Any]:
-    """Return answers, or targets, for JSON, with class names if known."""
     if isinstance(answers, list) and isinstance(answers[0], GroundTruth):
         return [{"prediction": [{"box": box} for box in each.boxes.tolist()]} for each in answers]
     labels = outcomes.labels

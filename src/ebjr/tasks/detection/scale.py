@@ -103,6 +103,5 @@ def fit_confidence_map(matches: Matches) -> ConfidenceMap:
 
 
 def _log_sides(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``log s`` and ``log(1 - s)``, kept finite."""
     values = np.clip(np.asarray(scores, np.float64), LEAST_SCORE, 1 - LEAST_SCORE)
     return np.log(values), np.log1p(-values)
