@@ -379,9 +379,7 @@ def test_a_report_shows_images_of_the_data_that_were_recorded_and_of_no_others(r
     assert {sample["there"]["label"] for sample in data["samples"]} <= set(CLASSES)
     Path("report.html").unlink()
     write_images(recorded / "more", 123)
-    assert "there are 123 images in more and the outcomes are of 120" in refused(
-        run(*words, "more")
-    )
+    assert "more has 123 images and the outcomes have 120" in refused(run(*words, "more"))
     moved = sorted((recorded / "images" / "red").iterdir())[0]
     moved.rename(recorded / "images" / "blue" / moved.name)
     assert "the labels in images differ from the outcomes' labels" in refused(run(*words, "images"))

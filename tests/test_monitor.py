@@ -421,7 +421,7 @@ def test_an_empty_batch_changes_nothing():
         (lambda: RiskMonitor(0.1, audit_probability=0.5).update([0.0]), "`audited` must be given"),
         (
             lambda: RiskMonitor(0.1, audit_probability=0.5).update([0.0], [True], [0.4]),
-            "0.5, the least",
+            r"between 0.5 \(audit_probability\) and 1",
         ),
         (lambda: DriftMonitor(np.zeros(19)), "at least 20 calibration scores, not 19"),
         (lambda: DriftMonitor(np.zeros(30), alpha=1.0), "alpha must lie"),

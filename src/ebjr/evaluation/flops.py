@@ -333,7 +333,7 @@ def _read_onnx(path: Path) -> Any:
     except Exception as error:  # protobuf's error class is not public
         raise ModelError(f"{path} is not an ONNX model: export it again") from error
     if not model.graph.node:
-        raise ModelError(f"{path} has an empty ONNX graph: export it again")
+        raise ModelError(f"{path} is not an ONNX model with operators: export it again")
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 

@@ -140,7 +140,7 @@ def test_scores_become_log_odds_so_that_their_sigmoid_is_the_score():
         ({"labels": [2]}, r"labels must lie in 0\.\.1, but 1 of 1 do not, the first is 2"),
         ({"labels": [-1]}, r"labels must lie in 0\.\.1"),
         ({"labels": [0.5]}, "whole numbers"),
-        ({"labels": [0, 1]}, "one for each box"),
+        ({"labels": [0, 1]}, "one per box"),
         ({"scores": [1.5]}, r"scores must lie in 0\.\.1"),
         ({"scores": [np.nan]}, r"scores must lie in 0\.\.1"),
         ({"scores": [[0.5]]}, r"scores must have shape \(1,\)"),
@@ -176,7 +176,7 @@ def test_scores_that_are_none_are_refused(scores, more, message):
     [
         ([[3, 0, 1, 1]], [0], None, "x1 <= x2"),
         (BOX, [-1], None, "labels must lie in"),
-        (BOX, [0, 1], None, "one for each box"),
+        (BOX, [0, 1], None, "one per box"),
         (BOX, [0], [True, False], r"crowd must have shape \(1,\)"),
     ],
 )

@@ -178,7 +178,7 @@ def test_a_teacher_of_other_classes_is_refused():
         ({"teacher": None}, TypeError, "the teacher must be a callable"),
         ({"score": "boxes"}, ValueError, "no score named 'boxes'; there are: .*box_count"),
         ({"score": "box_count(iou=3)"}, ValueError, "does not take the parameters"),
-        ({"score": "box_count(above=3)"}, ValueError, "above must lie in 0..1"),
+        ({"score": "box_count(above=3)"}, ValueError, "above must be at least 0 and below 1"),
     ],
 )
 def test_a_joint_detector_that_cannot_be_is_refused(change, error, message):

@@ -107,17 +107,17 @@ def test_a_share_takes_the_fewest_classes_that_hold_it(labels, share):
 @pytest.mark.parametrize(
     ("labels", "how", "message"),
     [
-        ([0, 1, 1], {"count": 3}, "at most 2, the classes among the labels, not 3"),
+        ([0, 1, 1], {"count": 3}, "from 1 to 2, the classes among the labels, not 3"),
         ([0, 1, 1], {"count": 0}, "count must be an integer from 1"),
         ([0, 1, 1], {"count": 0.5}, "not 0.5; for a share of the labels use share="),
-        ([0, 1, 1], {"count": 1.5}, "count must be a whole number, .* not 1.5"),
+        ([0, 1, 1], {"count": 1.5}, "count must be an integer .* not 1.5"),
         ([0, 1, 1], {}, "give either count, or share"),
         ([0, 1, 1], {"count": 1, "share": 0.5}, "give either count, or share"),
         ([0, 1, 1], {"share": 0.0}, "share must be above 0 and at most 1, not 0.0"),
         ([0, 1, 1], {"share": 1.5}, "share must be above 0 and at most 1, not 1.5"),
         ([], {"count": 1}, r"labels must be \(n,\) integers"),
         ([0, -1], {"count": 1}, "at least 0, not -1"),
-        ([0.5, 1.0], {"count": 1}, "whole numbers of at least 0, not float64"),
+        ([0.5, 1.0], {"count": 1}, "integers of at least 0, not float64"),
         ([[0, 1]], {"count": 1}, r"shape \(1, 2\)"),
     ],
 )
@@ -273,10 +273,10 @@ GOOD = {
     [
         ({"known_classes": None}, "task 'specialized' needs known_classes"),
         ({"known_classes": [4, 5]}, "known_classes must lie in 0..4, the teacher's labels, not 5"),
-        ({"known_classes": [4]}, r"1 known classes must return \(n, 2\), .* not \(3, 3\)"),
+        ({"known_classes": [4]}, r"1 known classes must return \(n, 2\) .* not \(3, 3\)"),
         ({"targets": [0, 5, 1]}, "targets must lie in 0..4, but 1 of 3"),
         ({"teacher": np.eye(3)[:, :2]}, "known_classes must lie in 0..1"),
-        ({"student": np.eye(3)[:, :2]}, r"must answer \(n, 3\), 'other' in the last column"),
+        ({"student": np.eye(3)[:, :2]}, r"must return \(n, 3\) with 'other' in the last column"),
         ({"labels": ("a", "b", "c")}, "labels must name 5 classes, not 3"),
         ({"metric": "rmse"}, "metric of specialized must be one of accuracy, not 'rmse'"),
     ],
