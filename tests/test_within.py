@@ -477,7 +477,7 @@ def test_a_window_without_the_class_keeps_its_precision_and_one_that_cannot_is_n
     )
     about = [each.certificates[0] for each in found]
     assert about[1].sampled == 0 < min(about[0].sampled, about[2].sampled)
-    assert about[1].statement.startswith("As the student alone gives none of the answers in quest")
+    assert about[1].statement.startswith("Because the student alone gives none of these answers,")
     with pytest.raises(
         CalibrationError, match=r"^rows 300 to 599: recall .* needs nearly all of 300"
     ):

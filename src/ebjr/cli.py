@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ebjr.outcomes import Outcomes
     from ebjr.within import BatchCertificate
 
-# What is heavy is imported by the command that needs it: `ebjr --help` is there at once.
+# heavy modules are imported by the commands that need them, so that `ebjr --help` is fast
 
 app = typer.Typer(
     name="ebjr",

@@ -25,7 +25,7 @@ from ebjr.router import Router
 from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.threads import in_order
 
-POLICIES = ("student", "error", "queue")  # what to do when the teacher cannot be reached
+POLICIES = ("student", "error", "queue")  # for a teacher that cannot be reached
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,7 +71,7 @@ def parse_number(text: str) -> float:
         raise typer.BadParameter(f"{text!r} is not a number: {hint}") from None
 
 
-# An option in a group of `--help`, see `declared`
+# one function per group of `--help`, see `declared`
 in_data, in_models, in_task, in_link, in_goal, in_guarantee, in_score = (
     partial(declared, group)
     for group in ("Data", "Models", "Task", "Link", "Goal", "Guarantee", "Score")

@@ -174,6 +174,6 @@ def why_recalibrate(
             )
     if drift is not None and drift.alarms["deferral_rate"] is not None:
         found["rate"] = (
-            f"the deferral rate is {drift.deferral_rate:.4g} and was {drift.calibrated_rate:.4g}"
+            f"the deferral rate is {drift.deferral_rate:.4g}, but was {drift.calibrated_rate:.4g}"
         )
     return found

@@ -159,7 +159,7 @@ class Certificate:
     @property
     def _promised(self) -> str:
         if self.promise == "harm" and not METRICS[self.metric].binary:
-            return "the loss that kept answers have beyond the teacher's, over all inputs,"
+            return "the loss of kept answers beyond the teacher's, over all inputs,"
         return PROMISES[self.promise]
 
     def as_dict(self) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class BatchCertificate:
             )
             sure += f" and of those of {self.tried} promises tried before," if self.tried else ","
         else:
-            sure = "As the student alone gives none of the answers in question,"
+            sure = "Because the student alone gives none of these answers,"
         percent = math.floor(1e6 * self.at_least + 1e-6) / 1e4  # rounded down
         return f"{sure} at least {percent:.6g} % {images}{cut}."
 
