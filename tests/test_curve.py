@@ -166,7 +166,7 @@ def test_cost_is_the_papers_formula(case):
 def test_a_cost_that_one_model_does_not_know_is_refused():
     curve = TradeOffCurve.of(TABLE, "max_logit")
     for unit in ("seconds", "joules"):
-        with pytest.raises(ValueError, match=f"do not say what both models cost in {unit}; record"):
+        with pytest.raises(ValueError, match=f"do not say what both models cost in {unit}: record"):
             curve.cost_in(unit)
 
 

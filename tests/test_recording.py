@@ -121,7 +121,7 @@ def test_data_that_do_not_fit_are_refused_in_one_sentence(changed, message):
         (lambda x: x[1:], r"was given 23 inputs and must return 23 rows, but returned shape \(22,"),
         (lambda x: x.sum(), r"must return 23 rows, but returned shape \(\)"),
         (lambda x: None, "must return 23 rows"),
-        (lambda x: x * np.nan, "returned NaN or infinite outputs; check its preprocessing"),
+        (lambda x: x * np.nan, "returned NaN or infinite outputs: check its preprocessing"),
         (lambda x: x + np.inf, "returned NaN or infinite outputs"),
         (lambda x: np.full(x.shape, "cat"), "returned"),
     ],
