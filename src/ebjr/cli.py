@@ -157,9 +157,7 @@ def demo(
 def record(
     pair: opt.PairOptions,
     data: opt.DataOptions,
-    output: Path = opt.in_output(
-        "The outcomes file to write, .npz.", "--output", "-o", default=...
-    ),
+    output: Path = opt.in_output("The .npz file to write.", "--output", "-o", default=...),
     half: bool = opt.in_output("Store outputs in half precision.", "--half", default=False),
     as_json: opt.Json = False,
     task: str = opt.in_task("What the models do: $TASKS.", default="classification"),
@@ -389,9 +387,7 @@ def recalibrate(
 
 @command
 def predict(
-    joint: Annotated[
-        Path, typer.Argument(help="A file that `ebjr calibrate` or `ebjr export` wrote.")
-    ],
+    joint: Annotated[Path, typer.Argument(help="A joint.toml, or what `ebjr export` wrote.")],
     data: opt.DataOptions,
     promised: opt.PromiseOptions,
     output: Path = opt.in_output(
@@ -536,9 +532,7 @@ def serve(
     ],
     how: opt.ServerOptions,
     body_bytes: int = opt.in_network(
-        "The largest request body in bytes, before and after decompression.",
-        default=64 * 2**20,
-        min=1,
+        "The most bytes of a request body, decompressed too.", default=64 * 2**20, min=1
     ),
     connections: int = opt.in_network("Most open connections.", default=900, min=1),
     between: str | None = opt.in_knob(
@@ -594,10 +588,7 @@ def serve(
 def push(
     joint: Annotated[Path, typer.Argument(help="A joint.toml that `ebjr calibrate` wrote.")],
     repo: Annotated[
-        str | None,
-        typer.Argument(
-            help="The repository, OWNER/NAME, on the Hugging Face Hub.", metavar="[REPO]"
-        ),
+        str | None, typer.Argument(help="OWNER/NAME on the Hugging Face Hub.", metavar="[REPO]")
     ] = None,
     private: bool = opt.in_output("Make the repository private.", "--private", default=False),
     output: Path | None = opt.in_output(
@@ -621,9 +612,7 @@ def push(
 
 @command
 def pull(
-    repo: Annotated[
-        str, typer.Argument(help="The repository, OWNER/NAME, on the Hugging Face Hub.")
-    ],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub.")],
     output: Path = opt.in_output(
         "The folder to write.", "--output", "-o", default=..., file_okay=False
     ),
@@ -698,8 +687,7 @@ def quantize(
     strict: opt.Strict = False,
     method: str = opt.in_run("How value ranges are chosen: $METHODS.", default="minmax"),
     weight_bits: int = opt.in_run(
-        "7, correct on every processor, or 8, for processors that add in 32 bits (x86 with VNNI).",
-        default=7,
+        "7, correct on every processor, or 8, if it adds in 32 bits (x86 with VNNI).", default=7
     ),
     threads: opt.Threads = None,
     as_json: opt.Json = False,

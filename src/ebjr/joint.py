@@ -112,10 +112,7 @@ class JointModel:
 
     kind: Task
     classes: int | None = None  # the teacher's, if the student's differ
-    dollars: tuple[float | None, float | None] = (
-        None,
-        None,
-    )  # per row, for models that do not report them
+    dollars: tuple[float | None, float | None] = None, None  # per row, if a model reports none
     features = ()  # no model continues from a joint model
 
     def __init__(

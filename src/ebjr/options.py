@@ -159,9 +159,8 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     options = [*_flat(parameters, groups), _IMPORTS]
     for each in options:
         kind, *about = get_args(each.annotation) or (None,)
-        if (
-            kind in (float, float | None) and about[0].min is None
-        ):  # typer checks no bounds after a parser
+        # an option with bounds gets no parser: typer would not check its bounds
+        if kind in (float, float | None) and about[0].min is None:
             about[0].parser, about[0].metavar = parse_number, "<float>"
     flags = _output_flags(options)
     run.__name__, run.__doc__ = command.__name__, command.__doc__

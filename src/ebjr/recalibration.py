@@ -739,9 +739,8 @@ def _scatter(study: Study, table: Outcomes) -> float:
         for number in range(times):
             drawn = examples.take(rng.integers(0, len(examples), n))
             rates[number] = np.searchsorted(scores, _chosen_again(drawn, study)) / len(table)
-    low, high = np.quantile(
-        rates, [0.05, 0.95]
-    )  # quantiles: a few resamples without a threshold must not count
+    # quantiles, because a few resamples without a threshold must not count
+    low, high = np.quantile(rates, [0.05, 0.95])
     return float((high - low) / (ndtri(0.95) - ndtri(0.05))) * math.sqrt(n)
 
 

@@ -259,18 +259,14 @@ class _Recording:
         self.journal: Journal | None = about.get("keep")
         self.models: dict[str, Model] = {}
         self.entries: dict[str, Entry] = {}  # models that joint.toml can name
-        self.features: Any = (
-            None  # the latest batch's features, for a teacher that continues the student
-        )
+        self.features: Any = None  # the latest batch's, for a teacher that continues the student
         self.outputs: dict[str, list[Any]] = {role: [] for role in roles}
         self.seconds = dict.fromkeys(roles, 0.0)
         self.dollars = dict.fromkeys(roles, 0.0)  # NaN if a model reports none
         self.targets: list[Any] = []
         self.classes: int | None = None
         self.places: Places | None = None
-        self.undecided = dict.fromkeys(
-            roles, False
-        )  # answers that are all 0 or 1 may be logits or probabilities
+        self.undecided = dict.fromkeys(roles, False)  # answers of only 0 and 1 may be either kind
         self.labeled = True
         self.asked = self.fresh = 0  # examples asked so far; and in the latest batch
         self.silent: list[str] = []  # one text per missing answer: example, role, reason
@@ -474,9 +470,7 @@ class _Recording:
         for role, model in self.given.items():
             wanted = self.preprocess[role]
             argument = f"{role}_preprocess" if len(self.roles) == 2 else "preprocess"
-            if isinstance(
-                model, FarTeacher
-            ):  # recording asks about all rows, despite its rate limit
+            if isinstance(model, FarTeacher):  # recording asks about all rows, without its limit
                 inside = prepare_for(model.teacher, inputs, wanted, argument)
                 self.models[role] = FarTeacher(inside, replace(model.link, rows_per_second=None))
             else:
@@ -487,9 +481,7 @@ class _Recording:
             if isinstance(one := self.models[role], Look):
                 one.seen(inputs)  # raises before any model runs
         mine, theirs = (facts(self.models[role]).labels for role in ("student", "teacher"))
-        if (
-            self.kind.targets_are == "boxes" and mine and theirs
-        ):  # both are in the data's numbers now
+        if self.kind.targets_are == "boxes" and mine and theirs:  # in the data's numbers by now
             self.kind.check_names(mine, theirs)
 
     def _costs(self, inputs: Batch) -> dict[str, Cost]:

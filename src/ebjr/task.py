@@ -97,15 +97,7 @@ class Task:
     auto: tuple[str, ...] = ()  # competitors of score="auto", simplest first; empty: `scores`
     shown: tuple[str, ...] = ()  # scores that a report compares; empty: `scores` and `random`
     learner: Learner | None = None
-    blends: tuple[float | Blend, ...] = (
-        0.0,
-        0.1,
-        0.2,
-        0.3,
-        0.5,
-        0.75,
-        1.0,
-    )  # candidates of blend="auto"
+    blends: tuple[float | Blend, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # of blend="auto"
     columns = "columns"  # a word for raw output's columns, in messages
     rows = "{} rows of raw output"
     output_kinds: tuple[str, ...] = ()  # what models may return instead of logits
@@ -115,9 +107,7 @@ class Task:
     scale: type[Any] | None = None  # the class of both models' common scale, if there is one
     takes_images = False  # decoded images, which each model prepares for itself
     travels = True  # a protocol carries the raw output, so the teacher may be remote
-    known_classes: tuple[int, ...] | None = (
-        None  # the teacher's labels that a specialized student knows
-    )
+    known_classes: tuple[int, ...] | None = None  # a specialized student's, as teacher's labels
 
     @property
     def has_labels(self) -> bool:

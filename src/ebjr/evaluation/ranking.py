@@ -163,10 +163,8 @@ def _score_row(outcomes: Outcomes, score: Score, blend: float, best: TradeOffCur
     values, curve = score_values(score, outcomes), TradeOffCurve.of(outcomes, score, blend)
     own = {"auroc": math.nan, "aurc": math.nan, "augrc": math.nan}
     if outcomes.measure.binary:
-        ranked = (
-            values[curve.order],
-            outcomes.student_quality[curve.order],
-        )  # presorted, so sorting again is fast
+        # presorted, so that sorting again is fast
+        ranked = values[curve.order], outcomes.student_quality[curve.order]
         own = {of.__name__: of(*ranked) for of in (auroc, aurc, augrc)}
     return ScoreRow(str(score), gain=_gain(curve), oracle_share=_share_of_gain(curve, best), **own)
 

@@ -137,9 +137,7 @@ class PromisedRun:
     about: Mapping[str, Any] = field(default_factory=dict)  # identifies these models
     window: int | None = None  # rows per promise; None: all
     beliefs: dict[str, Belief] = field(default_factory=dict)
-    paid: Paid | None = field(
-        default=None, init=False
-    )  # with the journal that the first window read
+    paid: Paid | None = field(default=None, init=False)  # the first window's, with its journal
 
     def __post_init__(self) -> None:
         check_at_least(1, batch_size=self.batch_size)

@@ -267,9 +267,8 @@ class Question:
         if batch.kind.targets_are == "boxes":
             shown = batch.kind.count_boxes(batch.said, batch.said, batch.run.positive)[0]
             self.boxes = max(float(shown.max()), 1.0)
-            self.counted = max(
-                float(shown.mean()) / self.boxes / 4, 0.02
-            )  # bets need larger samples
+            # a quarter, because bets need larger samples
+            self.counted = max(float(shown.mean()) / self.boxes / 4, 0.02)
         elif name in LABELS:
             positive = batch.run.is_positive(batch.said)
             if name == "precision":

@@ -73,10 +73,7 @@ class Paid:
         self.said: dict[int, Any] = {}
         self.bills: dict[int, Sequence[float]] = {}  # tokens in and out, and dollars, if known
         self.keep: Journal | None = None
-        self.attempt, self.spent = (
-            0,
-            0.0,
-        )  # number of other promises tried, and the sum of their deltas
+        self.attempt, self.spent = 0, 0.0  # other promises tried, and the sum of their deltas
         self.earlier: list[int] = []  # the rows that these asked about
         self.promise: dict[str, Any] = {}
 

@@ -30,9 +30,7 @@ class JointF1:
     def __init__(self, student: np.ndarray, deferred: np.ndarray, targets: np.ndarray) -> None:
         both = np.stack([student, deferred])
         self.hits = 2.0 * (both & targets).sum(axis=2)  # twice the true positives
-        self.sizes = 1.0 * both.sum(axis=2) + targets.sum(
-            axis=1
-        )  # predicted labels plus right labels
+        self.sizes = 1.0 * both.sum(axis=2) + targets.sum(axis=1)  # predicted plus right labels
 
     def __call__(self, deferred: np.ndarray, *, times: np.ndarray | None = None) -> float:
         """Return micro F1 if `deferred`, (n,) bool, are deferred and rows count `times`."""
