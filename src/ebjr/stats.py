@@ -110,7 +110,7 @@ def same_length(**named: Any) -> list[np.ndarray]:
     arrays = [np.asarray(value) for value in named.values()]
     if any(array.ndim != 1 for array in arrays) or len({len(array) for array in arrays}) > 1:
         shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"{', '.join(named)} must all be (n,), of the same length, not {shapes}")
+        raise ValueError(f"{', '.join(named)} must be (n,) and of the same length, not {shapes}")
     return arrays
 
 

@@ -103,7 +103,7 @@ def test_the_table_has_every_named_score_with_the_figures_of_its_curve():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: auroc([1.0], [1, 0]), "score, correct must all be"),
+        (lambda: auroc([1.0], [1, 0]), "score, correct must be"),
         (lambda: aurc([], []), "no rows"),
         (lambda: augrc([1.0, 2.0], [1, 2]), "correct must be"),
     ],
