@@ -638,7 +638,7 @@ def test_predict_within_goes_on_with_what_was_paid_for(joint):
         (["--promise", "recall=0.9", "--promise", "recall=0.8"], "recall is given twice"),
         (["--delta", "0.1"], "--delta goes with --promise"),
         (["--promise", "recall=0.9", "--delta", "0.1"], "--positive"),
-        (["--promise", "agreement=0.9", "--delta", "0.1", "--threshold", "1"], "its own thresholds"),
+        (["--promise", "agreement=0.9", "--delta", "0.1", "--threshold", "1"], "its own thres"),
         (["--promise", "recall=0.9", "--delta", "0.1", "--positive", "pink"], "blue, green, red"),
         (["--promise", "accuracy=0.9", "--delta", "0.1"], "--labels"),
     ],
