@@ -132,7 +132,7 @@ def _parts(
         float(each.mean())
         for each in (gain(oracle(table)), own, gain(-student), gain(-of_half), most)
     )
-    # extrapolation: another doubling of the examples gains what the last one did
+    # a fit's loss falls as 1 / n: what is left is as much as the last doubling gained
     steps = np.maximum.accumulate([here, fitted, 2 * fitted - before, ceiling]) / whole
     parts = np.diff([*np.minimum(steps, max(here, ceiling) / whole), 1.0])
     other_score, examples, seeing_more, models = map(float, parts)
