@@ -147,7 +147,7 @@ def test_a_budget_that_turns_out_too_small_says_what_it_takes():
 
 def test_a_promise_that_only_the_teacher_alone_keeps_is_no_surprise_on_the_bill():
     pair = Pair(n=300, rate=1.0, steep=1.0)
-    with pytest.raises(CalibrationError, match=r"takes \d+ teacher calls for 300 rows: give more"):
+    with pytest.raises(CalibrationError, match=r"needs \d+ teacher calls for 300 rows: give more"):
         pair.answer(at_least=0.98)
     assert len(pair.asked) < 200
     assert pair.answer(at_least=0.98, teacher_calls=300).teacher_calls > 270
@@ -260,7 +260,7 @@ def test_rows_without_a_score_are_always_deferred():
     for how in ({"at_least": 0.95}, {"teacher_calls": 700}):
         found = pair.answer(score=score, **how)
         assert found.deferred[np.isnan(found.score)].all()
-    with pytest.raises(CalibrationError, match="rows have no score"):
+    with pytest.raises(CalibrationError, match="rows that have no score"):
         pair.answer(score=lambda output: np.full(len(output), np.nan), teacher_calls=50)
 
 
@@ -412,7 +412,7 @@ def test_the_deltas_of_promises_that_were_tried_add_up(tmp_path):
     assert (about.tried, about.delta) == (3, 0.2)
     assert about.statement.startswith("With probability at least 0.5 over the draw of ")
     assert "rows and of those of 3 promises tried before, at least 80 % of" in about.statement
-    with pytest.raises(CalibrationError, match=r"4 other promises were tried.*add up to 0.5"):
+    with pytest.raises(CalibrationError, match=r"4 other promises were tried.*sum to 0.5"):
         answer(0.7, delta=0.6)
 
 
