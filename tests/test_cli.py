@@ -384,7 +384,7 @@ def test_a_report_shows_images_of_the_data_that_were_recorded_and_of_no_others(r
     moved.rename(recorded / "images" / "blue" / moved.name)
     assert "the labels in images differ from the outcomes' labels" in refused(run(*words, "images"))
     np.savez("rows.npz", inputs=np.zeros((120, 3, 8, 8), np.float32))
-    assert "a report shows images, bytes" in refused(run(*words, "rows.npz"))
+    assert "a report shows images (bytes" in refused(run(*words, "rows.npz"))
     assert not Path("report.html").exists()
 
 
