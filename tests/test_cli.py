@@ -124,7 +124,7 @@ def test_raw_outputs_go_straight_into_calibrate_and_evaluate(run, recorded):
     np.savez("raw.npz", **{**raw, "student": chances})
     assert "WARNING: the student's raw output is probabilities" in run("calibrate", "raw.npz")[2]
     said = refused(run("calibrate", "outcomes.npz", "--task", "regression"))
-    assert "its task is classification, not regression: leave --task (task=) out" in said
+    assert "its task is classification, not regression: remove --task (task=)" in said
 
 
 def test_a_guarantee_is_written_down_and_watched(run, recorded):
@@ -149,7 +149,7 @@ def test_a_guarantee_out_of_reach_names_one_within_it(run, recorded):
     said = refused(run("calibrate", "outcomes.npz", "--tolerance", "0.001", "--delta", "0.01"))
     assert "the smallest tolerance that can be certified is" in said
     said = refused(run("calibrate", "outcomes.npz", "--delta", "0.1"))
-    assert "match-teacher needs a tolerance, as 0.01" in said
+    assert "match-teacher needs a tolerance, like 0.01" in said
 
 
 def test_four_commands_make_two_models_one(run, recorded):
@@ -216,9 +216,9 @@ def test_a_study_fits_one_screen(run, recorded, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--tolerance", "0.5%"), "'0.5%' is no number: write 0.005"),
-        (("--delta", "10%"), "'10%' is no number: write 0.1"),
-        (("--fraction", "half"), "'half' is no number: it must be like 0.005 or 2e6"),
+        (("--tolerance", "0.5%"), "'0.5%' is not a number: write 0.005"),
+        (("--delta", "10%"), "'10%' is not a number: write 0.1"),
+        (("--fraction", "half"), "'half' is not a number: it must be like 0.005 or 2e6"),
     ],
 )
 def test_a_percentage_where_a_number_belongs_is_refused_with_the_number(run, words, said):
@@ -379,14 +379,12 @@ def test_a_report_shows_images_of_the_data_that_were_recorded_and_of_no_others(r
     assert {sample["there"]["label"] for sample in data["samples"]} <= set(CLASSES)
     Path("report.html").unlink()
     write_images(recorded / "more", 123)
-    assert "there are 123 images in more and the outcomes are of 120" in refused(
-        run(*words, "more")
-    )
+    assert "more has 123 images and the outcomes have 120" in refused(run(*words, "more"))
     moved = sorted((recorded / "images" / "red").iterdir())[0]
     moved.rename(recorded / "images" / "blue" / moved.name)
-    assert "the labels in images are not those of the outcomes" in refused(run(*words, "images"))
+    assert "the labels in images differ from the outcomes' labels" in refused(run(*words, "images"))
     np.savez("rows.npz", inputs=np.zeros((120, 3, 8, 8), np.float32))
-    assert "a report shows images, bytes" in refused(run(*words, "rows.npz"))
+    assert "a report shows images (bytes" in refused(run(*words, "rows.npz"))
     assert not Path("report.html").exists()
 
 
@@ -538,8 +536,11 @@ def test_four_commands_make_a_specialized_student_and_its_teacher_one(run, speci
         (SPECIALIZED, "task 'specialized' needs known_classes"),
         (f"{SPECIALIZED} --known-classes 1,3", "the teacher's labels, not 3"),
         (f"{SPECIALIZED} --known-classes 0,1,2", "leave none of the teacher's 3 for 'other'"),
-        (f"{SPECIALIZED} --known-classes mauve", "'mauve' is no number and no class's name; there"),
-        (f"{SPECIALIZED} --known-classes 1", "1 known classes must answer (n, 2)"),
+        (
+            f"{SPECIALIZED} --known-classes mauve",
+            "'mauve' is neither a class number nor a class name; known",
+        ),
+        (f"{SPECIALIZED} --known-classes 1", "1 known classes must return (n, 2)"),
         (
             SPECIALIZED.replace("specialized", "classification") + " --known-classes 1",
             "known_classes go with task 'specialized', not with 'classification'",
@@ -597,9 +598,9 @@ def test_a_sweep_is_printed_with_its_shares(run, candidates):
         ("calibrate some.npz --traffic 0.75", "must be written like 'popular=0.75', not '0.75'"),
         ("calibrate some.npz --traffic popular=2", "must lie between 0 and 1, not 2"),
         ("calibrate some.npz --popular 1", "--popular goes with --traffic"),
-        ("calibrate outcomes.npz --traffic popular=0.5", "say with --popular what is popular"),
+        ("calibrate outcomes.npz --traffic popular=0.5", "name the popular classes with --popular"),
         ("calibrate some.npz other.npz", "examples of some and other differ"),
-        ("calibrate some.npz some.npz", "must have different names"),
+        ("calibrate some.npz some.npz", "rename those that share one"),
         ("calibrate some.npz --report nowhere/r.html", "the folder nowhere does not exist"),
     ],
 )
@@ -629,7 +630,10 @@ def test_one_class_only_is_refused(run, recorded):
         ("calibrate outcomes.npz --goal best", "goal must be one of"),
         ("calibrate outcomes.npz --score magic", "there is no score named 'magic'"),
         ("calibrate outcomes.npz --blend much", "blend must be a weight or 'auto', not 'much'"),
-        ("calibrate outcomes.npz --fraction 1.5", "does not cut 120 examples into two parts"),
+        (
+            "calibrate outcomes.npz --fraction 1.5",
+            "fraction 1.5 leaves a part of 120 examples empty",
+        ),
         ("calibrate outcomes.npz -o nowhere/joint.toml", "nowhere does not exist"),
         ("evaluate outcomes.npz --joint outcomes.npz", "outcomes.npz"),
         ("evaluate outcomes.npz --report nowhere/r.html", "nowhere does not exist"),
@@ -638,10 +642,13 @@ def test_one_class_only_is_refused(run, recorded):
         ("evaluate outcomes.npz --compare student.onnx", "it is not an .npz file"),
         (
             "evaluate outcomes.npz --compare short.npz",
-            "it is about 100 examples, not about all 120",
+            "it has 100 examples, not all 120",
         ),
-        ("evaluate outcomes.npz --compare moved.npz", "its targets are not those of the same"),
-        ("evaluate outcomes.npz --compare labels.npz", "an array named predictions; it has labels"),
+        (
+            "evaluate outcomes.npz --compare moved.npz",
+            "its targets differ from the outcomes' targets",
+        ),
+        ("evaluate outcomes.npz --compare labels.npz", "no array named predictions; it has labels"),
         ("predict joint.toml --data images -o a.jsonl", "joint.toml does not exist"),
         ("profile missing.onnx", "missing.onnx"),
         ("profile torn.onnx", "torn.onnx"),
@@ -711,7 +718,7 @@ def test_outcomes_of_other_models_are_not_evaluated_with_a_promise(run, recorded
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (CLASSES[::-1], "class 0 is 'red' in --classes and 'blue' in the joint model: leave --cl"),
+        (CLASSES[::-1], "class 0 is 'red' in --classes and 'blue' in the joint model: remove --cl"),
         (("blue", "green", "rot"), "class 2 is 'rot' in --classes and 'red' in the joint model"),
         (CLASSES[:2], "class 2 is None in --classes and 'red' in the joint model"),
     ],

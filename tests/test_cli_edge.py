@@ -177,8 +177,8 @@ def test_a_calibrated_pair_is_taken_apart_by_one_flag(far, config, run, tmp_path
     for flag, value, says in (
         ("--link", "send", "a link must be key=value"),
         ("--link", "colour=red", "a link has an unknown key 'colour'"),
-        ("--over-link", "bytes", "--over-link is like bytes=3000"),
-        ("--over-link", "bytes=-1", "--over-link is like bytes=3000"),
+        ("--over-link", "bytes", "--over-link must be like bytes=3000"),
+        ("--over-link", "bytes=-1", "--over-link must be like bytes=3000"),
     ):
         code, _, err = run("calibrate", "far.npz", flag, value, "-o", "never.toml")
         assert code == 2, flag

@@ -144,7 +144,7 @@ def test_several_are_imported_in_their_order_and_each_once(clean):
         ("import sys\nsys.exit(0)", "line 2: SystemExit: 0"),
         (
             "from ebjr import register_score\n\n@register_score\ndef margin(x): return x",
-            "line 3: ValueError: there is a score named margin already",
+            "line 3: ValueError: a score named margin exists already: rename yours",
         ),
     ],
 )

@@ -87,9 +87,9 @@ def test_a_specialized_joint_model_survives_the_file(specialized):
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("classes = 3\n", "", "task 'specialized' needs known_classes, and classes: how many"),
+        ("classes = 3\n", "", "task 'specialized' needs known_classes, and classes, their total"),
         ("classes = 3\n", "classes = 2\n", "the teacher's labels, not 2"),
-        ("[2]", "[2, 2]", "label 2 comes more than once"),
+        ("[2]", "[2, 2]", "label 2 is there twice"),
         ('"specialized"', '"classification"', "known_classes go with task 'specialized'"),
     ],
 )

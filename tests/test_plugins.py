@@ -100,7 +100,7 @@ def test_what_cannot_be_loaded_is_a_warning_and_nothing_else(installed, more, re
 
 
 def test_a_score_that_needs_more_classes_than_there_are_does_not_compete(registered):
-    with pytest.warns(UserWarning, match="score third_logit does not compete, as it fails"):
+    with pytest.warns(UserWarning, match="score third_logit does not compete: it fails"):
         assert "third_logit" not in outcomes(2).kind.candidates(outcomes(2).student)
     assert "third_logit" in outcomes(4).kind.candidates(outcomes(4).student)
     assert ebjr.calibrate(outcomes(4), score="third_logit", blend=0.0).score == "third_logit"

@@ -429,7 +429,7 @@ def test_a_killed_process_is_gone_on_with(run, tmp_path):
     assert code == 0
     figures = json.loads(printed)
     assert 0 < figures["resumed"] < figures["examples"] == 4_000
-    assert f"{figures['resumed']:,} answers are of an interrupted run" in error
+    assert f"{figures['resumed']:,} answers come from an interrupted run" in error
     both = [rows_of(tmp_path / name) for name in ("a.jsonl", "whole.jsonl")]
     scores = [[row.pop("score") for row in rows] for rows in both]
     assert both[0] == both[1]

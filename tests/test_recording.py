@@ -121,7 +121,7 @@ def test_data_that_do_not_fit_are_refused_in_one_sentence(changed, message):
         (lambda x: x[1:], r"was given 23 inputs and must return 23 rows, but returned shape \(22,"),
         (lambda x: x.sum(), r"must return 23 rows, but returned shape \(\)"),
         (lambda x: None, "must return 23 rows"),
-        (lambda x: x * np.nan, "returned NaN or infinite outputs; check its preprocessing"),
+        (lambda x: x * np.nan, "returned NaN or infinite outputs: check its preprocessing"),
         (lambda x: x + np.inf, "returned NaN or infinite outputs"),
         (lambda x: np.full(x.shape, "cat"), "returned"),
     ],
@@ -276,15 +276,15 @@ def test_without_labels_the_teachers_answers_are_the_labels(tmp_path):
 @pytest.mark.parametrize("given", [[[0, 1], None], [None, [0, 1]]])
 def test_labels_for_some_batches_alone_are_refused(given):
     stream = ((np.eye(2), labels) for labels in given)
-    with pytest.raises(ValueError, match="batch 2 is not alike: label all or none"):
+    with pytest.raises(ValueError, match="up to batch 2 have labels: label all batches or none"):
         record_batches(lambda rows: rows, lambda rows: rows, stream)
 
 
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ([0.0, np.nan], "1 of 2 targets are NaN: leave examples without a label out, or give no"),
-        ([0, -1], "the first is -1; leave examples without a label out"),
+        ([0.0, np.nan], "1 of 2 targets are NaN: remove examples without a label, or give no"),
+        ([0, -1], "the first is -1: remove examples without a label"),
     ],
 )
 def test_labels_that_are_missing_for_some_examples_are_refused(targets, message):
@@ -294,7 +294,7 @@ def test_labels_that_are_missing_for_some_examples_are_refused(targets, message)
 
 def test_an_argument_that_record_does_not_have_is_named_before_a_model_runs():
     student = Counting()
-    with pytest.raises(TypeError, match="there is no argument 'student_flops'; there are student_"):
+    with pytest.raises(TypeError, match="unknown argument 'student_flops'; known are student_"):
         record(student, double, INPUTS, TARGETS, student_flops=3.0)
     assert student.calls == 0
 
@@ -428,7 +428,7 @@ def test_data_without_labels_say_so_and_targets_beside_data_are_refused(folder):
     np.savez("bare.npz", inputs=np.zeros((8, 3, SIZE, SIZE), np.float32))
     with pytest.warns(RecordingNote, match="bare.npz has no labels: the teacher's own answers"):
         assert not record(*pair(), open_data("bare.npz")).labeled
-    with pytest.raises(ValueError, match="the data have targets of their own"):
+    with pytest.raises(ValueError, match="the data have their own targets"):
         record(*pair(), open_data("images"), np.zeros(120, int))
 
 

@@ -109,7 +109,7 @@ def test_what_was_taken_up_is_said(tmp_path):
     with pytest.raises(RuntimeError) as caught:
         kept(tmp_path / "o", Dies(np.asarray, 2), Dies(np.asarray), *words, batch_size=8)
     assert caught.value.__notes__[0].startswith("the finished part is in ")
-    with pytest.warns(RecordingNote, match="goes on after 16 examples that an earlier run record"):
+    with pytest.warns(RecordingNote, match="resuming after 16 examples that an earlier run record"):
         kept(tmp_path / "o", Dies(np.asarray), Dies(np.asarray), *words)
 
 
@@ -276,7 +276,7 @@ def test_outcomes_that_cannot_be_saved_are_recorded_once(pair, run):
     assert "the finished part is in o.npz.part; the same command resumes" in error
     code, _, error = run(*words)
     assert code == 0, error
-    assert "goes on after 48 examples that an earlier run recorded" in error
+    assert "resuming after 48 examples that an earlier run recorded" in error
 
 
 def test_a_full_disk_is_named_and_costs_no_example(tmp_path):
@@ -290,7 +290,7 @@ def test_a_full_disk_is_named_and_costs_no_example(tmp_path):
     finally:
         limits.setrlimit(limits.RLIMIT_FSIZE, before)
     assert (tmp_path / "o.npz.part").stat().st_size == 5000  # the last record is cut short
-    with pytest.warns(RecordingNote, match=r"goes on after \d+ examples"):
+    with pytest.warns(RecordingNote, match=r"resuming after \d+ examples"):
         done = kept(tmp_path / "o.npz", np.asarray, np.asarray, *words)
     np.testing.assert_array_equal(done.student, INPUTS)
     np.testing.assert_array_equal(done.targets, INPUTS.argmax(1))

@@ -436,7 +436,7 @@ def test_a_recording_that_was_stopped_asks_for_what_is_missing(tmp_path):
             record(server)
         down.clear()
         server.asked.clear()
-        again = pytest.warns(RecordingNote, match="goes on after 20 examples")
+        again = pytest.warns(RecordingNote, match="resuming after 20 examples")
         with again, pytest.warns(RecordingNote, match="1 of 60 examples have no answer"):
             assert len(record(server)) == 59
     assert len(server.asked) == 2 * (20 + 40)  # the first batch, to compare, and what is missing

@@ -269,7 +269,7 @@ def test_a_score_that_is_rounding_alone_is_one_number():
     targets = said.argmax(axis=1)
     outcomes = Outcomes(said, said, targets)
     goal = {"goal": "budget", "deferral_rate": 0.3, "blend": 0.0}
-    with pytest.warns(OutputWarning, match="score energy tells no examples apart"):
+    with pytest.warns(OutputWarning, match="score energy is the same for all examples"):
         run_study(outcomes, score="energy", **goal)
     point = calibrate(outcomes, score="energy", **goal)
     assert point.deferral_rate == 0.0

@@ -449,11 +449,11 @@ def test_models_that_name_their_classes_otherwise_are_refused_wherever_they_meet
             meet(Turned(model))
         with pytest.raises(ValueError, match=r"by other names: class 0 is 'bird' .* 'cat'"):
             meet(other)
-    with pytest.raises(ValueError, match=r"the teacher numbers its own.*--classes \(labels=\)"):
+    with pytest.raises(ValueError, match=r"the teacher only numbers them.*--classes \(labels=\)"):
         record(model, numbered, inputs, labels)
-    with pytest.raises(ValueError, match="the teacher numbers its own"):
+    with pytest.raises(ValueError, match="the teacher only numbers them"):
         record(model, numbered, inputs, labels, labels=("dog", "cat", "bird"))
-    with pytest.warns(RecordingNote, match="the student's accuracy is .*, what guessing gives"):
+    with pytest.warns(RecordingNote, match="the student's accuracy is .*, no better than guessing"):
         same = record(model, numbered, inputs, labels, labels=("bird", "cat", "dog"))
     assert same.labels == ("bird", "cat", "dog")
 

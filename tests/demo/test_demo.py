@@ -189,5 +189,5 @@ def test_the_command_line_says_loudly_that_answers_are_recorded(tmp_path, monkey
         main()
     assert not stop.value.code
     printed = capsys.readouterr()
-    assert "these are the shipped, recorded answers" in " ".join(printed.err.split())
+    assert "using the recorded answers in the package" in " ".join(printed.err.split())
     assert json.loads(printed.out)["recorded"] is True

@@ -30,7 +30,7 @@ def test_without_images_the_shipped_answers_are_used_and_said_to_be(run, monkeyp
     monkeypatch.setenv("EBJR_DATA", str(tmp_path / "nowhere"))
     code, printed, error = run("demo", "--task", "detection", "--json")
     assert code == 0, error
-    assert "NOTE: these are the shipped, recorded answers" in error
+    assert "NOTE: using the recorded answers in the package: " in error
     assert "images and detectors may not be redistributed" in error
     figures = json.loads(printed)
     assert figures["recorded"]

@@ -37,7 +37,7 @@ def names(folder):
 @pytest.mark.parametrize(
     ("student", "teacher", "says"),
     [
-        ({}, {"columns": range(5, 9)}, r"must answer alike, but student gave rows of shape \(5,\)"),
+        ({}, {"columns": range(5, 9)}, r"must answer alike, but student returned rows of \(5,\)"),
         ({}, {"width": 12}, r"must take the same inputs, .*rows of shape \(10,\) and .*\(12,\)"),
         ({}, {"dtype": np.int64, "width": 10}, None),
     ],
@@ -262,7 +262,7 @@ def test_predicts_mistakes_with_an_exported_file_are_one_sentence(run, calibrate
     for joint, more, says in (
         ("student.onnx", (), "student.onnx is not a joint model; `ebjr export` writes one"),
         ("missing.onnx", (), "missing.onnx"),
-        ("joint.onnx", ("--ray",), "give the joint.toml that joint.onnx was exported from"),
+        ("joint.onnx", ("--ray",), "give the joint.toml from which joint.onnx was exported"),
     ):
         run("export", "joint.toml", "-o", "joint.onnx")
         code, _, said = run("predict", joint, "--data", "images", "-o", "answers.jsonl", *more)
@@ -273,7 +273,7 @@ def test_predicts_mistakes_with_an_exported_file_are_one_sentence(run, calibrate
 
 def test_the_commands_mistakes_are_one_sentence(run, calibrated):
     for words, says in (
-        (("joint.toml",), "give either --output, the file to write, or --triton, a folder"),
+        (("joint.toml",), "give either --output (an .onnx file) or --triton (a folder)"),
         (("joint.toml", "-o", "nowhere/joint.onnx"), "the folder nowhere does not exist"),
         (("missing.toml", "-o", "joint.onnx"), "missing.toml does not exist"),
         (("joint.toml", "-o", "joint.onnx", "--operating-point", "none"), "no operating point"),

@@ -167,7 +167,7 @@ def test_what_is_no_image_is_refused(rows, says):
 def test_labels_that_are_too_few_fail_in_a_sentence():
     with TestClient(build_app(Served(served().joint, labels=("cat", "dog")))) as client:
         answer = client.post(PREDICT, json={"instances": [[0.5, 0.0]]})
-    assert (answer.status_code, "2 labels are too few" in answer.json()["error"]) == (503, True)
+    assert (answer.status_code, "than the 2 labels name" in answer.json()["error"]) == (503, True)
 
 
 def test_what_is_not_there_is_a_404_that_says_so():

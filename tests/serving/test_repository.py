@@ -792,9 +792,9 @@ def test_a_folder_of_such_a_name_is_not_served_and_the_log_says_so(folder, caplo
     [
         ({"labels": ("a", "b")}, "there are 2 labels, but student answers 3 classes"),
         ({"labels": ("a", "b", "c", "d")}, "there are 4 labels, but student answers 3 classes"),
-        ({"teacher": 5}, r"student gave rows of shape \(3,\) and wide \(5,\)"),
-        ({"teacher": 5, "labels": None}, r"student gave rows of shape \(3,\) and wide \(5,\)"),
-        ({"teacher": 5, "blend": 0.5}, r"student gave rows of shape \(3,\) and wide \(5,\)"),
+        ({"teacher": 5}, r"student returned rows of \(3,\) and wide of \(5,\)"),
+        ({"teacher": 5, "labels": None}, r"student returned rows of \(3,\) and wide of \(5,\)"),
+        ({"teacher": 5, "blend": 0.5}, r"student returned rows of \(3,\) and wide of \(5,\)"),
     ],
 )
 def test_labels_or_a_teacher_of_other_classes_are_refused_when_they_are_loaded(folder, how, said):
