@@ -131,7 +131,7 @@ LABELS = np.arange(40) % CLASSES
         ({"teacher": np.full((40, 6), np.nan)}, "must be .n, classes. and finite"),
         ({"known_classes": [4, 9]}, "known class 9 has no example among the 40"),
         ({"labels": np.full(40, 4)}, "labels must include other classes"),
-        ({"known_classes": [4, 4]}, "label 4 comes more than once"),
+        ({"known_classes": [4, 4]}, "label 4 is there twice"),
         ({"popular": 1.0}, "popular must lie between 0 and 1, both excluded, not 1.0"),
         ({"distillation": 1.5}, "distillation must lie between 0 and 1, not 1.5"),
         ({"temperature": 0.0}, "temperature must be a positive number, not 0.0"),
