@@ -177,7 +177,7 @@ def group(rows: Sequence[Row]) -> str:
 
 def claims(found: Results, wanted: str) -> list[str]:
     """The claims of one `group`, a row each."""
-    lines = ["| where | the paper | here | |", "|---|---|---|---|"]
+    lines = ["| where | the paper | here | verdict |", "|---|---|---|---|"]
     for claim in CLAIMS:
         rows = tried(found, claim)
         if group(rows) == wanted:
