@@ -17,7 +17,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a server did under a load: seconds of each request, of the whole, and what failed."""
+    """Result of a load: seconds of each request, seconds of the run, and failures."""
 
     latencies: np.ndarray
     seconds: float
@@ -37,7 +37,7 @@ class Measured:
 
 
 def requests(name: str, inputs: np.ndarray, rows: int) -> list[bytes]:
-    """Whole HTTP requests, binary tensors of some rows each."""
+    """Return whole HTTP requests, binary tensors of some rows each."""
     found = []
     for start in range(0, len(inputs) - rows + 1, rows):
         body, length = write_request(

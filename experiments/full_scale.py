@@ -56,7 +56,7 @@ RISING = 0.3
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the networks of a data set are trained.
+    """The training recipe of a data set.
 
     With `falls` the learning rate is `rate`, and a tenth of it after each of these shares of the
     training; without it rises to `rate` and falls to zero, in one cycle.
@@ -212,7 +212,7 @@ def keep(
     epochs: int,
     batches: int,
 ) -> None:
-    """Write a checkpoint: so many epochs are done, and so many batches of the next."""
+    """Write a checkpoint: the number of finished epochs, and of batches in the next."""
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "recipe": asdict(recipe)}
     with write_whole(file, "wb") as stream:
@@ -246,7 +246,7 @@ def networks(data: str, pretrained: bool, weights: bool) -> dict[str, nn.Module]
 
 
 def cost(net: nn.Module, size: int) -> Cost:
-    """What an image costs, counted by the library."""
+    """Return an image's cost, counted by the library."""
     return Cost(flops=count_flops(net, (1, 3, size, size)).flops)
 
 
@@ -291,7 +291,7 @@ def run(
 
 
 def arguments() -> argparse.ArgumentParser:
-    """What the command line takes."""
+    """Return the parser of the command line."""
     words = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

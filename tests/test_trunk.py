@@ -515,16 +515,14 @@ def test_a_cost_of_a_rest_is_read_back():
 
 
 def test_the_page_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
-    from pages import blocks
+    from pages import blocks, run_python
 
     pytest.importorskip("torch", reason="PyTorch is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     monkeypatch.chdir(tmp_path)
-    (network,) = blocks("shared-trunk.md", 'python title="network.py"')
-    exec(compile(network, "network.py", "exec"), {})
-    names: dict = {}
-    for block in blocks("shared-trunk.md", "python"):
-        exec(compile(block, "docs/shared-trunk.md", "exec"), names)
+    write_network("network.onnx")
+    np.savez("data.npz", inputs=INPUTS, targets=whole(INPUTS).argmax(axis=1))
+    names = run_python("shared-trunk.md")
     assert 0 < names["answer"].deferred.sum() < 100
     lines = "\n".join(blocks("shared-trunk.md", "sh")).replace("\\\n", " ").splitlines()
     for line in lines:

