@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# as wide as tables need: a process of several that run tests is told that it has 80 columns
+# as wide as tables need: xdist tells its workers that a terminal has 80 columns
 os.environ["COLUMNS"] = "200"
 
 # these machines are shared: how long an example takes says nothing about the code; and what judges

@@ -195,7 +195,7 @@ def failed(teacher, times, x=-X):
 
 def test_what_one_client_sends_does_not_keep_the_teacher_from_the_others():
     teacher = FarTeacher(Chatty(), replace(QUICK, probe_seconds=5.0))
-    for poisons in (6, 50, MANY, 20):  # beyond so many it is asked by one call at a time
+    for poisons in (6, 50, MANY, 20):  # beyond MANY it is asked by one call at a time
         failed(teacher, poisons, -np.ones(1))
         for _ in range(10):
             assert teacher(np.ones(1)) == 1
