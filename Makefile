@@ -24,6 +24,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m docs.make.prose
 
 # The site opens from disk: build/site/index.html.
 docs: $(VENV)/.docs

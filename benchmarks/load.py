@@ -53,7 +53,7 @@ def requests(name: str, inputs: np.ndarray, rows: int) -> list[bytes]:
 
 
 def closed(port: int, asked: Sequence[bytes], clients: int, seconds: float) -> Measured:
-    """So many clients, each of which asks again as soon as it has its answer."""
+    """Measure `clients` clients, each of which asks again as soon as it has its answer."""
 
     async def client(number: int, until: float, latencies: list[float]) -> int:
         failed, line = 0, _Line(port)

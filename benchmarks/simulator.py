@@ -22,7 +22,7 @@ Job = tuple[float, Callable[[], None]]
 
 
 def likely(values: np.ndarray, n: int) -> tuple[float, ...]:
-    """So many values in place of those that were measured, each as likely as the others.
+    """Draw `n` values in place of the measured ones, each as likely as the others.
 
     Examples
     --------

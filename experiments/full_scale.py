@@ -304,7 +304,7 @@ def arguments() -> argparse.ArgumentParser:
     words.add_argument("--epochs", type=int, help="of both networks; the recipe's if left out")
     words.add_argument("--short", action="store_true", help="CIFAR: hours on two cores")
     words.add_argument("--fast", action="store_true", help="bfloat16, compiled")
-    words.add_argument("--minutes", type=float, default=math.inf, help="end after so many")
+    words.add_argument("--minutes", type=float, default=math.inf, help="end after this time")
     words.add_argument("--pretrained", action="store_true", help="begin with timm's weights")
     words.add_argument("--quick", action="store_true", help="a step on made-up images")
     return words

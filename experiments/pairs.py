@@ -45,7 +45,7 @@ def full_scale(data: str) -> Outcomes:
     Raises
     ------
     FileNotFoundError
-        It has not.
+        The pair is not trained.
     """
     file = TRAINED / "outcomes" / f"{data}.npz"
     if not file.exists():

@@ -15,18 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from ebjr import Cost, OperatingPoint, load_model
+from ebjr import Cost, Model, OperatingPoint, load_model
 from ebjr.demo import shipped
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, estimate_joules, with_joules
 from experiments.frame import COLORS, OURS, Run, start
 from experiments.intervals import Draws, interval
+from experiments.nets import PAPER
 from experiments.other_pairs import pairs as other
 from experiments.pairs import PAIRS, here
 from experiments.splits import aimed_draws, aimed_points
 from experiments.table1 import MARGIN
 
 BATCH = 64
+ROLES = ("student", "teacher")
 LOSSES = {
     "cifar10": {0.0: {"the paper": 64.03}, 0.0096: {"Tann et al.": 58.74}},
     "imagenet": {0.0: {"the paper": 32.93}, 0.009: {"the paper": 56.63, "BL-Net": 53.7}},
@@ -34,33 +36,37 @@ LOSSES = {
 """By data set and loss of accuracy: the percentage of power that is saved, by whose figure."""
 
 
+def load_of(model: Model, size: int) -> Load:
+    """A model on one image with sides of `size` pixels."""
+    counted = count_flops(model, (1, 3, size, size))
+    batch = np.zeros((1, 3, size, size), np.float32)
+    return Load(model, batch, counted.flops, counted.parameter_bytes)
+
+
 def shipped_loads() -> dict[str, Load]:
     """The shipped pair on one image."""
     found = {}
-    for role in ("student", "teacher"):
+    for role in ROLES:
         with shipped(f"{role}.onnx") as path:
-            model = load_model(path, threads=1)
-            counted = count_flops(model, (1, 3, 32, 32))
-        batch = np.zeros((1, 3, 32, 32), np.float32)
-        found[role] = Load(model, batch, counted.flops, counted.parameter_bytes)
+            found[role] = load_of(load_model(path, threads=1), 32)
     return found
+
+
+def paper_loads(data: str) -> dict[str, Load]:
+    """The paper's own networks on one image; what they have learned changes no cost."""
+    nets = {role: getattr(PAPER[data], role) for role in ROLES}
+    return {role: load_of(load_model(net.make().eval()), net.size) for role, net in nets.items()}
 
 
 def other_loads(pair: str) -> dict[str, Load]:
     """A pair that others trained, on one image."""
-    found = {}
-    for role, name in zip(("student", "teacher"), other.PAIRS[pair], strict=True):
-        source = other.MODELS[name]
-        model = source.model().model
-        shape = (1, 3, source.size, source.size)
-        counted = count_flops(model, shape)
-        batch = np.zeros(shape, np.float32)
-        found[role] = Load(model, batch, counted.flops, counted.parameter_bytes)
-    return found
+    sources = {role: other.MODELS[n] for role, n in zip(ROLES, other.PAIRS[pair], strict=True)}
+    return {role: load_of(source.model().model, source.size) for role, source in sources.items()}
 
 
 LOADS: dict[str, Callable[[], dict[str, Load]]] = {
     "cifar10": shipped_loads,
+    "paper_cifar10": lambda: paper_loads("cifar10"),
     "imagenet_160_260": lambda: other_loads("imagenet_lite0_160_lite2_260"),
     "imagenet_224_260": lambda: other_loads("imagenet_lite0_224_lite2_260"),
 }

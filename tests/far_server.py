@@ -210,7 +210,7 @@ def main() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_address[1], flush=True)
     with suppress(KeyboardInterrupt):
-        sys.stdin.read()  # until whoever started it has gone
+        sys.stdin.read()  # until the process that started it is gone
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def colors(images):
 
 
 class Dies:
-    """A model that works for so many batches and fails then."""
+    """A model that fails after a number of batches."""
 
     def __init__(self, batches):
         self.left = batches

@@ -25,7 +25,7 @@ INPUTS = RNG.normal(size=(40, 3))
 
 
 class Dies:
-    """A model that answers so many batches, and counts what it is asked about."""
+    """A model that fails after a number of batches, and counts the rows that it is asked about."""
 
     def __init__(self, answer, batches=10**9, error=RuntimeError):
         self.answer, self.left, self.error, self.rows = answer, batches, error, 0

@@ -241,7 +241,7 @@ def wait_for(server: Server, url: str, image: np.ndarray, seconds: float = 60) -
     Raises
     ------
     TimeoutError
-        There is none.
+        No server answers in time.
     """
     until, came = time.monotonic() + seconds, ""
     while time.monotonic() < until:

@@ -101,7 +101,7 @@ own.cpuparams.n_threads = own.cpuparams_batch.n_threads = 1  # two that share a 
 own.n_parallel, own.n_ctx, own.ui = 1, 2048, False
 own.swa_full = True  # else a model with a sliding window reads a common prefix again each time
 server = xllamacpp.Server(own)
-sys.stdin.read()  # until whoever started it closes the pipe
+sys.stdin.read()  # until its parent closes the pipe
 """
 
 

@@ -105,7 +105,7 @@ class Model(NamedTuple):
 def models_of(task: str, costs: dict[str, dict[str, float]]) -> tuple[dict[str, Model], np.ndarray]:
     """Every model of a task by name, on the rows that are judged, and these rows' labels.
 
-    A language model stands there twice: as it is asked, and without the prior that it has for each
+    A language model stands there twice: as it is asked, and without its prior for each
     label: the mean of its log-probability over other rows, whose labels nobody needs to know.
     """
     with np.load(ANSWERS / f"{task}.npz") as file:

@@ -36,7 +36,7 @@ def area(held_out: Outcomes, score: Any, blend: float = 0.0) -> float:
 def scores_and_blends(outcomes: Outcomes, scores: list[Score]) -> dict[str, Any]:
     """Return `auto`'s area beside every single score's, and the blend's gain.
 
-    `scores` are those that it has chosen on each split.
+    `scores` are its choices on each split.
     """
     areas: dict[str, list[float]] = {}
 

@@ -80,7 +80,7 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--splits", nargs="*", default=list(IMAGES), choices=list(IMAGES))
     words.add_argument("--networks", nargs="*", default=["trunk", *TEACHERS])
-    words.add_argument("--most", type=int, help="so many images of each split, for a quick look")
+    words.add_argument("--most", type=int, help="images of each split, for a quick look")
     options = words.parse_args()
     CACHE.mkdir(exist_ok=True)
     for split in options.splits:

@@ -135,7 +135,7 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("names", nargs="*", default=list(STUDENTS), help="of the students")
     words.add_argument("--epochs", type=int, default=10)
-    words.add_argument("--most", type=int, help="so many training images, for a quick look")
+    words.add_argument("--most", type=int, help="training images, for a quick look")
     options = words.parse_args()
     images, labels = cifar10.load("train")
     rows, held_out = split_indices(len(images))

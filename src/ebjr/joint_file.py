@@ -777,7 +777,7 @@ def _with_lists(table: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _joined(table: dict[str, Any], lists: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge lists into a table; a ValueError refuses a key that it has already."""
+    """Merge lists into a table; a ValueError refuses a key that is there already."""
     for key, value in lists.items():
         if isinstance(value, Mapping) and isinstance(table.setdefault(key, {}), dict):
             _joined(table[key], value)

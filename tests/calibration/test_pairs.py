@@ -19,7 +19,7 @@ OTHERS = (
     "imagenet_lite0_224_lite2_260",
 )
 IMAGES = {"cifar100": 1500, "imagenet": 250}
-"""So many that the models, which answer them the first time, take a minute for all pairs."""
+"""Few enough for the models to answer them all in a minute the first time."""
 
 SPLITS = 2
 

@@ -1,4 +1,4 @@
-"""More than two stages: which chain is taken, and what it does on examples that it has not seen."""
+"""More than two stages: which chain is taken, and what it does on unseen examples."""
 
 from __future__ import annotations
 

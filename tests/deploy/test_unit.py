@@ -25,7 +25,7 @@ PROGRAM = "/opt/ebjr/bin/ebjr"
 
 
 def told(key: str) -> str:
-    """What the unit's service says of a key that it has once."""
+    """The value of a key that the unit's service has once."""
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str
     unit.read(UNIT)

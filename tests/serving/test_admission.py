@@ -1,4 +1,4 @@
-"""What requests hold is bounded, whoever asks, and one client leaves room for the others."""
+"""What requests hold is bounded for all clients, and one client leaves room for the others."""
 
 from __future__ import annotations
 

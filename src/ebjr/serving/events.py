@@ -94,7 +94,7 @@ Event = Batched | Asked | Scored | Answered | Expired | Degraded | Audited | Fai
 
 
 class Observer:
-    """Receives the events that it has a handler for."""
+    """Receives events; a subclass overrides the handlers of those it wants."""
 
     handlers: Mapping[type, Callable[[Any], None]] = {}
     """A handler for each class of event."""
