@@ -14,9 +14,10 @@ the final answers alike.
 both get the same budget of calls, and what comes out is compared: the recall of a set whose
 precision is promised, the precision of one whose recall is. A budget is a most; what is really
 asked is reported. `bargain` returns a set, which keeps rows that it paid to learn do not belong
-there: `corrected` removes them, which can only help it. Where all rows must be answered, a row of the set is a yes and any other a no: neither needs another call for that.
-`asked_for_same` is what we ask where our mean utility reaches the rival's, between the budgets that
-were run by linear interpolation, and `ratio` is that over the rows that the rival asked.
+there: `corrected` removes them, which can only help it. Where all rows must be answered, a row of
+the set is a yes and any other a no: neither needs another call for that. `asked_for_same` is what
+we ask where our mean utility reaches the rival's, between the budgets that were run by linear
+interpolation, and `ratio` is that over the rows that the rival asked.
 
 **Both** (`BARGAIN_PR`: precision and recall at once) takes no budget: rows asked are compared
 again.
