@@ -360,7 +360,7 @@ def test_predict_takes_a_threshold_or_a_named_operating_point(run, recorded):
     _, named, _ = run(*words, "--operating-point", "match-teacher")
     assert json.loads(named)["deferral_rate"] < 1.0
     sentence = refused(run(*words, "--operating-point", "best"))
-    assert "operating point 'best' is unknown; the file has match-teacher" in sentence
+    assert "there is no operating point 'best'; the file has match-teacher" in sentence
 
 
 def test_the_report_is_one_file(run, recorded):

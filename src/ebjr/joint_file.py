@@ -699,7 +699,7 @@ def chosen_threshold(
         return joint.threshold if isinstance(joint, JointConfig) else joint.router.threshold
     if name not in joint.operating_points:
         known = ", ".join(joint.operating_points) or "none"
-        raise ValueError(f"operating point {name!r} is unknown; the file has {known}")
+        raise ValueError(f"there is no operating point {name!r}; the file has {known}")
     return float(joint.operating_points[name]["threshold"])
 
 

@@ -97,7 +97,7 @@ def test_a_cell_without_a_value_is_named_whatever_it_is_read_as(name, tmp_path):
         ValueError, match=rf"row 1 \(from 0\) has no value for {column}: fill it in"
     ):
         open_data(path, input_columns="text,n")
-    with pytest.raises(ValueError, match=r"row 1 \(from 0\) has no n"):
+    with pytest.raises(ValueError, match=r"row 1 \(from 0\) has no value for n"):
         open_data(path, input_columns="n", models=[reads()])
 
 

@@ -276,7 +276,10 @@ def test_the_commands_mistakes_are_one_sentence(run, calibrated):
         (("joint.toml",), "give either --output (an .onnx file) or --triton (a folder)"),
         (("joint.toml", "-o", "nowhere/joint.onnx"), "the folder nowhere does not exist"),
         (("missing.toml", "-o", "joint.onnx"), "missing.toml does not exist"),
-        (("joint.toml", "-o", "joint.onnx", "--operating-point", "none"), "no operating point"),
+        (
+            ("joint.toml", "-o", "joint.onnx", "--operating-point", "none"),
+            "no operating point 'none'",
+        ),
     ):
         code, _, said = run("export", *words)
         assert code == 2
