@@ -123,7 +123,7 @@ def verdict(pairs: Sequence[Pair]) -> str:
         f"{_count(best, len(pairs))}, and the worst on {_count(worst, len(pairs))}."
     )
     if never:
-        text += f" With no score at all does it pay on {'; '.join(never)}."
+        text += f" No score pays on {'; '.join(never)}."
     return text
 
 
