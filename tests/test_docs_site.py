@@ -19,6 +19,8 @@ from docs.make.check import asks
 from docs.make.reference import not_shown, shown
 from docs.make.sources import FENCED, LINK, ROOT, in_repository, linked, links, moved, navigation
 from ebjr.cli import app
+from ebjr.scores import OWN_SCORES
+from ebjr.tasks import load_all
 
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [
@@ -92,6 +94,12 @@ def public() -> list[str]:
                 module = path.removesuffix(".__init__")
                 found += [f"{module}.{name}" for name in import_module(module).__all__]
     return found
+
+
+def test_every_score_is_in_the_reference():
+    listed = {name.rpartition(".")[2] for name in shown()}
+    for task in load_all():
+        assert {name for name in task.raw.scores if name not in OWN_SCORES} <= listed, task.name
 
 
 def test_every_public_name_is_in_the_reference():

@@ -603,7 +603,11 @@ class _Recording:
 
     def _match_names(self) -> None:
         """Find the data's labels among the models' classes."""
-        assert self.classes is not None
+        if self.classes is None:
+            raise TypeError(
+                f"the task {self.kind.name!r} has labels, so its common_classes must return the "
+                "number of classes"
+            )
         said = {role: facts(model).labels for role, model in self.given.items()}
         named = [role for role in reversed(self.roles) if are_names(said[role])]
         numbered = [role for role in self.roles if said[role] and role not in named]

@@ -437,7 +437,8 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
     Raises
     ------
     TypeError
-        `model` came from neither a file nor an address, or is a detector with an unnamed layout.
+        `model` came from neither a file nor an address, is a detector with an unnamed layout, or
+        has an option that a file cannot store.
     """
     if isinstance(model, FarTeacher):
         link = link or model.link
@@ -459,7 +460,12 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
             "define it in a file, like models.py, and load it with "
             "ebjr.load_model('models.py:name')"
         )
-    options = picked(known.options, OPTIONS)
+    if lost := [name for name in known.options if name not in OPTIONS]:
+        raise TypeError(
+            f"joint.toml cannot store {known.name}'s option {lost[0]!r}, and without it the model "
+            f"may answer differently; the options that it stores are {', '.join(OPTIONS)}"
+        )
+    options = known.options
     if import_path(known.path):
         once: Any = unprepared(model)[0]
         again: Any = load_model(known.path, **options)

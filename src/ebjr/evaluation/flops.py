@@ -85,7 +85,7 @@ def count_flops(
             f"not for {model!r}: load it first, or give its FLOPs (--student-flops)"
         )
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no model file at {path}: check the path")
+        raise FileNotFoundError(f"model file {path} does not exist: check the path")
     return _count_onnx(Path(path), input_shape)
 
 
