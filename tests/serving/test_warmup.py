@@ -116,7 +116,7 @@ def test_every_stage_is_asked():
     [
         ((3, 3), 3, None),
         ((3, 3), 2, "there are 2 labels, but detector answers 3 classes"),
-        ((3, 4), 3, r"rows of shape \(3,\) and detector \(4,\)"),
+        ((3, 4), 3, r"rows of \(3,\) and detector of \(4,\)"),
     ],
 )
 def test_detectors_of_other_classes_than_the_labels_are_refused(boxes, labels, said):

@@ -144,7 +144,7 @@ def test_bad_arguments_are_one_sentence(changed, message):
 
 
 def test_a_network_of_other_classes_is_named_with_its_shape():
-    with pytest.raises(ModelError, match=r"must return \(n, 3\), .* not \(40, 4\)"):
+    with pytest.raises(ModelError, match=r"must return \(n, 3\) .* not \(40, 4\)"):
         train_specialized(small_head(CLASSES, 3), INPUTS, LABELS, KNOWN)
 
 
