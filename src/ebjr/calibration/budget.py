@@ -120,7 +120,7 @@ class Sample:
 
     def critical(self, at_least: float, delta: float) -> int:
         """Return the largest number of bad rows in the sample that passes; -1 if none does."""
-        return critical_bad(
+        return _critical_cached(
             self.promise,
             at_least,
             delta,
@@ -425,7 +425,8 @@ class Plan:
         critical = self._critical(n, at_least)
         if (critical < 0).all():
             return math.inf
-        arrivals = gammaincinv(np.maximum(critical, 0) + 1, _QUANTILES) / max(n * self.counted, 1)
+        each, case = np.unique(np.maximum(critical, 0), return_inverse=True)  # few differ
+        arrivals = gammaincinv(each + 1, _QUANTILES)[:, case] / max(n * self.counted, 1)
         place = np.where(critical < 0, 1.0, self.belief.place(arrivals))
         more = place * self.deferrable * (1 - n / self.population)
         return n + float((self.belief.weight * more).sum(axis=1).mean())
