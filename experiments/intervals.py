@@ -145,7 +145,7 @@ def draws(
     over: float = 0.0,
     capped: bool = False,
     margin: float = 0.0,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
 ) -> Draws:
     """Resample both halves of each split, choose on the first and judge on the second.
 
@@ -156,11 +156,11 @@ def draws(
     over, capped, margin
         As `Half.chosen` has them: what is asked for over the teacher's quality, as a share.
     resamples
-        Of all `splits` together.
+        Of all `splits` together; `RESAMPLES` by default.
     """
     rng, found = np.random.default_rng(0), []
     for first, second in halves:
-        each = -(-resamples // splits)
+        each = -(-(resamples or RESAMPLES) // splits)
         threshold = first.chosen(times_drawn(len(first.kept), each, rng), over, capped, margin)
         times = times_drawn(len(second.kept), each, rng)
         here = np.isfinite(threshold) | (threshold == np.inf)
