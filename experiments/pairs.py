@@ -7,13 +7,19 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import nn
+
 from ebjr import Outcomes
 from ebjr.demo import shipped
 from experiments.frame import Run
+from experiments.nets import PAPER
 from experiments.other_pairs import pairs as other
 
 TRAINED = Path(__file__).parent / "trained"
-"""Where `experiments.full_scale` leaves checkpoints and outcomes; not committed."""
+"""Where `experiments.full_scale` leaves checkpoints and outcomes; CIFAR-10's are committed."""
+
+ROLES = ("student", "teacher")
 
 
 class Pair(NamedTuple):
@@ -45,12 +51,24 @@ def full_scale(data: str) -> Outcomes:
     Raises
     ------
     FileNotFoundError
-        It has not.
+        The pair is not trained.
     """
     file = TRAINED / "outcomes" / f"{data}.npz"
     if not file.exists():
         raise FileNotFoundError(f"there is no {file}: train it, python -m experiments.full_scale")
     return Outcomes.load(file)
+
+
+def checkpoint(data: str, role: str, folder: Path = TRAINED) -> Path:
+    """Where `experiments.full_scale` keeps a network of a data set."""
+    return folder / "checkpoints" / f"{data}_{role}.pt"
+
+
+def trained(data: str, role: str) -> nn.Module:
+    """A network of the paper's own, as `experiments.full_scale` left it."""
+    net: nn.Module = getattr(PAPER[data], role).make()
+    net.load_state_dict(torch.load(checkpoint(data, role), weights_only=True)["net"])
+    return net.eval()
 
 
 PAIRS: dict[str, Pair] = {
