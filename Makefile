@@ -1,17 +1,17 @@
-# Each target makes the environment it needs in .venv, and is quick when that is there.
-# constraints.txt pins torch, whose CPU build of that version is small, and what builds the site.
+# Each target creates the environment it needs in .venv once.
+# constraints.txt pins torch, to a version with a small CPU build, and the site's builder.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check docs format bench proto clean
+.PHONY: demo test check docs format dist bench proto clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ebjr demo
 
-# One more worker than cores: many a test waits. Browsers and Ray's clusters come last: they need the cores.
+# One worker more than cores, since many tests wait. Browser and Ray tests run last: they need the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 CORES  := $$(nproc 2>/dev/null || echo 2)
 
@@ -36,6 +36,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+# The release check; EXTRAS="onnx serve" limits it to these.
+dist: $(VENV)/.dist
+	$(VENV)/dist/bin/python tools/dist.py $(EXTRAS)
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.joint_loop
 	$(BIN)/python -m benchmarks.export
@@ -43,7 +47,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.startup
 
-# gRPC's messages; the compiler stays apart, as it asks for a protobuf of its own.
+# gRPC's messages. The compiler has its own environment, because it needs another protobuf.
 proto:
 	$(PYTHON) -m venv $(VENV)/proto
 	$(VENV)/proto/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools
@@ -68,24 +72,29 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[docs]'
 	@touch $@
 
-# The report is tested in a real browser, alerts and dashboard in a real Prometheus: Debian's, where we
-# may install them. Of Prometheus two programs are taken, as its package would start a server.
+$(VENV)/.dist: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/dist
+	$(VENV)/dist/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip build hatchling twine
+	@touch $@
+
+# Tests use Debian's Chromium and Prometheus where they can be installed. Two Prometheus programs are
+# copied out of the package, which would start a server.
 $(VENV)/.system: Makefile | $(BIN)/python
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq; fi
 	@command -v chromium >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
-	  else echo "no chromium here: the browser tests will be skipped"; fi; }
+	  else echo "no chromium here: browser tests are skipped"; fi; }
 	@command -v promtool >/dev/null || [ -x $(BIN)/promtool ] || { \
 	  rm -rf $(VENV)/deb && mkdir $(VENV)/deb && cd $(VENV)/deb && apt-get download -qq prometheus 2>/dev/null && \
 	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin && \
 	  mv usr/bin/prometheus usr/bin/promtool ../bin && cd .. && rm -rf deb; } || \
-	  echo "no promtool here: the tests of the alerts will be skipped"
+	  echo "no promtool here: tests of the alerts are skipped"
 	@touch $@
 
-# KServe's client asks for other versions than ours, so it is tested from an environment of its own.
+# KServe's client needs other versions than ours, so it has its own environment.
 $(VENV)/.kserve: | $(BIN)/python
 	@$(PYTHON) -m venv $(VENV)/kserve && \
 	  $(VENV)/kserve/bin/python -m pip install --quiet --disable-pip-version-check 'kserve>=0.15' || { \
-	  rm -rf $(VENV)/kserve; echo "no kserve here: the tests of its client will be skipped"; }
+	  rm -rf $(VENV)/kserve; echo "no kserve here: tests of its client are skipped"; }
 	@touch $@

@@ -152,7 +152,7 @@ def tell(words: str) -> None:
 
 
 def _timed(path: Path, inputs: np.ndarray, rows: int, seed: int) -> dict[str, Any]:
-    """What batches and requests of some rows take, where next to none waits for another.
+    """Seconds of batches and requests of some rows, with almost no queueing.
 
     Seconds of each batch; core seconds of a request in the server's event loop and in the clients;
     and the seconds of each request in which no model had its rows, of those that wait for no other.

@@ -28,7 +28,7 @@ MANY = 5_000
 
 
 def measure(joint: JointDetector, batches: list[list[np.ndarray]]) -> dict[str, float]:
-    """One pass over the images: seconds of the joint detector and of its parts."""
+    """Time one pass over the images: the joint detector and its parts."""
     spent = {"joint": 0.0, "student": 0.0, "teacher": 0.0, "deferred": 0.0}
     for number, batch in enumerate(batches):
         _, deferred = joint.router(joint.student(batch))

@@ -1,4 +1,4 @@
-"""What a gateway adds to language models that answer at once: milliseconds, and requests a second.
+"""Latency and throughput that a gateway adds to language models that answer at once.
 
 A stub speaks OpenAI's chat completions, with the log-probabilities of 20 tokens, and answers
 without a model. Before it stand in turn: nothing; `ebjr serve` with a student and a teacher that
@@ -166,7 +166,7 @@ def messages(port: int) -> list[bytes]:
 
 
 async def ask(port: int, clients: int, requests: int) -> dict[str, Any]:
-    """Ask from so many connections; the time of each request, and who answered, if that is told."""
+    """Ask from `clients` connections: the time of each request, and which model answered."""
     texts, loop = messages(port), asyncio.get_running_loop()
     seconds: list[float] = []
     who: list[str] = []
@@ -198,14 +198,14 @@ async def ask(port: int, clients: int, requests: int) -> dict[str, Any]:
 
 
 def asked(port: int, clients: int, requests: int) -> dict[str, Any]:
-    """`ask`, in a process of its own."""
+    """Run `ask` in a separate process."""
     words = ["--ask", str(port), str(clients), str(requests)]
     done = subprocess.run(own_command(*words), check=True, cwd=ROOT, capture_output=True, text=True)
     return json.loads(done.stdout)
 
 
 def own_command(*words: str) -> list[str]:
-    """What runs this script with other words."""
+    """Return the command that runs this script with other arguments."""
     return [sys.executable, "-m", "benchmarks.gateway", *words]
 
 
@@ -235,7 +235,7 @@ def process(
 
 
 def litellm_config(folder: Path, address: str) -> Path:
-    """What LiteLLM's proxy is told: one model, no logs, no retries."""
+    """Configuration of LiteLLM's proxy: one model, no logs, no retries."""
     own = {"model": "openai/stub", "api_base": address, "api_key": "none"}
     config = {
         "model_list": [{"model_name": "joint", "litellm_params": own}],
@@ -315,7 +315,7 @@ def measure(told: argparse.Namespace) -> None:
 
 
 def command_of(name: str) -> str:
-    """Where a command is."""
+    """Return the path of a command."""
     if (found := shutil.which(name)) is None:
         raise SystemExit(f"there is no command {name!r}: put its environment at the end of PATH")
     return found

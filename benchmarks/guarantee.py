@@ -90,7 +90,7 @@ def tolerances(population: Population) -> dict[str, float]:
 
 
 def study(population: Population, n: int, redraws: int, seed: int) -> dict[str, Any]:
-    """How often each pick breaks its promise, and how much it defers."""
+    """Count how often each pick breaks its promise, and how much it defers."""
     rng = np.random.default_rng(seed)
     asked = tolerances(population)
     picks: dict[tuple[str, str], list[tuple[bool, float, float]]] = {}
@@ -124,7 +124,7 @@ def study(population: Population, n: int, redraws: int, seed: int) -> dict[str, 
 
 
 def summary(picks: list[tuple[bool, float, float]], redraws: int) -> dict[str, float]:
-    """What one way of picking did: shares of all redraws, means of those not refused."""
+    """Result of one way of picking: shares of all redraws, means of those not refused."""
     if not picks:
         return {"broken": 0.0, "refused": 1.0}
     broken, rate, extra = np.array(picks, dtype=float).T
@@ -238,7 +238,7 @@ def picture(figures: dict[str, Any]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("outcomes", nargs="?", type=Path, default=DEMO)
     parser.add_argument("--synthetic", action="store_true", help="made-up outcomes, no file")

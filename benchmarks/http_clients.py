@@ -1,4 +1,4 @@
-"""What a request costs its client: aiohttp, as far models are asked, beside httpx2.
+"""Client cost of a request: aiohttp, which asks remote models, beside httpx2.
 
 Both ask a stub that answers at once, from 32 connections in one event loop, in turn. A request is a
 chat completion with the log-probabilities of 20 tokens, whose JSON is not read here.

@@ -52,7 +52,7 @@ SCORES: dict[str, Callable[[list[float]], float]] = {"softmax": softmax, "energy
 def ideal(
     paths: Sequence[Path], score: Callable[[list[float]], float], threshold: float
 ) -> Callable[[np.ndarray], tuple[int, float, bool]]:
-    """What nobody can do with less: an image in; label, score, and whether it was deferred."""
+    """The least work that answers an image: label, score, and whether it was deferred."""
     student, teacher = (open_session(path, THREADS, None) for path in paths)
     (given,), (told,) = ([node.name for node in s.get_inputs()] for s in (student, teacher))
 
@@ -118,7 +118,7 @@ def figures_of_one(
 
 
 def measure_one(paths: Sequence[Path], score: str, images: np.ndarray) -> dict[str, Any]:
-    """One image at a time, a tenth deferred."""
+    """Time one image at a time, a tenth deferred."""
     models = [load_model(path, threads=THREADS) for path in paths]
     scores = Router(score, 0.0).score(models[0](images))
     joint = JointClassifier(*models, Router(score, float(np.quantile(scores, DEFERRED))))

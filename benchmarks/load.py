@@ -17,7 +17,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a server did under a load: seconds of each request, of the whole, and what failed."""
+    """Result of a load: seconds of each request, seconds of the run, and failures."""
 
     latencies: np.ndarray
     seconds: float
@@ -37,7 +37,7 @@ class Measured:
 
 
 def requests(name: str, inputs: np.ndarray, rows: int) -> list[bytes]:
-    """Whole HTTP requests, binary tensors of some rows each."""
+    """Return whole HTTP requests, binary tensors of some rows each."""
     found = []
     for start in range(0, len(inputs) - rows + 1, rows):
         body, length = write_request(
@@ -53,7 +53,7 @@ def requests(name: str, inputs: np.ndarray, rows: int) -> list[bytes]:
 
 
 def closed(port: int, asked: Sequence[bytes], clients: int, seconds: float) -> Measured:
-    """So many clients, each of which asks again as soon as it has its answer."""
+    """Measure `clients` clients, each of which asks again as soon as it has its answer."""
 
     async def client(number: int, until: float, latencies: list[float]) -> int:
         failed, line = 0, _Line(port)

@@ -1,4 +1,4 @@
-"""How models are timed, where servers may listen, and where result files are."""
+"""Timing of models, free ports, and the folder of result files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Measured = TypeVar("Measured")
 
 
 def seconds_of(model: Callable[[np.ndarray], Any], batch: np.ndarray) -> float:
-    """How long a model takes to answer a batch."""
+    """Return the seconds that a model takes to answer a batch."""
     began = time.perf_counter()
     model(batch)
     return time.perf_counter() - began
@@ -31,13 +31,13 @@ def seconds_of(model: Callable[[np.ndarray], Any], batch: np.ndarray) -> float:
 def passes(
     measure: Callable[[np.ndarray], Measured], rows: np.ndarray, warm_up: int
 ) -> list[Measured]:
-    """What each pass over some rows measures, after one over the first of them to warm up."""
+    """Return each pass's measurement over some rows, after a warm-up on the first of them."""
     measure(rows[:warm_up])
     return [measure(rows) for _ in range(PASSES)]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at just now."""
+    """Return a free port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 

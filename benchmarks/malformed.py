@@ -94,7 +94,7 @@ class Case:
 
     @property
     def by_hand(self) -> bool:
-        """Whether an HTTP client would refuse to send it."""
+        """Tell whether an HTTP client would refuse to send it."""
         return bool(self.lines or self.chunked or self.half_closed)
 
 
@@ -381,7 +381,7 @@ NAMES = (
 
 @dataclass
 class Tally:
-    """What came back."""
+    """Counts of the answers."""
 
     statuses: Counter[int | str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -448,7 +448,7 @@ def exchanged(connection: http.client.HTTPConnection, case: Case) -> tuple[int, 
 
 
 def exchanged_by_hand(address: tuple[str, int], case: Case) -> tuple[int, str, bytes]:
-    """The same over a socket of its own, with nothing said that the case does not say."""
+    """Send the same over a raw socket, byte for byte."""
     headers = {"Host": f"{address[0]}:{address[1]}", **case.headers}
     body = case.body
     if case.chunked:
@@ -467,7 +467,7 @@ def exchanged_by_hand(address: tuple[str, int], case: Case) -> tuple[int, str, b
 
 
 def fault_of(case: Case, status: int, kind: str, body: bytes) -> str | None:
-    """What is wrong with an answer to a broken request, if anything."""
+    """Return what is wrong with the answer to a broken request, or nothing."""
     if case.never and status < 400:
         return "an answer to what must be refused"
     if status == 200 or status == 307 or (case.method == "HEAD" and 400 <= status < 500):
@@ -516,7 +516,7 @@ class Neighbor(threading.Thread):
 
 
 def alike(found: list[Any], wanted: list[Any]) -> bool:
-    """Whether two answers say the same, but for the last digits of numbers."""
+    """Tell whether two answers are equal up to rounding."""
     return all(
         (one["name"], one["shape"]) == (other["name"], other["shape"])
         and all(
@@ -529,7 +529,7 @@ def alike(found: list[Any], wanted: list[Any]) -> bool:
 
 @contextmanager
 def serving(folder: Path, *more: str) -> Iterator[tuple[tuple[str, int], int]]:
-    """`ebjr serve` of the shipped pair in a process of its own: its address and process id."""
+    """Start `ebjr serve` of the shipped pair: its address and process id."""
     joint = joint_toml(folder)
     command = [sys.executable, "-m", "ebjr", "serve", str(joint), "--port", "0", "--threads", "1"]
     command += more
@@ -595,7 +595,7 @@ def run(
 
 
 def kind_of(problem: str) -> str:
-    """What problems of a kind have in common."""
+    """Return the key that groups problems of a kind."""
     return re.sub(r"^(case|call) \d+: ", "", problem).partition(":")[0].strip()
 
 

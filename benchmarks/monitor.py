@@ -82,7 +82,7 @@ def traffic(
 
 
 def false_alarms(rng: np.random.Generator, runs: int, rows: int) -> dict[str, Any]:
-    """How many of the runs ever raise an alarm although the promise is (just) kept."""
+    """Count the runs that raise a false alarm while the promise is (just) kept."""
     found = dict.fromkeys(("harm", "harm, 10 % audited", "excess", "drift", "drift, with ties"), 0)
     for _ in range(runs):
         for name, audit in (("harm", 1.0), ("harm, 10 % audited", 0.1)):

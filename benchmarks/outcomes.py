@@ -19,7 +19,7 @@ TRIES = 7
 
 
 def plain(path: Path, arrays: dict[str, Any], *, flush: bool) -> None:
-    """What NumPy writes of the arrays; with `flush` it is on the disk, as our files are."""
+    """Write the arrays as NumPy does; `flush` waits for the disk, as our files do."""
     with path.open("wb") as file:
         np.savez(file, **arrays)
         if flush:

@@ -40,7 +40,7 @@ def cifar_inputs(count: int) -> np.ndarray:
 
 @contextmanager
 def running_server(joint: Path, threads: int) -> Iterator[int]:
-    """``ebjr serve`` in a process of its own: the port where it answers."""
+    """Start ``ebjr serve`` in a separate process: its port."""
     command = [sys.executable, "-m", "ebjr", "serve", str(joint), "--port", "0"]
     server = subprocess.Popen(
         [*command, "--threads", str(threads)], stdout=subprocess.PIPE, text=True

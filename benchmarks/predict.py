@@ -65,7 +65,7 @@ def write_table(images: np.ndarray, path: Path) -> None:
 
 
 def run_predict(joint: Path, data: Path, overlap: int) -> dict[str, float]:
-    """One run in a process of its own."""
+    """Run once in a separate process."""
     output = data.with_suffix(".jsonl")
     words = [sys.executable, "-c", CHILD, *map(str, (joint, data, output, overlap))]
     done = subprocess.run(words, check=True, capture_output=True, text=True)

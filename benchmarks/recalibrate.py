@@ -29,7 +29,7 @@ GOALS: dict[str, dict[str, Any]] = {
 
 
 def calibrated(before: Outcomes, goal: dict[str, Any]) -> JointConfig:
-    """What `ebjr calibrate` would write."""
+    """Return what `ebjr calibrate` would write."""
     study = run_study(before, score="softmax", blend=0.0, **goal)
     return JointConfig.of_study(*MODELS, study)
 
@@ -48,7 +48,7 @@ def timed(goal: dict[str, Any], table: Outcomes) -> dict[str, Any]:
 
 
 def redrawn(goal: dict[str, Any], population: Outcomes) -> dict[str, Any]:
-    """How often each status comes of redraws of one population, by whether the promise is kept.
+    """Count each status over redraws of one population, by whether the promise is kept.
 
     Before and since are as many examples each. Nothing changes in between, so that every "moved" is
     wrong, and every "broken" of a promise that is kept in the population.

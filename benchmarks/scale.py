@@ -74,7 +74,7 @@ def run_app(joint: Path, **options: Any) -> None:
 
 
 def cpu_seconds() -> Counter[str]:
-    """What this process's descendants have used, by what they are."""
+    """Return the CPU time of this process's descendants, by kind."""
     tick = os.sysconf("SC_CLK_TCK")
     known: dict[int, tuple[int, str, float]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -100,7 +100,7 @@ def cpu_seconds() -> Counter[str]:
 
 
 def _title(words: list[str]) -> str:
-    """What a process is: a replica, a proxy, the server, or the rest of Ray."""
+    """Return a process's kind: a replica, a proxy, the server, or the rest of Ray."""
     line = " ".join(words)
     replica = re.search(r"ServeReplica:[^:]*:(\w+)", line)
     if replica:

@@ -22,7 +22,7 @@ Job = tuple[float, Callable[[], None]]
 
 
 def likely(values: np.ndarray, n: int) -> tuple[float, ...]:
-    """So many values in place of those that were measured, each as likely as the others.
+    """Draw `n` values in place of the measured ones, each as likely as the others.
 
     Examples
     --------
@@ -70,7 +70,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is simulated.
+    """The plan to simulate.
 
     Attributes
     ----------
@@ -109,7 +109,7 @@ class Plan:
 
 @dataclass
 class Simulated:
-    """What came of it: seconds of each request, rows and core seconds of each stage's batches."""
+    """Result: seconds of each request, rows and core seconds of each stage's batches."""
 
     latencies: np.ndarray
     batches: dict[str, list[int]] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class _Thread:
         self.jobs: deque[Job] = deque()
 
     def next(self) -> Job | None:
-        """What it does now."""
+        """Return the job that it runs next."""
         return self.jobs.popleft() if self.jobs else None
 
 
@@ -219,7 +219,7 @@ def poisson(rate: float, seconds: float, seed: int = 0) -> np.ndarray:
 def simulate(
     plan: Plan, arrivals: np.ndarray, seed: int = 0, hard: np.ndarray | None = None
 ) -> Simulated:
-    """What requests at some times, rising, have to wait.
+    """Simulate requests at rising arrival times.
 
     Parameters
     ----------

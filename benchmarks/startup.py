@@ -1,4 +1,4 @@
-"""What starting costs: `import ebjr` beside NumPy, and `ebjr --help` beside Typer and Rich.
+"""Cost of starting: `import ebjr` beside NumPy, and `ebjr --help` beside Typer and Rich.
 
 Each is a process of its own, and what it costs is the processor time of that process, the
 interpreter's own included. All take turns: a change of the machine's speed meets them alike.

@@ -24,7 +24,7 @@ from ebjr.serving.served import served_of
 
 
 class Times(Observer):
-    """What is written of the batches."""
+    """Return the record of the batches."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, int, float, list[int]]] = []

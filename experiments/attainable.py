@@ -1,4 +1,4 @@
-"""How much of what can be had a score has. `python -m experiments.attainable [--quick]`.
+"""The score's share of the attainable gain. `python -m experiments.attainable [--quick]`.
 
 On each pair `auto` chooses a score, without a blend, on one half; on the other half its share of
 the oracle's gain is measured beside the ceiling of `ebjr.evaluation.attainable`. Means over 10

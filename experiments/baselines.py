@@ -1,4 +1,4 @@
-"""What is honest to put beside each pair: `python -m experiments.baselines [--quick]`.
+"""Baselines beside each pair: `python -m experiments.baselines [--quick]`.
 
 Two questions that a factor alone does not answer. Would luck do? Random orders of the inputs, the
 best of twenty read off the judged half, as the paper reports them; once without a blend and once
@@ -137,7 +137,7 @@ def measure(outcomes: Outcomes, data: str, splits: int, runs: int) -> dict[str, 
 
 
 def loses(found: dict[str, Any]) -> bool:
-    """Whether the strongest single network is better than the joint model of its cost."""
+    """Tell whether the strongest single network beats the joint model of its cost."""
     name = found["strongest"]
     return name is not None and found["singles"][name]["joint_over_it_points"] < 0
 

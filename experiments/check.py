@@ -38,11 +38,11 @@ class Again(Run):
 
     @property
     def folder(self) -> Path:
-        """Where its pictures go: nowhere that stays."""
+        """Return a temporary folder for its pictures."""
         return self.place
 
     def step(self, name: str, make: Callable[[], Any]) -> Any:
-        """What the file has, but for the step that is wanted."""
+        """Return the file's steps except the one to remake."""
         anew = name == self.wanted or name not in self.kept
         self.steps[name] = frame._plain(make()) if anew else copy.deepcopy(self.kept[name])
         return self.steps[name]
@@ -59,14 +59,14 @@ def again(name: str, result: Mapping[str, Any], step: str) -> list[dict[str, Any
 
 
 def near(one: Any, other: Any, share: float) -> bool:
-    """Whether two figures are one, up to a share."""
+    """Tell whether two figures agree up to a share."""
     if isinstance(one, int | float) and isinstance(other, int | float):
         return abs(one - other) <= share * max(abs(one), abs(other), 0.1)
     return bool(one == other)
 
 
 def same(kept: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
-    """Whether a row came out as the file has it."""
+    """Tell whether a row agrees with the file."""
     ends = [row["interval"] or [] for row in (kept, made)]
     return (
         kept["what"] == made["what"]

@@ -1,4 +1,4 @@
-"""What `auto` chooses on the first half of each split: asked for once, by whatever script.
+"""`auto`'s choices on the first half of each split, made once for all scripts.
 
 Kept in ``outcomes/choices``, which is not committed, by the outcomes' fingerprint, the split's seed
 and the text of the code that chooses.
@@ -38,6 +38,6 @@ def choice(outcomes: Outcomes, seed: int) -> dict[str, Any]:
 
 
 def choices(outcomes: Outcomes, splits: int) -> dict[str, list[Any]]:
-    """Of several splits: `scores` and `blends`, as `experiments.splits` takes them."""
+    """Return `scores` and `blends` of several splits, as `experiments.splits` takes them."""
     found = [choice(outcomes, seed) for seed in range(splits)]
     return {f"{name}s": [each[name] for each in found] for name in ("score", "blend")}

@@ -1,4 +1,4 @@
-"""One screen before the table: what of the paper reproduces here, what does not, what is ours.
+"""The summary before the table: what reproduces, what does not, what is ours.
 
 `summary` makes it from the result files. A row's figure is **short** of the paper's where its 95 %
 interval lies on the worse side of it; **unequal** where it is less accurate than the paper's own
@@ -45,7 +45,7 @@ def standing(row: Row) -> str:
 
 
 class Claim(NamedTuple):
-    """What the paper claims, and the rows that try it: a script and a pattern of what it found.
+    """A claim of the paper, and the rows that test it: a script and a pattern of its findings.
 
     `missing` says why no row does.
     """
@@ -146,7 +146,7 @@ VERDICTS = ("beyond", "undecided", "short", "unequal")
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """Of all rows that try a claim."""
+    """Return the verdict over all rows that test a claim."""
     found = [standing(row) for row in rows]
     counts = {word: found.count(word) for word in VERDICTS}
     return ", ".join(f"{n} {word}" for word, n in counts.items() if n) or "not tried"
@@ -177,7 +177,7 @@ def group(rows: Sequence[Row]) -> str:
 
 def claims(found: Results, wanted: str) -> list[str]:
     """The claims of one `group`, a row each."""
-    lines = ["| where | the paper | here | |", "|---|---|---|---|"]
+    lines = ["| where | the paper | here | verdict |", "|---|---|---|---|"]
     for claim in CLAIMS:
         rows = tried(found, claim)
         if group(rows) == wanted:
@@ -187,12 +187,12 @@ def claims(found: Results, wanted: str) -> list[str]:
 
 
 def own_networks(found: Results) -> bool:
-    """Whether a pair of the paper's own networks is measured."""
+    """Tell whether a pair of the paper's own networks was measured."""
     return any(name.startswith("paper_") for name in found["fig3_ablation"]["figures"]["pairs"])
 
 
 def counted(found: Results) -> str:
-    """How far the library's count of FLOPs is from table 1's."""
+    """Describe the difference of the library's count of FLOPs from table 1's."""
     rows = [row for row in found["table1"]["rows"] if row["unit"] == "MFLOPs"]
     off = [100 * (row["ours"] / row["paper"] - 1) for row in rows]
     return (
@@ -270,7 +270,7 @@ def losers(found: Results) -> list[str]:
 
 
 def alone(found: Results) -> list[str]:
-    """What this project found that the paper has not."""
+    """Return this project's findings that the paper lacks."""
     stages = found["stages"]["figures"]["cifar10"]["second student between"]["margin 0"]
     best = found["significance"]["rows"][0]
     scores = found["fig3_ablation"]["figures"]["pairs"]["cifar10"]["at_the_teachers_accuracy"]
@@ -326,7 +326,7 @@ def _row(script: str, pattern: str) -> Callable[[Results], str]:
 
 
 def _detection(found: Results) -> str:
-    """How many times eq. 14's gain over random the best score has, by pair."""
+    """Return the best score's gain over random, in gains of eq. 14, by pair."""
     times = []
     for file in sorted((ROOT / "experiments" / "detection").glob("results_*.json")):
         (pair,) = json.loads(file.read_text())["pairs"].values()

@@ -125,7 +125,7 @@ def imagenet(place: Path, split: str, size: int) -> Images:
 
 
 def caltech256(place: Path, split: str, size: int) -> Images:
-    """Caltech-256 without its clutter: so many images of each class to train, drawn by lot."""
+    """Read Caltech-256 without its clutter; the training images of each class are random."""
     files, labels = folder_files(place)
     keep = [file.parent.name != CLUTTER for file in files]
     files, labels = [file for file, own in zip(files, keep, strict=True) if own], labels[keep]

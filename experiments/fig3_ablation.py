@@ -57,7 +57,7 @@ def read_off(curve: TradeOffCurve) -> OperatingPoint:
 
 
 def best_random(held_out: Outcomes, runs: int, blend: float | Blend = 0.0) -> float:
-    """How many times cheaper the best of several random orders is, as the paper reports it."""
+    """Return the saving of the best of several random orders, as the paper reports it."""
     curves = (TradeOffCurve.of(held_out, f"random(seed={seed})", blend) for seed in range(runs))
     return max(read_off(curve).saving or 0.0 for curve in curves)
 
@@ -85,7 +85,7 @@ def orders(runs: int) -> Callable[[Outcomes], Sequence[str]]:
 
 
 def ideal(outcomes: Outcomes, splits: int, runs: int) -> dict[str, Any]:
-    """What knows the answers: the oracle, and the luckiest of random orders."""
+    """Routers that know the answers: the oracle, and the luckiest of random orders."""
     halves = [outcomes.split(0.5, seed)[1] for seed in range(splits)]
     points = [read_off(TradeOffCurve.of(half, oracle(half))) for half in halves]
     cost = float(np.mean([1 / (point.saving or np.inf) for point in points]))
@@ -110,7 +110,7 @@ def fitted(outcomes: Outcomes, router: Router, splits: int) -> list[Any]:
 
 
 def routed(outcomes: Outcomes, router: Router, splits: int) -> dict[str, float]:
-    """What a router does at the teacher's accuracy: fitted on one half, judged on the other."""
+    """Measure a router at the teacher's accuracy: fitted on one half, judged on the other."""
     return over_splits(outcomes, splits, scores=fitted(outcomes, router, splits), blend=0.0)
 
 
@@ -128,7 +128,7 @@ def areas(outcomes: Outcomes, scores: Mapping[str, list[Any]]) -> dict[str, floa
 
 
 def drawn(outcomes: Outcomes, first: Mapping[str, Any]) -> dict[str, Any]:
-    """One half's curves: accuracy at fixed costs, in percent of the teacher's FLOPs."""
+    """Return one half's curves: accuracy at fixed costs, in percent of the teacher's FLOPs."""
     calibration, held_out = outcomes.split(0.5, 0)
     joint = evaluate(held_out, calibrate(calibration, margin=0.0, **choice(outcomes, 0)))
     scores = {**first, "oracle": oracle(held_out)}
@@ -252,7 +252,7 @@ def main(run: Run) -> dict[str, Any]:
 
 
 def options(words: argparse.ArgumentParser) -> None:
-    """What this script takes beside the usual."""
+    """Add this script's own options."""
     words.add_argument("--add", metavar="FILE", help="a Python file whose ROUTERS are measured too")
 
 

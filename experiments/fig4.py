@@ -25,7 +25,7 @@ PAPER = {"cifar10": (70.0, 99.0), "cifar100": (50.0, 91.0), "imagenet": (50.0, 9
 
 
 def at_crossing(outcomes: Outcomes, score: str, splits: int) -> dict[str, Any] | None:
-    """What the crossing of one half does on the other; None where there is no crossing."""
+    """Judge the crossing of one half on the other; None without a crossing."""
     found = []
     for seed in range(splits):
         calibration, held_out = outcomes.split(0.5, seed)
@@ -52,7 +52,7 @@ def at_crossing(outcomes: Outcomes, score: str, splits: int) -> dict[str, Any] |
 
 
 def right_at_share(outcomes: Outcomes, score: str, kept_percent: float) -> dict[str, Any]:
-    """How often the student is right on the inputs of the highest scores, in percent."""
+    """Return the student's accuracy on the inputs of the highest scores, in percent."""
     values = np.asarray(as_score(score)(outcomes.student), np.float64)
     most = round(kept_percent / 100 * len(values))
     best = np.argsort(-values, kind="stable")[:most]

@@ -80,7 +80,7 @@ ROUTERS = {
 
 
 def shipped_answers() -> Outcomes:
-    """What the demo of detection ships: boxes and scores, without bins."""
+    """Read the detection demo's shipped answers: boxes and scores, without bins."""
     with shipped("outcomes.npz", "detection") as path:
         return Outcomes.load(path)
 

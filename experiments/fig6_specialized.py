@@ -111,7 +111,7 @@ def kept_of(teacher: str) -> dict[str, Any]:
 
 
 def cifar100(teacher: str) -> dict[int, Any]:
-    """What `experiments.specialized.measure` found beside a teacher, by classes known."""
+    """Return what `experiments.specialized.measure` found beside a teacher, by known classes."""
     kept = kept_of(teacher)
     sizes = sorted(int(name.split()[0]) for name in kept if name.endswith(" known"))
     return {size: kept[f"{size} known"] for size in sizes}
@@ -185,7 +185,7 @@ def head(teacher: str, size: int, splits: int) -> dict[str, Any]:
 
 
 def beaten(teacher: str) -> str:
-    """Whether another teacher at hand is right more often for fewer FLOPs."""
+    """Tell whether another teacher at hand is more accurate for fewer FLOPs."""
     own = kept_of(teacher)["teacher"]
     for other in TEACHERS:
         one = kept_of(other)["teacher"]

@@ -1,4 +1,4 @@
-"""What the script of a figure shares with the others: command line, result file, colors, pictures.
+"""Shared by the scripts of figures: command line, result file, colors, pictures.
 
 A script is one function of a `Run`, which says what the paper found and what was found here:
 
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where its results go."""
+        """Return the folder of its results."""
         return RESULTS / "quick" if self.quick else RESULTS
 
     def compare(
@@ -153,7 +153,7 @@ class Run:
         self.rows.append(_plain(row))
 
     def step(self, name: str, make: Callable[[], Any]) -> Any:
-        """What a step finds, JSON; found before, in a run that was ended, it is not made again."""
+        """Return a step's finding as JSON; one that a stopped run left is not remade."""
         kept = self._kept()
         if name not in kept["steps"]:
             began = time.perf_counter()
@@ -197,7 +197,7 @@ class Run:
 
     @contextmanager
     def panels(self, count: int, label: str, more: int = 1) -> Iterator[Any]:
-        """Axes of so many panels, three in a row, and one legend for all.
+        """Make the axes of `count` panels, three in a row, with one legend for all.
 
         `label` is of the y axis; the legend has `more` columns than there are panels in a row.
         """
@@ -269,5 +269,5 @@ def start(
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back, NumPy's numbers as plain ones."""
+    """Convert to what JSON returns, NumPy's numbers to plain ones."""
     return json.loads(json.dumps(value, default=lambda number: number.tolist()))

@@ -56,7 +56,7 @@ RISING = 0.3
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the networks of a data set are trained.
+    """The training recipe of a data set.
 
     With `falls` the learning rate is `rate`, and a tenth of it after each of these shares of the
     training; without it rises to `rate` and falls to zero, in one cycle.
@@ -211,7 +211,7 @@ def keep(
     epochs: int,
     batches: int,
 ) -> None:
-    """Write a checkpoint: so many epochs are done, and so many batches of the next."""
+    """Write a checkpoint: the number of finished epochs, and of batches in the next."""
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "recipe": asdict(recipe)}
     with write_whole(file, "wb") as stream:
@@ -245,7 +245,7 @@ def networks(data: str, pretrained: bool, weights: bool) -> dict[str, nn.Module]
 
 
 def cost(net: nn.Module, size: int) -> Cost:
-    """What an image costs, counted by the library."""
+    """Return an image's cost, counted by the library."""
     return Cost(flops=count_flops(net, (1, 3, size, size)).flops)
 
 
@@ -290,7 +290,7 @@ def run(
 
 
 def arguments() -> argparse.ArgumentParser:
-    """What the command line takes."""
+    """Return the parser of the command line."""
     words = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -303,7 +303,7 @@ def arguments() -> argparse.ArgumentParser:
     words.add_argument("--epochs", type=int, help="of both networks; the recipe's if left out")
     words.add_argument("--short", action="store_true", help="CIFAR: hours on two cores")
     words.add_argument("--fast", action="store_true", help="bfloat16, compiled")
-    words.add_argument("--minutes", type=float, default=math.inf, help="end after so many")
+    words.add_argument("--minutes", type=float, default=math.inf, help="end after this time")
     words.add_argument("--pretrained", action="store_true", help="begin with timm's weights")
     words.add_argument("--quick", action="store_true", help="a step on made-up images")
     return words

@@ -1,4 +1,4 @@
-"""How sure a figure is: 95 % intervals over the test set *and* the splits.
+"""95 % intervals of a figure, over the test set *and* the splits.
 
 A figure of the table is a mean over splits of one test set. Another test set, cut in another way,
 would have given another figure: an interval resamples both halves of every split, chooses the
@@ -105,12 +105,12 @@ class Half(NamedTuple):
         return self.thresholds(quality.argmax(axis=1))
 
     def thresholds(self, rows: np.ndarray) -> np.ndarray:
-        """Of rows of the curve, as an operating point has them."""
+        """Return the cost of rows of the curve, as an operating point has it."""
         each, place = np.unique(rows, return_inverse=True)
         return np.array([self.curve.threshold_of(int(row)) for row in each])[place]
 
     def judged(self, times: np.ndarray, threshold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What each resample defers and by how much its quality is over the teacher's: shares."""
+        """Return each resample's deferral rate and quality over the teacher's, as shares."""
         count = self.count[np.searchsorted(self.curve.threshold, threshold, side="left")]
         row, n = np.arange(len(times)), len(self.kept)
         gained = running(times * (self.deferred - self.kept))[row, count]
@@ -130,7 +130,7 @@ def times_drawn(n: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
 
 
 class Draws(NamedTuple):
-    """Of each resample, (resamples,): the deferral rate, and points over the teacher.
+    """Return each resample's deferral rate and points over the teacher, (resamples,).
 
     Resamples on which no threshold is good enough are left out.
     """
@@ -145,7 +145,7 @@ def draws(
     over: float = 0.0,
     capped: bool = False,
     margin: float = 0.0,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
 ) -> Draws:
     """Resample both halves of each split, choose on the first and judge on the second.
 
@@ -156,11 +156,11 @@ def draws(
     over, capped, margin
         As `Half.chosen` has them: what is asked for over the teacher's quality, as a share.
     resamples
-        Of all `splits` together.
+        Of all `splits` together; `RESAMPLES` by default.
     """
     rng, found = np.random.default_rng(0), []
     for first, second in halves:
-        each = -(-resamples // splits)
+        each = -(-(resamples or RESAMPLES) // splits)
         threshold = first.chosen(times_drawn(len(first.kept), each, rng), over, capped, margin)
         times = times_drawn(len(second.kept), each, rng)
         here = np.isfinite(threshold) | (threshold == np.inf)

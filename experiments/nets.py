@@ -101,7 +101,7 @@ class DenseNet(nn.Module):
 
 
 def densenet_bc(depth: int, growth: int, classes: int) -> DenseNet:
-    """Of that depth for 32 x 32 pixels, three equal blocks.
+    """Build a DenseNet-BC of that depth for 32 x 32 pixels, three equal blocks.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How far a threshold falls short elsewhere, by margin. `python -m experiments.optimism [--quick]`.
+"""How far a threshold misses its goal on other data, by margin. `python -m experiments.optimism`.
 
 Score, blend and threshold are chosen on n examples and judged on all others, over 40 draws of the
 n. What matters is the mean: a goal that asks for at most 0.5 points under the teacher should come

@@ -113,7 +113,7 @@ def apart(
     paper: tuple[float, float, float] | None = None,
     title: str = "the paper's",
 ) -> str:
-    """How far student and teacher are apart: what a pair can save hangs on it.
+    """Return the distance of student and teacher, which bounds a pair's saving.
 
     Beside it the paper's own pair, as (share, student, teacher), where it gives these.
 

@@ -77,7 +77,7 @@ RULES = {
 
 
 def flops_of(outcomes: Outcomes) -> tuple[float, float]:
-    """What student and teacher cost."""
+    """Return the costs of student and teacher."""
     student, teacher = outcomes.student_cost.flops, outcomes.teacher_cost.flops
     assert student is not None
     assert teacher is not None
@@ -85,7 +85,7 @@ def flops_of(outcomes: Outcomes) -> tuple[float, float]:
 
 
 def rounded(values: Sequence[float], digits: int = 4) -> list[float]:
-    """As plain numbers for the result file."""
+    """Convert to plain numbers for the result file."""
     return [round(float(value), digits) for value in values]
 
 
@@ -212,7 +212,7 @@ def exits_in(kept: Kept) -> dict[str, str]:
 
 
 def one(answers: Answers, k: int) -> tuple[np.ndarray, float]:
-    """One of a network's answers: logits (n, classes) and FLOPs."""
+    """Return one of a network's answers: logits (n, classes) and FLOPs."""
     return answers.logits[:, :, k], float(answers.flops[k])
 
 

@@ -70,7 +70,7 @@ def at_equal_cost(outcomes: Outcomes, single: str) -> dict[str, Any]:
 
 
 def tried(job: Callable[[Outcomes], dict[str, Any]], outcomes: Outcomes) -> dict[str, Any]:
-    """What a job finds, or why the goal cannot be reached."""
+    """Return a job's finding, or why the goal cannot be reached."""
     try:
         return job(outcomes)
     except CalibrationError as error:

@@ -49,7 +49,7 @@ def over_splits(
 
 
 def flops(outcomes: Outcomes) -> tuple[float, float]:
-    """What an example costs student and teacher."""
+    """Return an example's cost for student and teacher."""
     student, teacher = outcomes.student_cost.flops, outcomes.teacher_cost.flops
     assert student is not None
     assert teacher is not None
@@ -109,7 +109,7 @@ def held_out_points(
     blends: Sequence[float] | None = None,
     **how: Any,
 ) -> list[OperatingPoint]:
-    """What is chosen on one half, evaluated on the other; infeasible splits are left out.
+    """Evaluate each half's choice on the other half; infeasible splits are left out.
 
     The pick is the plain one, without a margin, as the paper's: `experiments.optimism` has both.
 

@@ -1,4 +1,4 @@
-"""What more than two stages save, held out. `python -m experiments.stages [--quick]`.
+"""Held-out savings of more than two stages. `python -m experiments.stages [--quick]`.
 
 Chains of recorded models are chosen on one half of the examples and judged on the other, as means
 of 50 splits, and of 20 or 4 for others' models: the pair, a second look between, a second student
@@ -40,7 +40,7 @@ ZOOS = {
 
 
 def exits(name: str) -> Outcomes:
-    """A network of ours with several exits, as if each were a model of its own."""
+    """Return a network with several exits as if each were a separate model."""
     answers, pair = read(name), shipped_zoo()
     said = [answers.logits[:, :, place] for place in range(answers.logits.shape[2])]
     costs = [Cost(flops=float(flops)) for flops in answers.flops]
@@ -113,7 +113,7 @@ def measure(
 
 
 def redrawn(outcomes: Outcomes, sets: int) -> dict[str, Any]:
-    """How often a promise of three stages is broken, on sets drawn from the recorded examples.
+    """Count how often a promise of three stages is broken, on redrawn sets.
 
     All recorded examples are the population, of which the truth is known.
     """
@@ -137,7 +137,7 @@ def redrawn(outcomes: Outcomes, sets: int) -> dict[str, Any]:
 
 
 def timed(outcomes: Outcomes) -> dict[str, float]:
-    """How long the search takes over six models of 10,000 examples."""
+    """Time the search over six models of 10,000 examples."""
     more = [read(name) for name in ("pooled_mirrored", "single")]
     said = [*outcomes.between, *(one.logits[:, :, 0] for one in more)]
     flops = [*(cost.flops for cost in outcomes.between_costs), *(float(m.flops[0]) for m in more)]
@@ -194,7 +194,7 @@ def _of_others(models: Sequence[str], chains: dict[str, str], splits: int) -> di
 
 
 def draw(run: Run, figures: dict[str, Any]) -> None:
-    """What each chain saves, by how far it lands over or under the teacher."""
+    """Draw each chain's saving against its distance from the teacher."""
     shown = {name: found for name, found in figures.items() if "pair" in found}
     run.caption = (
         "Each dot is a chain, chosen on one half and judged on the other: how many times fewer "

@@ -77,7 +77,7 @@ def ours(row: dict[str, Any]) -> str:
 
 
 def difference(row: dict[str, Any]) -> str:
-    """Ours against the paper's, where both are numbers.
+    """Compare ours with the paper's, if both are numbers.
 
     Bold where ours is beyond the paper's: no less accurate than the paper's own loss allows, and
     its interval lies on the better side of the paper's figure. Where it is less accurate than that

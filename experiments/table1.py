@@ -39,7 +39,7 @@ def counted(net: Net) -> dict[str, Any]:
 
 
 def means(points: list[OperatingPoint]) -> dict[str, Any]:
-    """Of the points of several splits."""
+    """Return the mean of the points of several splits."""
     cost, rate, joint, teacher, student = np.mean(
         [
             (
@@ -111,7 +111,7 @@ AIMS = {
 
 
 def aim(way: str, found: dict[str, Any]) -> str:
-    """What was aimed at, and "no less accurate" where it is."""
+    """Return the goal, with "no less accurate" if it is met."""
     return AIMS[way] + ": no less accurate" * (found["over_teacher_points"] >= 0)
 
 

@@ -31,7 +31,7 @@ SPLITS = 10
 
 
 def seconds(model: Callable[[np.ndarray], Any], images: np.ndarray, size: int) -> float:
-    """How long a model takes for all the images."""
+    """Return the seconds that a model takes for all images."""
     began = time.perf_counter()
     for at in range(0, len(images), size):
         model(images[at : at + size])

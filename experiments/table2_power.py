@@ -72,7 +72,7 @@ LOADS: dict[str, Callable[[], dict[str, Load]]] = {
 
 
 def joules(loads: dict[str, Load]) -> dict[str, dict[str, Cost]]:
-    """What an image costs each model, alone and in a batch."""
+    """Return an image's cost for each model, alone and in a batch."""
     costs = {role: Cost(flops=load.flops) for role, load in loads.items()}
     return {
         "one by one": with_joules(costs, loads),
@@ -176,7 +176,7 @@ def main(run: Run) -> dict[str, Any]:
 
 
 def why(figures: dict[str, Any], way: str) -> str:
-    """What the saving hangs on: the student's share of the teacher's joules."""
+    """Explain the saving by the student's share of the teacher's joules."""
     student, teacher = (
         figures["joules_per_image"][role]["joules"] for role in ("student", "teacher")
     )

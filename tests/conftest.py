@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# as wide as tables need: xdist tells its workers that a terminal has 80 columns
+# tables need the width; workers of pytest-xdist report 80 columns
 os.environ["COLUMNS"] = "200"
 
-# these machines are shared: how long an example takes says nothing about the code; and what judges
-# a change draws the same examples each time
+# Shared machines make an example's time meaningless, so there is no deadline. CI draws the same
+# examples each time, so that a change is judged alike twice.
 settings.register_profile(
     "shared",
     deadline=None,
@@ -28,12 +28,12 @@ settings.load_profile("shared")
 
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 120_000
-"""Milliseconds that a page may take for anything."""
+"""Milliseconds that any step in a browser may take."""
 
 
 @pytest.fixture(params=["numpy", "torch"])
 def asarray(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Make an array of each library in turn: what holds for NumPy holds for PyTorch."""
+    """Make arrays of NumPy, then of PyTorch."""
     if request.param == "numpy":
         return np.asarray
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -42,7 +42,7 @@ def asarray(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with real images and weights that are not in the repository."""
+    """The folder of real images and weights outside the repository."""
     root = Path(__file__).parents[1]
     folder = Path(os.environ.get("EBJR_DATA", root.parent / "shared" / "data"))
     if not folder.is_dir():
@@ -52,7 +52,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def calibrated(tmp_path_factory) -> Path:
-    """A joint.toml of the tiny pair of colored images."""
+    """A joint.toml of the tiny pair on colored images."""
     from tiny import write_joint
 
     return write_joint(tmp_path_factory.mktemp("calibrated"))
@@ -60,7 +60,7 @@ def calibrated(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def far_process():
-    """A teacher in a process of its own, one for the tests of a file."""
+    """A teacher in its own process, shared by the tests of a file."""
     from far import FarTeacherProcess
 
     process = FarTeacherProcess()
@@ -70,14 +70,14 @@ def far_process():
 
 @pytest.fixture
 def far(far_process):
-    """A teacher in a process of its own that behaves, until a test says otherwise."""
+    """A teacher in its own process; it answers correctly until a test changes that."""
     far_process.behave("right")
     return far_process
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium, whose pages have patience: others have the cores at times."""
+    """Headless Chromium with long timeouts, since other tests use the cores too."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.exists():
         pytest.skip(f"no {CHROMIUM}: install Debian's chromium to test in a browser")
@@ -92,7 +92,7 @@ def browser():
 
 @pytest.fixture
 def new_page(browser):
-    """Make a page of a browser; options are Playwright's."""
+    """Open pages in the browser, with Playwright's options."""
     with ExitStack() as stack:
 
         def make(**options: Any) -> Any:
@@ -105,7 +105,7 @@ def new_page(browser):
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty folder: (exit code, standard output, standard error)."""
+    """Run `ebjr` in an empty folder; return exit code, standard output and standard error."""
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     monkeypatch.chdir(tmp_path)
 

@@ -122,7 +122,7 @@ def test_a_blend_is_as_plain_as_it_can_be(given, found):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("half", "blend must be a weight or 'auto', not 'half'; temperatures are given like"),
+        ("half", "blend must be a weight or 'auto', not 'half'; write temperatures like"),
         ("mix(weight=1)", "blend must be a weight or 'auto', not"),
         ("blend(weight=1, temperature=2)", "blend must be a weight or 'auto', not"),
         ("blend(weight=-1)", "blend must be a finite weight of at least 0, not -1"),

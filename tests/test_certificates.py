@@ -35,10 +35,10 @@ def test_what_is_wrong_is_one_sentence(ca, tmp_path):
     text.write_text("hello")
     server_context(*locked, password="sesame")
     for files, how, words in (
-        ((cert, other), {}, f"{cert} does not belong to the key {other}"),
+        ((cert, other), {}, f"the key {other} does not belong to the certificate {cert}"),
         (expired, {}, "clients would refuse .*: certificate has expired"),
         (locked, {}, "needs a password"),
-        (locked, {"password": "simsim"}, "has another password than the given"),
+        (locked, {"password": "simsim"}, "has another password"),
         ((text, key), {}, "must be a certificate and its key in PEM"),
         ((cert, text), {}, "must be a certificate and its key in PEM"),
         ((cert, key), {"ca_certs": text}, "must hold certificates in PEM"),

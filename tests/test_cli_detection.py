@@ -221,7 +221,9 @@ def test_categories_are_mapped_to_the_models_classes_by_name(folder):
     mapped = next(data.batches(80)).targets
     for one, other in zip(plain, mapped, strict=True):
         np.testing.assert_array_equal(3 - one.labels, other.labels)
-    with pytest.raises(ValueError, match="has boxes of red, which is none of the 2 classes"):
+    with pytest.raises(
+        ValueError, match="has boxes of red, which is not one of the 2 given classes"
+    ):
         open_data(folder / "labels.json", classes=CLASSES[:2])
 
 
@@ -233,4 +235,4 @@ def test_a_missing_image_is_named_and_left_out(folder, tmp_path):
     data = open_data(tmp_path / "labels.json")
     assert sum(len(batch) for batch in data.batches(16)) == 79
     missing = tmp_path / "images" / "0000.png"
-    assert data.unreadable == [("0000.png", f"there is no file {missing}")]
+    assert data.unreadable == [("0000.png", f"{missing} does not exist")]

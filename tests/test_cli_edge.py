@@ -142,7 +142,7 @@ def test_another_model_at_the_address_is_not_taken_for_the_teacher(far, config):
         ("retries = 0", "retry = 0", "teacher has an unknown key 'retry'; did you mean 'retries'?"),
         ("retries = 0", "retries = -1", "retries must be a whole number from 0 to 100, not -1"),
         ("retries = 0", 'when_unavailable = "hope"', "must be one of student, error, queue"),
-        ('platform = "tests"', "platform = 1", "teacher.metadata is no model's metadata"),
+        ('platform = "tests"', "platform = 1", "teacher.metadata is not a model's metadata"),
         ("url = ", "path = ", "teacher has an unknown key 'send'"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_remote_student_is_refused(far, run, student):
     )
     code, _, err = run("calibrate", "far.npz", "-o", "joint.toml", "--score", "softmax")
     assert code == 2
-    assert "the student answers every input and must be a file" in err
+    assert "so that all its stages must be files" in err
 
 
 def test_a_calibrated_pair_is_taken_apart_by_one_flag(far, config, run, tmp_path):
@@ -177,8 +177,8 @@ def test_a_calibrated_pair_is_taken_apart_by_one_flag(far, config, run, tmp_path
     for flag, value, says in (
         ("--link", "send", "a link must be key=value"),
         ("--link", "colour=red", "a link has an unknown key 'colour'"),
-        ("--over-link", "bytes", "--over-link is like bytes=3000"),
-        ("--over-link", "bytes=-1", "--over-link is like bytes=3000"),
+        ("--over-link", "bytes", "--over-link must be like bytes=3000"),
+        ("--over-link", "bytes=-1", "--over-link must be like bytes=3000"),
     ):
         code, _, err = run("calibrate", "far.npz", flag, value, "-o", "never.toml")
         assert code == 2, flag
@@ -188,7 +188,7 @@ def test_a_calibrated_pair_is_taken_apart_by_one_flag(far, config, run, tmp_path
 def test_a_threshold_moved_by_hand_is_still_only_warned_of(config):
     text = config.read_text()
     config.write_text(text.replace('score = "softmax"', 'score = "margin"', 1))
-    with pytest.warns(PromiseWarning, match="not as it was calibrated"):
+    with pytest.warns(PromiseWarning, match="has changed since it was calibrated"):
         ebjr.load_joint(config)
 
 

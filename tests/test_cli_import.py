@@ -101,7 +101,7 @@ def test_an_unknown_score_of_a_file_that_names_no_import_says_how_to_give_one(ru
     Path("joint.toml").write_text(text.replace('score = "margin"', 'score = "magic"'))
     sentence = refused(run("evaluate", "outcomes.npz", "--joint", "joint.toml"))
     assert "there is no score named 'magic'" in sentence
-    assert sentence.endswith("--import FILE makes your own known")
+    assert sentence.endswith("--import FILE registers your own")
     text = f"imports = 3\n{text}"
     Path("joint.toml").write_text(text)
     sentence = refused(run("evaluate", "outcomes.npz", "--joint", "joint.toml"))
@@ -144,7 +144,7 @@ def test_several_are_imported_in_their_order_and_each_once(clean):
         ("import sys\nsys.exit(0)", "line 2: SystemExit: 0"),
         (
             "from ebjr import register_score\n\n@register_score\ndef margin(x): return x",
-            "line 3: ValueError: there is a score named margin already",
+            "line 3: ValueError: a score named margin exists already: rename yours",
         ),
     ],
 )
@@ -159,7 +159,7 @@ def test_what_fails_is_one_sentence_with_the_file_and_the_line(run, clean, text,
 def test_what_is_not_there_is_one_sentence(run, clean, name):
     said = refused(run("calibrate", "outcomes.npz", "--import", name))
     assert f"--import {name}" in said
-    assert "no such file" in said or "ModuleNotFoundError" in said
+    assert "does not exist" in said or "ModuleNotFoundError" in said
 
 
 @pytest.mark.parametrize("name", typer.main.get_command(app).commands)

@@ -128,7 +128,7 @@ def test_columns_that_models_name_are_read_by_every_command(run, folder):
     models = "--student models.py:small --teacher models.py:large"
     refused = run(*f"record {models} --data one.csv -o t.npz".split())
     assert refused[0] == 2
-    assert "has no columns called 'body', where it needs one; it has title, other" in refused[2]
+    assert "must have one column named 'body', but has none among title, other" in refused[2]
     code, _, error = run(*f"record {models} --data t.csv -o t.npz".split())
     assert code == 0, error
     assert "inputs are" not in error  # nothing was guessed

@@ -116,7 +116,7 @@ def test_a_deferral_rate_is_never_exceeded_and_never_wasted(case, rate):
     if len(feasible):
         assert curve.at(deferral_rate=rate).deferral_rate == feasible.max()
     else:
-        with pytest.raises(ValueError, match=f"no threshold defers as little as {rate}"):
+        with pytest.raises(ValueError, match=f"no threshold defers only {rate}"):
             curve.at(deferral_rate=rate)
 
 
@@ -166,7 +166,7 @@ def test_cost_is_the_papers_formula(case):
 def test_a_cost_that_one_model_does_not_know_is_refused():
     curve = TradeOffCurve.of(TABLE, "max_logit")
     for unit in ("seconds", "joules"):
-        with pytest.raises(ValueError, match=f"do not say what both models cost in {unit}; record"):
+        with pytest.raises(ValueError, match=f"do not say what both models cost in {unit}: record"):
             curve.cost_in(unit)
 
 
@@ -192,12 +192,12 @@ def test_without_costs_the_cost_is_counted_in_calls_of_the_teacher():
     np.testing.assert_array_equal(curve.cost, curve.deferral_rate)
     point = curve.at(index=0)
     assert (point.unit, point.break_even, point.pays, point.saving) == (None,) * 4
-    assert "nobody can say" in point.verdict
+    assert "costs are not known" in point.verdict
 
 
 @pytest.mark.parametrize("values", [[np.inf, 0, 0, 0], [np.inf, np.nan, -np.inf, np.inf]])
 def test_a_score_of_plus_infinity_is_refused(values):
-    with pytest.raises(ValueError, match=r"is \+inf in \d rows: a score must be finite, or -inf"):
+    with pytest.raises(ValueError, match=r"is \+inf in \d rows: scores must be finite, or -inf"):
         TradeOffCurve.of(TABLE, np.array(values))
 
 

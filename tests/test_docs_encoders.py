@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pages import DOCS, blocks, file_of
+from pages import DOCS, blocks, file_of, run_python
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -113,8 +113,6 @@ def test_an_encoder_is_the_student_of_a_language_model(folder, monkeypatch, caps
     assert deferred
     assert {row["tokens_in"] for row in deferred} == {"20"}
     assert all(math.isclose(float(row["dollars"]), 3.6e-6) for row in deferred)
-    names: dict = {}
-    for block in blocks(PAGE, "python"):
-        exec(compile(block, PAGE, "exec"), names)
+    names = run_python(PAGE)
     assert names["graded"].columns == names["outcomes"].columns == ("question", "answer")
     assert names["outcomes"].quality("teacher") == 1.0

@@ -8,7 +8,7 @@ import shlex
 
 import numpy as np
 import pytest
-from pages import DOCS, blocks, real, servers_of
+from pages import DOCS, blocks, run_python, servers_of
 
 pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
 pytest.importorskip("openai", reason="openai is not installed")
@@ -86,9 +86,7 @@ def test_a_moderation_queue_becomes_a_gateway(queue, monkeypatch, capsys):
     assert {row["label"] for row in answers} == {"fine", "spam"}
     assert all(float(row["dollars"]) > 0 for row in answers)
     with servers_of(PAGE, queue) as ports:
-        names: dict = {}
-        for block in blocks(PAGE, "python"):
-            exec(compile(real(block, ports), PAGE, "exec"), names)
+        names = run_python(PAGE, ports)
     assert names["answer"].choices[0].message.content == "spam"
     assert names["answer"].ebjr["dollars"] > 0
 

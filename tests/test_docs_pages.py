@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pytest
-from pages import DOCS, blocks, file_of, real, run_commands, servers_of
+from pages import (
+    DOCS,
+    check_output,
+    file_of,
+    printed_by,
+    run_commands,
+    run_python,
+    servers_of,
+    shown,
+)
 from PIL import Image
 from tiny import write_coco, write_detectors
 
 from ebjr import JointConfig, Outcomes, run_study
 from ebjr.backends.entry import ModelEntry
 from ebjr.cli import main
-from ebjr.demo import shipped
+from ebjr.demo import run_demo, shipped
 from ebjr.monitor import RiskMonitor
 from ebjr.scores import SCORES
 from ebjr.windows import STATE_FORMAT
@@ -53,34 +60,37 @@ def folder(stock, tmp_path, monkeypatch) -> Path:
 
 
 def run_lines(page: str, monkeypatch) -> list[str]:
-    """Run every `ebjr` command of a page, but for demos and servers: these."""
-    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    lines = [line for line in lines if line.startswith("ebjr ") and "--recorded" not in line]
-    lines = [line for line in lines if not line.startswith("ebjr serve")]
-    for line in lines:
-        run_line(line, monkeypatch)
-    return lines
+    """Run every `ebjr` command of a page, but for demos and servers: these.
+
+    Each block prints what the page shows below it.
+    """
+    monkeypatch.setenv("COLUMNS", "100")
+    done = []
+    for block, text in shown(page, "sh"):
+        lines = block.replace("\\\n", " ").splitlines()
+        lines = [line for line in lines if line.startswith("ebjr ") and "--recorded" not in line]
+        lines = [line for line in lines if not line.startswith("ebjr serve")]
+        check_output("".join(run_line(line, monkeypatch) for line in lines), text)
+        done += lines
+    return done
 
 
-def run_line(line: str, monkeypatch) -> None:
-    """Run one command."""
+def run_line(line: str, monkeypatch) -> str:
+    """Run one command: what it printed."""
+
+    def run() -> None:
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code, line
+
     monkeypatch.setattr("sys.argv", line.split())
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code, line
-
-
-def run_python(page: str, ports: Mapping[str, str] = MappingProxyType({})) -> dict:
-    """Run the Python of a page from top to bottom, against servers at these ports: its names."""
-    names: dict = {}
-    for block in blocks(page, "python"):
-        exec(compile(real(block, ports), page, "exec"), names)
-    return names
+    return printed_by(run)
 
 
 def test_more_than_two_models_become_one(folder, monkeypatch):
     shutil.copy("student.onnx", "middle.onnx")
-    assert len(run_lines("stages.md", monkeypatch)) == 4
+    run_demo(Path("ebjr-demo"), recorded=True)
+    assert len(run_lines("stages.md", monkeypatch)) == 5
     assert len(run_python("stages.md")["point"].stages) > 1
 
 
@@ -108,7 +118,8 @@ def test_two_models_become_one(folder, monkeypatch):
     rows = np.random.default_rng(1).normal(size=(200, 4)).astype(np.float32)
     np.savez(folder / "rows.npz", inputs=rows)
     shutil.copy("student.onnx", "middle.onnx")
-    assert len(run_lines("two-models.md", monkeypatch)) == 13
+    run_demo(Path("ebjr-demo"), recorded=True)
+    assert len(run_lines("two-models.md", monkeypatch)) == 14
     assert Outcomes.load("zoo.npz").roles == ("student", "model-2", "model-3", "teacher")
     assert set(Outcomes.load("three.npz").targets) == {3, 5, 8}
     assert (folder / "rows.jsonl").read_text().count("\n") == 200
@@ -162,8 +173,11 @@ def test_a_threshold_is_judged_again(folder, monkeypatch, capsys):
     kept = {"format": STATE_FORMAT, "calibration": fingerprint}
     kept |= {"monitors": {"disagreement": risk.state()}}
     Path("monitor.json").write_text(json.dumps(kept))
-    own = "\n".join(blocks("recalibrating.md", "sh")).replace("/var/lib/ebjr", str(folder))
-    monkeypatch.setattr(sys.modules[__name__], "blocks", lambda page, language: [own])
+    own = [
+        (code.replace("/var/lib/ebjr", str(folder)), text)
+        for code, text in shown("recalibrating.md", "sh")
+    ]
+    monkeypatch.setattr(sys.modules[__name__], "shown", lambda page, language: own)
     assert len(run_lines("recalibrating.md", monkeypatch)) == 4
     assert JointConfig.read("joint-new.toml").calibration["outcomes"] != fingerprint
     assert "source left" in capsys.readouterr().out
@@ -176,7 +190,7 @@ def test_a_threshold_is_judged_again(folder, monkeypatch, capsys):
 
 def test_the_ranking_is_printed(capsys):
     names = run_python("choosing-a-score.md")
-    assert len(capsys.readouterr().out.splitlines()) == 1 + len(names["study"].ranking)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(names["study"].ranking) > 5
 
 
 def test_a_regressor_is_calibrated():

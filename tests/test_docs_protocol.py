@@ -15,7 +15,7 @@ pytest.importorskip("grpc", reason="the extra `grpc` is not installed")
 pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 
-from pages import DOCS, blocks, real, run_commands, servers_of
+from pages import DOCS, run_commands, run_python, servers_of
 from PIL import Image
 
 from benchmarks.malformed import joint_toml
@@ -45,19 +45,17 @@ def test_the_commands_run(site):
     printed = run_commands(PAGE, *site)
     assert '"openapi": "3.1.0"' in printed
     answers = [json.loads(found) for found in re.findall(r'\{"model_name".*?\]\}\]\}', printed)]
-    assert [answer.get("id") for answer in answers] == ["7", "8", None, None]
+    assert [answer.get("id") for answer in answers] == ["7", None]
     form = answers.pop()["outputs"]
     assert [output["name"] for output in form] == ["prediction", "output"]
-    for answer, rows in zip(answers, (2, 1, 2), strict=True):
+    for answer, rows in zip(answers, (2,), strict=True):
         (output,) = answer["outputs"]
         assert (output["name"], output["shape"]) == ("prediction", [rows])
 
 
 def test_the_python_code_runs(site, capsys):
     _, ports = site
-    names: dict = {}
-    for block in blocks(PAGE, "python"):
-        exec(compile(real(block, ports), PAGE, "exec"), names)
+    names = run_python(PAGE, ports)
     printed = capsys.readouterr().out
     assert "double_param" in printed
     assert "StatusCode.INVALID_ARGUMENT threshold must be a number, not 'high'" in printed

@@ -17,14 +17,17 @@ import ebjr
 from docs.make import command_line, measured
 from docs.make.check import asks
 from docs.make.reference import not_shown, shown
-from docs.make.sources import FENCED, LINK, ROOT, in_repository, linked, moved, navigation
+from docs.make.sources import FENCED, LINK, ROOT, in_repository, linked, links, moved, navigation
 from ebjr.cli import app
+from ebjr.scores import OWN_SCORES
+from ebjr.tasks import load_all
 
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [
     *PAGES,
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
     *ROOT.glob("experiments/**/README.md"),
+    *ROOT.glob("benchmarks/**/README.md"),
     ROOT / "examples/README.md",
 ]
 
@@ -39,7 +42,8 @@ def test_every_page_is_in_the_navigation_once_and_every_entry_is_a_page():
     entries = navigation()
     assert len(entries) == len(set(entries))
     assert all(in_repository(entry).is_file() for entry in entries)
-    assert {path.relative_to(DOCS).as_posix() for path in PAGES} <= set(entries)
+    listed = {f"decisions/{name}" for name in links((DOCS / "decisions/index.md").read_text())}
+    assert {path.relative_to(DOCS).as_posix() for path in PAGES} - listed <= set(entries)
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -53,8 +57,8 @@ def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(page):
 
 def test_a_link_out_of_docs_leads_to_the_sites_copy():
     page = DOCS / "edge.md"
-    assert "](../benchmarks/results/unplugged.json)" in page.read_text()
-    assert "](benchmarks/results/unplugged.json)" in moved(page)
+    assert "](../benchmarks/README.md#" in page.read_text()
+    assert "](benchmarks/README.md#" in moved(page)
     assert "](../edge.md)" in moved(DOCS / "reference" / "edge.md")
     study = ROOT / "experiments" / "diamonds" / "README.md"
     assert LINK.findall(moved(study)) == LINK.findall(study.read_text())
@@ -90,6 +94,12 @@ def public() -> list[str]:
                 module = path.removesuffix(".__init__")
                 found += [f"{module}.{name}" for name in import_module(module).__all__]
     return found
+
+
+def test_every_score_is_in_the_reference():
+    listed = {name.rpartition(".")[2] for name in shown()}
+    for task in load_all():
+        assert {name for name in task.raw.scores if name not in OWN_SCORES} <= listed, task.name
 
 
 def test_every_public_name_is_in_the_reference():

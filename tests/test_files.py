@@ -151,5 +151,5 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
 def test_text_in_another_encoding_is_one_sentence(encoding, tmp_path):
     (tmp_path / "a.txt").write_bytes("größer".encode(encoding))
-    with pytest.raises(ValueError, match=r"a\.txt is no text in UTF-8: save it in that encoding"):
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text: save it in that encoding"):
         read_text(tmp_path / "a.txt")

@@ -123,7 +123,7 @@ def test_a_private_repository_is_private_or_nothing_is_pushed(asked, hub):
     head = hub.repos["me/open"].head
     code, _, error = asked("push", "trained/joint.toml", "me/open", "--private")
     assert code == 2
-    assert "me/open is there already and is public" in error
+    assert "me/open exists and is public" in error
     assert hub.repos["me/open"].head == head
 
 
@@ -142,14 +142,17 @@ def test_what_was_tampered_with_is_refused_and_leaves_nothing(asked, hub, folder
     none = {name: data for name, data in good.items() if name != "joint.toml"}
     cases = [
         ({**good, "teacher/teacher.onnx": teacher[:-1] + b"x"}, "has changed"),
-        ({**good, lists: good[lists] + b"\n"}, f"{lists} has changed"),
+        ({**good, lists: good[lists] + b"\n"}, f"{lists}, has changed"),
         ({**good, "joint.toml": outside}, "trained/student.onnx, which is outs"),
-        ({**good, "joint.toml": listed}, "lists are in a file beside it, and not in '../trained/"),
+        (
+            {**good, "joint.toml": listed},
+            "the file of its long lists must be beside it, not '../trained/",
+        ),
         ({**good, "joint.toml": staged}, "trained/joint.toml, which is outside"),
         ({**good, "../../evil.py": b"x"}, "a file '../../evil.py', which is"),
         ({**good, "/tmp/evil.py": b"x"}, "a file '/tmp/evil.py', which is outs"),
         ({**good, "a\\..\\..\\evil.py": b"x"}, "which is outside"),
-        (away, "student.onnx that joint.toml names is missing"),
+        (away, "joint.toml names the missing model file"),
         (none, "holds no joint.toml"),
     ]
     revisions = [repo.commit(files) for files, _ in cases]
@@ -171,9 +174,9 @@ def test_what_was_tampered_with_is_refused_and_leaves_nothing(asked, hub, folder
 
 def test_a_hub_that_says_no_or_nothing_is_one_sentence(asked, hub):
     for words, said in (
-        (("pull", "me/nothing", "-o", "here"), "did not do it for me/nothing: 404"),
+        (("pull", "me/nothing", "-o", "here"), "failed for me/nothing: 404"),
         (("pull", "me/no thing", "-o", "here"), "Repo id must use"),
-        (("pull", "me/nothing", "-o", "trained"), "trained is there already"),
+        (("pull", "me/nothing", "-o", "trained"), "trained exists"),
         (("push", "trained/joint.toml"), "give either OWNER/NAME"),
         (("push", "trained/student.onnx", "me/colors"), "give the joint.toml it was made from"),
     ):
@@ -186,7 +189,7 @@ def test_a_hub_that_says_no_or_nothing_is_one_sentence(asked, hub):
     code, _, error = asked("pull", "me/colors", "-o", "here", "--revision", "v7")
     assert (code, "404" in error) == (2, True), error
     code, _, error = asked("pull", "me/colors", "-o", "here", at="http://127.0.0.1:9")
-    assert (code, "did not do it for me/colors" in error) == (2, True), error
+    assert (code, "failed for me/colors" in error) == (2, True), error
     assert not Path("here").exists()
 
 
@@ -247,14 +250,14 @@ def test_what_a_folder_needs_beside_its_files_is_said(folder):
     url = "http://teacher.example/v2/models/t"
     teacher = RemoteEntry(url, metadata)
     Path("mine.py").write_text("def net(batch):\n    return batch.mean(axis=(2, 3))\n")
-    with pytest.warns(ebjr.RecordingNote, match="no weights are seen"):
+    with pytest.warns(ebjr.RecordingNote, match="no weights were found"):
         student = entry_of(ebjr.load_model("mine.py:net"))
     how = {"score": "margin", "threshold": 0.1, "imports": (str(folder / "own/scores.py"), "pkg")}
     ebjr.JointConfig(student, teacher, **how).save("joint.toml")
     found = pack_joint("joint.toml", "packed")
     assert found.needs == (
         "The student is Python code, mine.py: read it, and give --trust.",
-        f"The teacher is elsewhere: inputs are sent to {url}.",
+        f"The teacher is remote: inputs are sent to {url}.",
         "A score or metric is its author's own: give --import scores.py.",
         "A score or metric is its author's own: give --import pkg.",
     )
@@ -289,7 +292,7 @@ def test_certificates_and_keys_stay_where_they_are(folder, asked, hub):
     files = {path: (Path("packed") / path).read_bytes() for path in found.files}
     hub.repos["me/colors"].commit(files)
     code, _, error = asked("pull", "me/colors", "-o", "here")
-    assert (code, "key.pem, which is outside of its folder" in error) == (2, True), error
+    assert (code, "key.pem, which is outside its folder" in error) == (2, True), error
 
 
 def test_a_pickle_travels_and_is_read_only_where_it_is_trusted(folder):
@@ -310,7 +313,7 @@ def test_a_pickle_travels_and_is_read_only_where_it_is_trusted(folder):
 
 
 def test_a_model_that_has_changed_is_not_packed(folder):
-    with pytest.raises(FileExistsError, match="trained is there already"):
+    with pytest.raises(FileExistsError, match="trained exists"):
         pack_joint("trained/joint.toml", "trained")
     shutil.copy("trained/teacher.onnx", "trained/student.onnx")
     with pytest.raises(ebjr.ModelError, match="has changed since the threshold was calibrated"):

@@ -541,9 +541,9 @@ def test_what_is_no_batch_is_refused_before_any_model_runs(thing):
         (
             {"student": "s.onnx"},
             TypeError,
-            "the student must be callable.*not str; ebjr.load_model",
+            "the student must be a callable.*not str: load a file with ebjr.load_model",
         ),
-        ({"teacher": None}, TypeError, "the teacher must be callable.*not NoneType"),
+        ({"teacher": None}, TypeError, "the teacher must be a callable.*not NoneType"),
         ({"when_unavailable": "panic"}, ValueError, "one of student, error, queue, not 'panic'"),
         ({"blend": -1.0}, ValueError, "blend must be a finite weight"),
         ({"blend": np.nan}, ValueError, "blend must be a finite weight"),
@@ -579,7 +579,7 @@ def test_a_row_that_the_student_cannot_score_goes_to_the_teacher(bad, asarray):
 
 
 def test_the_base_class_leaves_the_answer_to_its_finals():
-    with pytest.raises(NotImplementedError, match="use the final of a task"):
+    with pytest.raises(NotImplementedError, match="use a task's final"):
         JointModel(student, teacher, KEEP)
     assert JointClassifier(student, teacher, KEEP).task == "classification"
 
@@ -635,7 +635,7 @@ def test_a_row_that_nobody_answers_is_refused_and_never_guessed():
     joint = JointClassifier(Elsewhere(), away, Router("softmax", 0.9))
     with (
         pytest.warns(OutputWarning),
-        pytest.raises(TeacherUnavailable, match=r"1 of 2 rows were answered neither"),
+        pytest.raises(TeacherUnavailable, match=r"1 of 2 rows have no answer from"),
     ):
         joint(np.array([5.0, -1.0]))
     chain = JointClassifier(joint, _paid, Router("softmax", 0.9))

@@ -87,9 +87,9 @@ def test_a_specialized_joint_model_survives_the_file(specialized):
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("classes = 3\n", "", "task 'specialized' needs known_classes, and classes: how many"),
+        ("classes = 3\n", "", "task 'specialized' needs known_classes, and classes, their total"),
         ("classes = 3\n", "classes = 2\n", "the teacher's labels, not 2"),
-        ("[2]", "[2, 2]", "label 2 comes more than once"),
+        ("[2]", "[2, 2]", "label 2 is there twice"),
         ('"specialized"', '"classification"', "known_classes go with task 'specialized'"),
     ],
 )
@@ -137,7 +137,7 @@ def config_of(file, student="student", teacher="teacher", **about) -> JointConfi
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
-        (("g", "b", "r"), "class 0 is 'b' in .* and 'g' in joint.toml: write them in joint.toml"),
+        (("g", "b", "r"), "class 0 is 'b' in .* and 'g' in joint.toml: write the model's names"),
         (("b", "g", "x"), "class 2 is 'r' in .* and 'x' in joint.toml"),
         (("b", "g"), "class 2 is 'r' in .* and None in joint.toml"),
     ],
@@ -165,9 +165,7 @@ def test_a_specialized_student_names_the_classes_that_it_knows(named):
 def test_columns_that_are_not_in_the_models_order_are_refused(named):
     config_of(named, columns=("x", "y", "z")).load(trust=True)
     config = config_of(named, columns=("y", "x", "z"))
-    with pytest.raises(
-        ValueError, match=r"reads the columns x, y, z, and joint\.toml says y, x, z"
-    ):
+    with pytest.raises(ValueError, match=r"reads the columns x, y, z, but joint\.toml has y, x, z"):
         config.load(trust=True)
 
 
@@ -363,11 +361,13 @@ def test_lists_that_are_missing_changed_or_there_twice_are_refused_in_one_senten
     (beside,) = tmp_path.glob("joint.lists-*.toml")
     whole, text = beside.read_text(), file.read_text()
     file.write_text(text.replace("task =", 'labels = ["a"]\ntask =', 1))
-    with pytest.raises(ValueError, match=r"joint\.toml: labels is in it and among its long lists"):
+    with pytest.raises(
+        ValueError, match=r"joint\.toml: labels is both in the file and in its long"
+    ):
         JointConfig.read(file)
     start = text.index("[calibration]")
     file.write_text("calibration = 5\n" + text[:start] + text[text.index("[lists]") :])
-    with pytest.raises(ValueError, match=r"joint\.toml: calibration is in it and among"):
+    with pytest.raises(ValueError, match=r"joint\.toml: calibration is both in the file and in"):
         JointConfig.read(file)
     file.write_text(text)
     beside.write_text(whole.replace("n00000007", "n00000008"))
@@ -376,7 +376,7 @@ def test_lists_that_are_missing_changed_or_there_twice_are_refused_in_one_senten
     beside.unlink()
     code, _, error = run("predict", "joint.toml", "--data", "none.npz", "-o", "answers.jsonl")
     assert code == 2
-    assert f"{beside.name} is missing: copy both files together from where they were" in error
+    assert f"{beside.name}, is missing: copy both files together, or" in error
 
 
 def test_a_file_that_cannot_be_written_leaves_the_earlier_one_and_its_lists(thousand, tmp_path):
@@ -534,8 +534,8 @@ def test_a_far_teacher_is_told_by_what_its_server_says(evaluated):
     [
         (3, ("g", "b", "r"), "class 0 is 'g' in the outcomes and 'b' in joint.toml: record again"),
         (3, ("b", "g", "red"), "class 2 is 'red' in the outcomes and 'r' in joint.toml"),
-        (4, None, "another number of classes than joint.toml: 4 and not 3; record again"),
-        (4, ("b", "g", "r", "x"), "another number of classes than joint.toml: 4 and not 3"),
+        (4, None, "another number of classes than joint.toml: 4, not 3; record again"),
+        (4, ("b", "g", "r", "x"), "another number of classes than joint.toml: 4, not 3"),
     ],
 )
 def test_outcomes_of_other_classes_are_not_evaluated(evaluated, models, classes, labels, sentence):
@@ -554,9 +554,7 @@ def test_outcomes_that_say_less_are_compared_by_what_they_say(evaluated):
     for labels in (None, ("0", "1", "2"), ("b", "g", "r")):
         assert config.study(Outcomes(*table, labels=labels)).result.n == 100
     several = np.eye(3, dtype=int)[outcomes.targets]
-    with pytest.raises(
-        ValueError, match=r"another task than joint\.toml: multilabel and not class"
-    ):
+    with pytest.raises(ValueError, match=r"another task than joint\.toml: multilabel, not class"):
         config.study(Outcomes(*table[:2], several, "multilabel"))
 
 
@@ -580,7 +578,9 @@ def test_a_changed_model_file_is_refused(joint, tmp_path):
 def test_a_missing_model_file_is_named(joint, tmp_path):
     ebjr.save_joint(tmp_path / "joint.toml", joint)
     (tmp_path / "student.onnx").unlink()
-    with pytest.raises(FileNotFoundError, match=r"student.onnx that joint.toml names is missing"):
+    with pytest.raises(
+        FileNotFoundError, match=r"joint.toml names the missing model file .*student.onnx"
+    ):
         ebjr.load_joint(tmp_path / "joint.toml")
 
 
@@ -589,7 +589,7 @@ def test_a_missing_model_file_is_named(joint, tmp_path):
     [
         ("blend =", "blnd =", "router has an unknown key 'blnd'; did you mean 'blend'"),
         ("name =", "nickname =", "the file has an unknown key 'nickname'; did you mean 'name'"),
-        ("threshold = 0.5", "", "router misses threshold"),
+        ("threshold = 0.5", "", "router lacks threshold"),
         ("threshold = 0.5", "threshold = nan", "threshold must be a number above -inf"),
         ("threshold = 0.5", 'threshold = "high"', "number above -inf, not 'high'"),
         ("softmax(temperature=2.0)", "magic", "there is no score named 'magic'"),
@@ -620,19 +620,20 @@ def test_a_byte_order_mark_does_not_hide_a_key(joint, tmp_path):
     file.write_text(text, encoding="utf-8-sig")
     assert JointConfig.read(file) == before
     file.write_text(text, encoding="utf-16")
-    with pytest.raises(ValueError, match=r"joint\.toml is no text in UTF-8: save it in that"):
+    with pytest.raises(ValueError, match=r"joint\.toml is not UTF-8 text: save it in that"):
         JointConfig.read(file)
 
 
 def test_no_file_says_what_makes_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`ebjr calibrate` makes one"):
+    with pytest.raises(FileNotFoundError, match="`ebjr calibrate` writes one"):
         ebjr.load_joint(tmp_path / "joint.toml")
 
 
 def test_a_lambda_cannot_be_written_down(tmp_path):
     joint = ebjr.JointClassifier(lambda x: x, lambda x: x, Router("energy", 1.0))
     with pytest.raises(
-        TypeError, match=r"but <lambda> has none: put it in a file.*load_model\('models\.py:name'\)"
+        TypeError,
+        match=r"but <lambda> has none: define it in a file.*load_model\('models\.py:name'\)",
     ):
         ebjr.save_joint(tmp_path / "joint.toml", joint)
     assert not list(tmp_path.iterdir())
@@ -640,7 +641,7 @@ def test_a_lambda_cannot_be_written_down(tmp_path):
 
 def test_a_score_without_a_name_cannot_be_written_down(joint, tmp_path):
     joint.router = Router(lambda logits: logits[:, 0], 1.0)
-    with pytest.raises(ValueError, match=r"joint.toml can only name a score|no score named"):
+    with pytest.raises(ValueError, match=r"joint.toml stores a score by name|no score named"):
         ebjr.save_joint(tmp_path / "joint.toml", joint)
     assert not (tmp_path / "joint.toml").exists()
 

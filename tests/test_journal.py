@@ -59,13 +59,13 @@ def test_an_error_says_where_the_records_are(tmp_path):
         journal.add({}, b"1")
         raise ValueError("torn")
     assert caught.value.__notes__ == [
-        f"what was done until then is in {tmp_path / 'a.part'}; the same command goes on from there"
+        f"the finished part is in {tmp_path / 'a.part'}; the same command resumes from it"
     ]
 
 
 def test_a_journal_of_something_else_is_refused_with_what_differs(tmp_path):
     write(tmp_path / "a", b"1")
-    says = r"of something else \(score 'energy', now 'margin'\): .* begin anew with .*--restart"
+    says = r"with other settings \(score 'energy', now 'margin'\): .* start over with .*--restart"
     with pytest.raises(ValueError, match=says):
         read(tmp_path / "a", {"score": "margin", "contents": "90"})
     with pytest.raises(ValueError, match=r"data that have changed since: .*--restart"):
@@ -110,7 +110,7 @@ def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
         journal.resume(WHOSE)
         journal.add({}, b"1")
         refused = second(output)
-        assert f"BlockingIOError: another run is writing {output}; wait until" in refused.stderr
+        assert f"BlockingIOError: another run is writing {output}; wait for" in refused.stderr
         with pytest.raises(BlockingIOError, match=r"give another output \(--output\)"):
             Journal(output, restart=True)
         assert [content for _, content in journal.records()] == [b"1"]

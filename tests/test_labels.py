@@ -35,7 +35,8 @@ def test_folders_of_some_classes_are_taken_by_name_and_it_is_said():
     found = places(("dog", "cat"), NAMES, 3, "folders")
     assert found.place.tolist() == [2, 1]
     assert (
-        found.said == "the data's classes are taken by their names: dog is class 2, cat is class 1"
+        found.said
+        == "the data's classes are matched by their names: dog is class 2, cat is class 1"
     )
     assert found.labels == NAMES
 
@@ -68,18 +69,20 @@ def test_folders_that_count_from_1_are_taken_in_the_order_that_is_said():
 def test_a_model_that_counts_from_1_is_asked_for_its_numbers():
     found = places(None, ("1", "2", "3"), 3, None)
     assert found.of(np.array([3, 1]), 3).tolist() == [2, 0]
-    with pytest.raises(ValueError, match="the class '0', which is none of the models' 3 classes"):
+    with pytest.raises(
+        ValueError, match="the class '0', which is not one of the models' 3 classes"
+    ):
         found.of(np.array([0, 1]), 3)
 
 
 @pytest.mark.parametrize(
     ("names", "models", "classes", "named_by", "says"),
     [
-        (("cow", "cat"), NAMES, 3, "folders", "the class 'cow', which is none of the models' 3"),
-        (("cat", "dog"), None, 1000, "folders", "have 2 classes (cat, dog), and the models answer"),
-        (("a", "b", "c"), NAMES, 3, "table", "the class 'a', which is none of the models' 3"),
-        (("a", "b"), NAMES, 3, "given", "have 2 classes (a, b), and the models answer 3"),
-        (("25", "3"), None, 20, "folders", "have 2 classes (25, 3), and the models answer 20"),
+        (("cow", "cat"), NAMES, 3, "folders", "the class 'cow', which is not one of the models' 3"),
+        (("cat", "dog"), None, 1000, "folders", "have 2 classes (cat, dog), but the models return"),
+        (("a", "b", "c"), NAMES, 3, "table", "the class 'a', which is not one of the models' 3"),
+        (("a", "b"), NAMES, 3, "given", "have 2 classes (a, b), but the models return 3"),
+        (("25", "3"), None, 20, "folders", "have 2 classes (25, 3), but the models return 20"),
     ],
 )
 def test_names_that_are_not_the_models_are_refused(names, models, classes, named_by, says):
@@ -100,7 +103,7 @@ def test_label_sets_move_by_columns():
 
 def test_a_label_that_the_data_do_not_name_is_refused():
     found = places(("dog", "bird"), NAMES, 3, "given")
-    with pytest.raises(ValueError, match=r"labels must lie in 0..1, as the data name 2 classes"):
+    with pytest.raises(ValueError, match=r"labels must lie in 0..1, since the data name 2 classes"):
         found.of(np.array([0, 2]), 3)
 
 
@@ -114,6 +117,6 @@ def test_the_first_class_that_differs_is_named():
 
 def test_a_model_that_names_other_classes_than_it_answers_is_refused():
     with pytest.raises(
-        ValueError, match=r"the models name 3 classes \(bird, cat, dog\) and answer 2"
+        ValueError, match=r"the models name 3 classes \(bird, cat, dog\), but return 2"
     ):
         places(None, NAMES, 2, None)

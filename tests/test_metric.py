@@ -89,7 +89,7 @@ def test_a_name_is_given_once(registry):
     def rmse(predictions, targets):
         return 0
 
-    with pytest.raises(ValueError, match="a metric named rmse already"):
+    with pytest.raises(ValueError, match="a metric named rmse exists already"):
         register_metric(rmse)
 
 

@@ -181,7 +181,7 @@ def test_numbers_are_not_rounded_on_their_way(flavor):
     )
     models = [ebjr.load_model(f"mine.py:{role}") for role in ("student", "teacher")]
     joint = ebjr.JointClassifier(*models, ebjr.Router("margin", 0.3))
-    with pytest.warns(ebjr.RecordingNote, match="no weights are seen"):
+    with pytest.warns(ebjr.RecordingNote, match="no weights were found"):
         ebjr.save_joint("joint.toml", joint)
     flavor.save_model("joint.toml", "saved", trust=True)
     model = mlflow.pyfunc.load_model("saved", model_config={"trust": True})
@@ -233,5 +233,5 @@ def test_a_model_that_is_none_of_ours_is_refused(flavor):
     import mlflow
 
     mlflow.pyfunc.save_model("other", loader_module="json", pip_requirements=[])
-    with pytest.raises(ValueError, match="other is no joint model"):
+    with pytest.raises(ValueError, match="other is not a joint model"):
         flavor.load_model("other")

@@ -360,7 +360,7 @@ def test_memory_does_not_grow_with_the_rows_seen():
 def test_the_statement_says_kept_undecided_or_broken():
     monitor = RiskMonitor(0.01)
     assert monitor.status == "undecided"
-    assert monitor.statement == "Undecided: nothing has been seen yet."
+    assert monitor.statement == "Undecided: no rows yet."
     monitor.update(np.zeros(10))
     assert monitor.statement.startswith("Undecided: the average harm over 10 rows is 0, at least 0")
     monitor.update(np.zeros(990))
@@ -415,19 +415,19 @@ def test_an_empty_batch_changes_nothing():
         (lambda: RiskMonitor(0.1, audit_probability=0), "audit_probability must lie"),
         (lambda: RiskMonitor(0.1).update([0.0, math.nan]), "nan in row 1"),
         (lambda: RiskMonitor(0.1).update([2.0]), "harm must lie between 0 and 1"),
-        (lambda: RiskMonitor(0.1).update([[0.0]]), "one real number for each row"),
+        (lambda: RiskMonitor(0.1).update([[0.0]]), "one real number per row"),
         (lambda: RiskMonitor(0.1).update([0.0, 1.0], [True]), "of the same length"),
         (lambda: RiskMonitor(0.1).update([0.0], [1]), "audited must be bool"),
-        (lambda: RiskMonitor(0.1, audit_probability=0.5).update([0.0]), "which rows were audited"),
+        (lambda: RiskMonitor(0.1, audit_probability=0.5).update([0.0]), "`audited` must be given"),
         (
             lambda: RiskMonitor(0.1, audit_probability=0.5).update([0.0], [True], [0.4]),
-            "0.5, the least",
+            r"between 0.5 \(audit_probability\) and 1",
         ),
         (lambda: DriftMonitor(np.zeros(19)), "at least 20 calibration scores, not 19"),
         (lambda: DriftMonitor(np.zeros(30), alpha=1.0), "alpha must lie"),
         (lambda: DriftMonitor(np.zeros(30), rate_tolerance=-1), "rate_tolerance must lie"),
         (lambda: DriftMonitor(np.zeros(30), threshold=math.nan), "threshold must be a number"),
-        (lambda: DriftMonitor(np.zeros(30)).update(["a"]), "one real number for each row"),
+        (lambda: DriftMonitor(np.zeros(30)).update(["a"]), "one real number per row"),
         (lambda: draw_audits([True], 0.0, np.random.default_rng(0)), "audit probability must lie"),
         (lambda: harm([0, 1], [0], [False, True]), "same length"),
         (lambda: excess([0], [0], [0, 1]), "same length"),
@@ -470,7 +470,7 @@ def test_a_damaged_state_is_refused_in_one_sentence(kind):
 
 def test_a_state_of_something_else_is_refused(tmp_path):
     drift = DriftMonitor(np.arange(50.0))
-    with pytest.raises(ValueError, match="its format is 'ebjr-drift-monitor-1'"):
+    with pytest.raises(ValueError, match="the format is 'ebjr-drift-monitor-1'"):
         RiskMonitor.from_state(drift.state())
     (tmp_path / "cut.json").write_text(json.dumps(drift.state())[:50])
     with pytest.raises(ValueError, match="is not JSON"):

@@ -95,7 +95,7 @@ def test_a_server_answers_label_sets(folder, run):
     ("targets", "message"),
     [
         (np.zeros(600, int), "a row of 0 and 1 for each of the 600 inputs"),
-        (np.full((600, 4), 3), "targets must be 0 or 1 for each label, but one is 3"),
+        (np.full((600, 4), 3), "targets must be 0 or 1 per label, but one is 3"),
         (np.zeros((600, 3), int), "must have 4 columns"),
     ],
 )

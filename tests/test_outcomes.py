@@ -105,16 +105,16 @@ GOOD = {"student": np.eye(3), "teacher": np.eye(3), "targets": np.arange(3)}
         ({"teacher": np.eye(3, 4)}, "the student has 3 and the teacher 4"),
         ({"targets": np.eye(3, dtype=int)}, r"targets must have shape \(n,\), not \(3, 3\)"),
         ({"targets": [0.0, 1.0, 2.0]}, "targets must be integer labels, not float64"),
-        ({"targets": [0, None, None]}, "2 of 3 targets are None: leave examples without a label"),
+        ({"targets": [0, None, None]}, "2 of 3 targets are None: remove examples without a label"),
         ({"targets": [True, False, True]}, "targets must be integer labels, not bool"),
-        ({"targets": ["a", "b", "c"]}, "targets must be integer labels where neither model says"),
+        ({"targets": ["a", "b", "c"]}, "targets must be integer labels since neither model"),
         ({"targets": [0, 3, 7]}, r"must lie in 0..2, but 2 of 3 do not, the first is 3"),
         ({"targets": [0, -1, 2]}, r"must lie in 0..2, but 1 of 3 do not, the first is -1"),
         ({"student": np.full((3, 3), np.nan)}, "3 of 3 rows hold NaN or infinity, the first in"),
         ({"teacher": np.diag([1, 1, np.inf])}, "teacher .* 1 of 3 rows .*, the first in row 2"),
         ({"student": np.diag([1, -np.inf, 1])}, "student .* 1 of 3 rows .*, the first in row 1"),
         ({"task": "juggling"}, "task must be one of classification, .* not 'juggling'"),
-        ({"labels": ("a", "b")}, "3 classes need 3 labels, not 2"),
+        ({"labels": ("a", "b")}, "labels must name 3 classes, not 2"),
         (
             {"student": np.ones((0, 3)), "teacher": np.ones((0, 3)), "targets": []},
             "there are no examples",
@@ -166,12 +166,12 @@ def test_the_parts_keep_costs_labels_and_models():
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.01, 0.99, np.nan])
 def test_a_split_without_two_parts_is_refused(fraction):
-    with pytest.raises(ValueError, match=f"a fraction of {fraction} does not cut 23 examples"):
+    with pytest.raises(ValueError, match=f"fraction {fraction} leaves a part of 23 examples empty"):
         table().split(fraction)
 
 
 def test_one_example_cannot_be_split():
-    with pytest.raises(ValueError, match="does not cut 1 examples into two parts"):
+    with pytest.raises(ValueError, match="leaves a part of 1 examples empty"):
         table(1).split()
 
 
@@ -236,7 +236,7 @@ def test_saving_into_no_folder_is_an_os_error(tmp_path):
 
 
 def test_a_missing_file_is_named_with_the_way_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent.npz; `ebjr record` makes one"):
+    with pytest.raises(FileNotFoundError, match=r"absent.npz: make it with `ebjr record`"):
         Outcomes.load(tmp_path / "absent.npz")
 
 
@@ -287,12 +287,12 @@ def about(**changed):
         (b"", "truncated"),
         (b"hello", "it is not an outcomes file"),
         (b"PK\x03\x04 but no archive", "truncated"),
-        (archive(inputs=np.eye(2)), "it is not one that `ebjr record` wrote"),
+        (archive(inputs=np.eye(2)), "`ebjr record` did not write it"),
         (archive(about=about(format="other"), **ARRAYS), "its format is 'other'"),
         (archive(about=about(), student=np.eye(2), targets=np.arange(2)), "teacher"),
         (archive(about=about(task="juggling"), **ARRAYS), "task must be one of"),
         (archive(about=about(student_cost={"flops": -1}), **ARRAYS), "flops must be a finite"),
-        (archive(about=about(labels=["a"]), **ARRAYS), "2 classes need 2 labels"),
+        (archive(about=about(labels=["a"]), **ARRAYS), "labels must name 2 classes"),
         (archive(about=about(), **{**ARRAYS, "targets": np.array([0, 9])}), "targets must lie"),
         (
             archive(about=about(), **{**ARRAYS, "student": np.full((2, 2), np.inf)}),
@@ -325,7 +325,7 @@ def test_raw_outputs_of_anybody_are_outcomes(tmp_path):
     assert Outcomes.load(path, task="regression").task == "regression"
     np.savez(path, **RAW, task="regression")
     assert Outcomes.load(path).metric == "rmse"
-    with pytest.raises(ValueError, match="its task is regression, not multilabel: leave --task"):
+    with pytest.raises(ValueError, match="its task is regression, not multilabel: remove --task"):
         Outcomes.load(path, task="multilabel")
     known = {"task": "specialized", "known_classes": [2, 0]}
     np.savez(path, **RAW, **known)
@@ -341,7 +341,9 @@ def test_targets_by_name_are_looked_up_in_the_labels(kind, tmp_path):
     named = {**RAW, "targets": np.array(["emu", "cat"], kind), "labels": ("cat", "dog", "emu")}
     assert Outcomes(**named).targets.tolist() == [2, 0]
     assert Outcomes(**named).take(np.array([1])).targets.tolist() == [0]
-    with pytest.raises(ValueError, match="the class 'cow', which is none of the models' 3 classes"):
+    with pytest.raises(
+        ValueError, match="the class 'cow', which is not one of the models' 3 classes"
+    ):
         Outcomes(**{**named, "targets": ["cow", "cat"]})
 
 
@@ -351,9 +353,12 @@ def test_targets_by_name_are_looked_up_in_the_labels(kind, tmp_path):
         ({"targets": None}, "student, teacher and targets .* but targets is missing; it has stud"),
         ({"targets": np.arange(3)}, "must have the same length, not 2, 2 and 3"),
         ({"student": np.eye(2)}, "the same classes, but the student has 2 and the teacher 3"),
-        ({"targets": np.array(["a", "b"])}, "one is 'a': name them .* as `labels` in an .npz"),
-        ({"targets": np.array(["a", "b"], object)}, r"Python objects, .* by \.astype\(str\)"),
-        ({"labels": np.array(["a", "b"])}, "3 classes need 3 labels, not 2"),
+        (
+            {"targets": np.array(["a", "b"])},
+            "one is 'a': name the classes .* with `labels` in an .npz",
+        ),
+        ({"targets": np.array(["a", "b"], object)}, r"Python objects, .* with \.astype\(str\)"),
+        ({"labels": np.array(["a", "b"])}, "labels must name 3 classes, not 2"),
         ({"task": "juggling"}, "task must be one of"),
     ],
 )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import ebjr
+from ebjr import plugins
+from ebjr.plugins import EXTRAS
 
 CODE = '''
 import numpy as np
@@ -97,7 +100,7 @@ def test_what_cannot_be_loaded_is_a_warning_and_nothing_else(installed, more, re
 
 
 def test_a_score_that_needs_more_classes_than_there_are_does_not_compete(registered):
-    with pytest.warns(UserWarning, match="score third_logit does not compete, as it fails"):
+    with pytest.warns(UserWarning, match="score third_logit does not compete: it fails"):
         assert "third_logit" not in outcomes(2).kind.candidates(outcomes(2).student)
     assert "third_logit" in outcomes(4).kind.candidates(outcomes(4).student)
     assert ebjr.calibrate(outcomes(4), score="third_logit", blend=0.0).score == "third_logit"
@@ -161,3 +164,44 @@ def test_what_has_no_name_is_not_registered(function):
 def test_a_joint_model_refuses_a_score_of_another_raw_output():
     with pytest.raises(ValueError, match="smallest_margin is not for classification: it reads"):
         ebjr.JointClassifier(len, len, ebjr.Router("smallest_margin", 1.0))
+
+
+def test_every_extra_says_what_it_brings():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(EXTRAS) == set(extras) - {"dev", "docs", "report"}
+    assert extras["report"] == []  # of the core
+    assert max(map(len, EXTRAS)) <= 13
+
+
+class Installed:
+    """What importlib says of a package."""
+
+    requires = (
+        "numpy>=2.0",
+        "pytest>=8.3; extra == 'hub'",
+        "no-such-package; (sys_platform == 'win32') and extra == 'hub'",
+        "pytest>=8.3; extra == 'serve'",
+        "no-such-package<2,>=1; extra == 'serve'",
+        "no-such-package; extra == 'dev'",
+    )
+
+
+def test_an_extra_is_installed_once_all_that_it_requires_is(monkeypatch):
+    real = plugins.distribution
+    monkeypatch.setattr(
+        plugins, "distribution", lambda name: Installed if name == "ebjr" else real(name)
+    )
+    found = plugins.installed_extras()
+    assert found["hub"]
+    assert not found["serve"]
+    text = plugins.extras_text()
+    assert "serve         ebjr serve" in text
+    assert "ebjr push" not in text
+
+
+def test_the_version_is_the_first_line_and_the_extras_follow(run):
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out.splitlines()[0] == ebjr.__version__
+    assert "Extras installed: " in out

@@ -304,12 +304,12 @@ def test_models_that_are_away_end_the_run_and_no_row_is_lost(
         return [Chats(away=away, charges=charges) for _ in range(2)]
 
     away = lambda call, rows: rows.max() >= 20  # noqa: E731
-    with pytest.raises(TeacherUnavailable, match="rows in a row have no answer of Chats"):
+    with pytest.raises(TeacherUnavailable, match="rows in a row have no answer from Chats"):
         talk(*gone(away), hundred, output, batch_size=batch_size)
     done = talk(Chats(), Chats(), hundred, output)
     assert (done.resumed, done.examples) == (20 - 20 % batch_size, 100)
     away = lambda call, rows: rows.max() >= 98  # noqa: E731
-    with pytest.raises(TeacherUnavailable, match="rows in a row have no answer of"):
+    with pytest.raises(TeacherUnavailable, match="rows in a row have no answer from"):
         talk(*gone(away), hundred, output, batch_size=batch_size)
 
 
@@ -322,7 +322,7 @@ def test_a_row_that_brings_a_server_down_is_named_once_the_next_is_answered(hund
 
 def test_models_that_refuse_everything_are_not_paid_for_all_of_it(hundred, tmp_path):
     student, teacher = Chats(range(100)), Chats(range(100))
-    with pytest.raises(TeacherUnavailable, match=r"64 rows in a row have no answer of Chats or"):
+    with pytest.raises(TeacherUnavailable, match=r"64 rows in a row have no answer from Chats or"):
         talk(student, teacher, hundred, tmp_path / "a.jsonl", batch_size=8)
     assert len(student.asked) < 100
     done = talk(student, teacher, hundred, tmp_path / "a.jsonl")
@@ -335,7 +335,7 @@ def written(rows):
 
 @pytest.mark.parametrize("name", ["a.json", "a", "a.txt", "a.csv.gz"])
 def test_a_suffix_that_says_no_known_form_is_refused_before_the_work(name, images, tmp_path):
-    with pytest.raises(ValueError, match=r"\.jsonl, \.csv, \.parquet, but the output is .*a"):
+    with pytest.raises(ValueError, match=r"\.jsonl, \.csv, \.parquet, but is .*a"):
         predict(joint(Dies(0)), open_data(images), tmp_path / name)
     assert [*tmp_path.glob("a*")] == []
 
@@ -429,7 +429,7 @@ def test_a_killed_process_is_gone_on_with(run, tmp_path):
     assert code == 0
     figures = json.loads(printed)
     assert 0 < figures["resumed"] < figures["examples"] == 4_000
-    assert f"{figures['resumed']:,} answers are of an interrupted run" in error
+    assert f"{figures['resumed']:,} answers come from an interrupted run" in error
     both = [rows_of(tmp_path / name) for name in ("a.jsonl", "whole.jsonl")]
     scores = [[row.pop("score") for row in rows] for rows in both]
     assert both[0] == both[1]
@@ -450,7 +450,7 @@ def test_a_run_that_stops_says_where_its_answers_are(run, tmp_path):
     words = ("predict", "joint.toml", "--data", "images", "-o", "a.jsonl", "--batch-size", 8)
     code, _, error = run(*words, "--strict")
     assert code == 2
-    kept_in = "what was done until then is in a.jsonl.part; the same command goes on from there"
+    kept_in = "the finished part is in a.jsonl.part; the same command resumes from it"
     assert kept_in in error
     code, printed, _ = run(*words, "--json")
     assert code == 0

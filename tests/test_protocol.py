@@ -201,19 +201,19 @@ def test_any_byte_but_zero_is_a_true_boolean():
         (body(inputs=[]), "at least one tensor"),
         (body(inputs=[1]), "'inputs' must be a list"),
         (body(inputs=[{}]), "needs a 'name'"),
-        (body(inputs=[tensor(data=[1, 2])] * 2), "two 'x' in 'inputs'"),
+        (body(inputs=[tensor(data=[1, 2])] * 2), "must have distinct names, but has two 'x'"),
         (body(inputs=[tensor(datatype="FP8", data=[1, 2])]), "must be one of BOOL"),
         (body(inputs=[tensor(shape=(-1, 2), data=[])]), "0 or more, not"),
         (body(inputs=[tensor(shape=(1.0, 2), data=[])]), "0 or more, not"),
         (body(inputs=[tensor(shape=(True, 2), data=[1, 2])]), "0 or more, not"),
         (body(inputs=[tensor(shape=(10**30,), data=[1, 2])]), "0 or more, not"),
-        (body(inputs=[tensor(shape=(2**58, 2), data=[1])]), "came with 1"),
-        (body(inputs=[tensor(shape=(1, 3), data=[1, 2])]), "needs 3 elements, but came with 2"),
+        (body(inputs=[tensor(shape=(2**58, 2), data=[1])]), "has 1"),
+        (body(inputs=[tensor(shape=(1, 3), data=[1, 2])]), "needs 3 elements, but has 2"),
         (body(inputs=[tensor()]), "needs 'data', or 'binary_data_size'"),
         (body(inputs=[tensor(data=1)]), "must be a list, not a number"),
         (body(inputs=[tensor(data=[[1], [1, 2]])]), "lists of equal lengths"),
-        (body(inputs=[tensor(data=[1, "2"])]), "does not hold FP32 numbers"),
-        (body(inputs=[tensor(data=[1, None])]), "does not hold FP32 numbers"),
+        (body(inputs=[tensor(data=[1, "2"])]), "must hold only FP32 numbers"),
+        (body(inputs=[tensor(data=[1, None])]), "must hold only FP32 numbers"),
         (body(inputs=[tensor(data=[1, 1e300])]), "exceeds FP32"),
         (body(inputs=[tensor(datatype="INT8", data=[1, 128])]), "exceeds INT8, -128 to 127"),
         (body(inputs=[tensor(datatype="UINT8", data=[1, -1])]), "exceeds UINT8, 0 to 255"),
@@ -221,36 +221,45 @@ def test_any_byte_but_zero_is_a_true_boolean():
             body(inputs=[tensor(datatype="INT64", data=[1, 2**70])]),
             "exceeds INT64, -9223372036854775808",
         ),
-        (body(inputs=[tensor(datatype="INT32", data=[1, 2.5])]), "does not hold INT32"),
-        (body(inputs=[tensor(datatype="INT32", data=[1, True])]), "does not hold INT32"),
-        (body(inputs=[tensor(data=[1.5, True])]), "does not hold FP32"),
+        (body(inputs=[tensor(datatype="INT32", data=[1, 2.5])]), "must hold only INT32"),
+        (body(inputs=[tensor(datatype="INT32", data=[1, True])]), "must hold only INT32"),
+        (body(inputs=[tensor(data=[1.5, True])]), "must hold only FP32"),
         (body(inputs=[tensor(data=[1, 10**400])]), "exceeds FP32"),
         (body(inputs=[tensor(datatype="FP64", data=[1, -(10**309)])]), "exceeds FP64"),
         (body(inputs=[tensor(datatype="FP16", data=[1, 70_000])]), "exceeds FP16"),
         (body(inputs=[tensor(datatype="UINT64", data=[1, 10**400])]), "exceeds UINT64"),
-        (body(inputs=[tensor(datatype="BOOL", data=[1, 0])]), "does not hold BOOL"),
-        (body(inputs=[tensor(datatype="BYTES", data=["a", 1])]), "does not hold strings alone"),
-        (body(inputs=[tensor(datatype="BYTES", data=["a", "\ud800"])]), "not Unicode"),
+        (body(inputs=[tensor(datatype="BOOL", data=[1, 0])]), "must hold only BOOL"),
+        (body(inputs=[tensor(datatype="BYTES", data=["a", 1])]), "must hold only strings"),
+        (body(inputs=[tensor(datatype="BYTES", data=["a", "\ud800"])]), "not valid Unicode"),
         (body(inputs=[tensor(data=[1, 2])], id=7), "'id' must be a string, not a number"),
         (body(inputs=[tensor(data=[1, 2])], parameters=[]), "must be a JSON object"),
         (body(inputs=[tensor(data=[1, 2])], parameters={"a": None}), "not nothing"),
-        (body(inputs=[tensor(data=[1, 2])], parameters={"a": 10**400}), "that no float holds"),
-        (body(inputs=[tensor(data=[1, 2], parameters={"a": 10**400})]), "that no float holds"),
+        (
+            body(inputs=[tensor(data=[1, 2])], parameters={"a": 10**400}),
+            "beyond the range of floats",
+        ),
+        (
+            body(inputs=[tensor(data=[1, 2], parameters={"a": 10**400})]),
+            "beyond the range of floats",
+        ),
         (
             body(
                 inputs=[tensor(data=[1, 2])],
                 outputs=[{"name": "a", "parameters": {"b": -(10**400)}}],
             ),
-            "that no float holds",
+            "beyond the range of floats",
         ),
         (body(inputs=[tensor(data=[1, 2])], parameters={"binary_data_output": 1}), "true or false"),
-        (body(inputs=[tensor(data=[1, 2])], outputs=[{"name": "a"}] * 2), "two 'a' in 'outputs'"),
+        (
+            body(inputs=[tensor(data=[1, 2])], outputs=[{"name": "a"}] * 2),
+            "must have distinct names, but has two 'a'",
+        ),
         (
             body(
                 inputs=[tensor(data=[1, 2])],
                 outputs=[{"name": "a", "parameters": {"classification": 0}}],
             ),
-            "'classification' of the output 'a' must be how many classes to give, a whole number",
+            "'classification' of the output 'a' must be the number of classes to return",
         ),
         (
             body(
@@ -272,13 +281,13 @@ def test_what_is_no_request_is_refused_in_one_sentence(message, says):
     ("size", "rest", "says"),
     [
         (8, b"\0" * 9, "1 bytes after the JSON belong to no tensor"),
-        (9, b"\0" * 8, "at most 8, not 9"),
+        (9, b"\0" * 8, "at most the 8 left in the body, not 9"),
         (-1, b"", "not -1"),
-        (10**300, b"", "at most 0, not 1000"),
-        (10**400, b"", "that no float holds"),
+        (10**300, b"", "at most the 0 left in the body, not 1000"),
+        (10**400, b"", "beyond the range of floats"),
         (True, b"\0", "not True"),
-        (7, b"\0" * 7, "no whole number of FP32"),
-        (4, b"\0" * 4, "needs 2 elements, but came with 1"),
+        (7, b"\0" * 7, "not a multiple of the 4 of FP32"),
+        (4, b"\0" * 4, "needs 2 elements, but has 1"),
     ],
 )
 def test_bytes_that_do_not_fit_their_tensor_are_refused(size, rest, says):
@@ -320,7 +329,7 @@ def test_an_empty_tensor_keeps_its_shape(datatype):
 
 def test_a_long_text_among_numbers_takes_no_memory_of_its_length_for_each():
     data = ["a" * 2**24, *([1] * 2**16)]  # as one array of texts: 4 TiB
-    with pytest.raises(ProtocolError, match="does not hold FP32 numbers alone"):
+    with pytest.raises(ProtocolError, match="must hold only FP32 numbers"):
         read_request(body(inputs=[tensor(shape=(len(data),), data=data)]))
 
 
@@ -350,7 +359,7 @@ def test_a_length_of_the_json_that_cannot_be_is_refused(length):
 
 
 def test_an_output_that_there_is_not_is_refused_and_named():
-    with pytest.raises(ProtocolError, match="no output 'logits'; this model gives score"):
+    with pytest.raises(ProtocolError, match="no output 'logits'; the model has score"):
         write_response(
             InferResponse({"score": np.ones(1)}, "joint"),
             InferRequest({}, (RequestedOutput("logits"),)),

@@ -314,7 +314,7 @@ def test_numbers_of_many_values_are_cut_and_of_few_are_slices_by_value(config):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"source": ["a"]}, "source of slices must have a value for each of 2000 examples"),
+        ({"source": ["a"]}, r"source of slices must have one value per example, \(2000,\)"),
         ({"id": [f"row {k}" for k in range(20_000)]}, "has 20,000 values"),
     ],
 )
@@ -332,18 +332,18 @@ def test_examples_that_say_nothing_of_the_threshold_are_refused(config, tmp_path
     models = {role: dict(about) for role, about in since.models.items()}
     models["teacher"]["sha256"] = "another"
     for outcomes, words in [
-        (before, "was calibrated on these very outcomes"),
+        (before, "was calibrated on these outcomes"),
         (replace(since, models=models), "another teacher \\(sha256\\) than joint.toml"),
         (
             replace(since, labels=tuple("abcd")),
             "class 0 is 'a' in the outcomes and 'ant' in joint.toml",
         ),
-        (replace(since, labeled=False), "calibrated on labels, and these outcomes have none"),
+        (replace(since, labeled=False), "calibrated on labels, but these outcomes only have"),
         (since.take(np.arange(24)), "24 examples are too few to judge .* at least 25"),
     ]:
         with pytest.raises(ValueError, match=words):
             recalibrate(config, outcomes)
-    with pytest.raises(ValueError, match="does not say what its threshold was chosen for"):
+    with pytest.raises(ValueError, match="does not name the goal of its threshold"):
         recalibrate(replace(config, calibration={}), since)
     for wrong in ({"alpha": 0.0}, {"alpha": 0.5}, {"worth": -0.1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -385,7 +385,7 @@ def test_a_chain_is_judged_and_chosen_by_its_last_threshold(run, tmp_path):
     assert (after.score, after.blend) == (before.score, before.blend)
     assert after.threshold == json.loads(printed)["held_out"]["threshold"]
     assert after.changes == []
-    with pytest.raises(ValueError, match="not of all models of joint"):
+    with pytest.raises(ValueError, match="must be of all models of joint"):
         recalibrate("joint.toml", table(6000, 1))
 
 
@@ -527,7 +527,7 @@ def test_a_new_file_is_the_old_one_with_the_new_threshold(run, folder):
     assert json.loads(printed)["held_out"]["n"] == 3000
     code, _, error = run("recalibrate", "new.toml", "--outcomes", "better.npz")
     assert code == 2
-    assert "these very outcomes" in error
+    assert "calibrated on these outcomes" in error
 
 
 def test_a_file_that_cannot_be_written_is_an_error_after_the_judgment(run, folder):
@@ -553,11 +553,11 @@ def test_a_file_that_cannot_be_written_is_an_error_after_the_judgment(run, folde
     [
         ("", "give either --outcomes"),
         ("--outcomes new.npz --audits .", "give either --outcomes"),
-        ("--outcomes new.npz --slice-by light", "--slice-by names columns of --slices"),
+        ("--outcomes new.npz --slice-by light", "--slice-by picks columns of a table"),
         ("--outcomes new.npz --slices rows.csv --slice-by hue", "no column 'hue'; it has light"),
         ("--outcomes new.npz --alpha 0.7", "alpha must lie between 0 and 0.5"),
-        ("--audits . -o new.toml", "choose no threshold"),
-        ("--audits .", "there is no monitor.json"),
+        ("--audits . -o new.toml", "give no new threshold"),
+        ("--audits .", "monitor.json does not exist"),
         ("--outcomes new.npz -o joint.toml", "would overwrite"),
     ],
 )
@@ -611,7 +611,7 @@ def test_audits_judge_the_promise_in_all_and_by_windows(served, tmp_path):
     found = recalibrate_audits(served, state(tmp_path, risk, windows=windows))
     assert (found.status, dict(found.why)) == ("kept", {})
     assert len(found.as_dict()["windows"]) == 4
-    assert "Audits choose no new threshold" in found.statement
+    assert "Audits cannot choose a new threshold" in found.statement
     risk, windows = watched(*usual, rng.random(1000) < 0.3)
     found = recalibrate_audits(served, state(tmp_path, risk, windows=windows) / STATE_FILE)
     assert found.status == "broken"
@@ -640,10 +640,10 @@ def test_audits_say_where_there_is_room_or_the_deferral_rate_is_another(served, 
     [
         ({"calibration": "xyz"}, "a server with another calibration"),
         ({"calibration": None}, "a server with another calibration"),
-        ({"monitors": {}}, "knows of no audits"),
-        ({"format": "other"}, "its format is 'other'"),
-        ({"monitors": {"disagreement": {"format": "x"}}}, "is not what a server's monitors keep"),
-        ({"monitors": []}, "is not what a server's monitors keep"),
+        ({"monitors": {}}, "has no audits"),
+        ({"format": "other"}, "the format is 'other'"),
+        ({"monitors": {"disagreement": {"format": "x"}}}, "is not a server's monitor.json"),
+        ({"monitors": []}, "is not a server's monitor.json"),
     ],
 )
 def test_a_state_that_says_nothing_of_the_threshold_is_refused(served, tmp_path, change, words):
@@ -678,5 +678,5 @@ def test_a_promised_deferral_rate_is_judged_beside_the_disagreement(served, tmp_
 
 def test_few_audits_are_no_judgement(served, tmp_path):
     folder = state(tmp_path, watched(np.zeros(10))[0])
-    with pytest.raises(ValueError, match="knows of 10 rows, and 25 are the least"):
+    with pytest.raises(ValueError, match="has 10 rows; at least 25 are needed"):
         recalibrate_audits(served, folder)

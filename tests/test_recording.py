@@ -103,7 +103,7 @@ def test_given_costs_are_kept_and_joined_by_the_measured_seconds():
         ({"teacher": lambda x: x[:, :1]}, r"sigmoid.*output_kind='logits'"),
         ({"targets": TARGETS + 1}, r"targets must lie in 0..3"),
         ({"targets": TARGETS / 2}, "targets must be integer labels"),
-        ({"labels": ("a",)}, r"the data have 1 classes \(a\), and the models answer 4"),
+        ({"labels": ("a",)}, r"the data have 1 classes \(a\), but the models return 4"),
         ({"task": "juggling"}, "task must be one of"),
     ],
 )
@@ -121,7 +121,7 @@ def test_data_that_do_not_fit_are_refused_in_one_sentence(changed, message):
         (lambda x: x[1:], r"was given 23 inputs and must return 23 rows, but returned shape \(22,"),
         (lambda x: x.sum(), r"must return 23 rows, but returned shape \(\)"),
         (lambda x: None, "must return 23 rows"),
-        (lambda x: x * np.nan, "returned NaN or infinite outputs; check its preprocessing"),
+        (lambda x: x * np.nan, "returned NaN or infinite outputs: check its preprocessing"),
         (lambda x: x + np.inf, "returned NaN or infinite outputs"),
         (lambda x: np.full(x.shape, "cat"), "returned"),
     ],
@@ -276,15 +276,15 @@ def test_without_labels_the_teachers_answers_are_the_labels(tmp_path):
 @pytest.mark.parametrize("given", [[[0, 1], None], [None, [0, 1]]])
 def test_labels_for_some_batches_alone_are_refused(given):
     stream = ((np.eye(2), labels) for labels in given)
-    with pytest.raises(ValueError, match="batch 2 is not alike: label all or none"):
+    with pytest.raises(ValueError, match="up to batch 2 have labels: label all batches or none"):
         record_batches(lambda rows: rows, lambda rows: rows, stream)
 
 
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ([0.0, np.nan], "1 of 2 targets are NaN: leave examples without a label out, or give no"),
-        ([0, -1], "the first is -1; leave examples without a label out"),
+        ([0.0, np.nan], "1 of 2 targets are NaN: remove examples without a label, or give no"),
+        ([0, -1], "the first is -1: remove examples without a label"),
     ],
 )
 def test_labels_that_are_missing_for_some_examples_are_refused(targets, message):
@@ -294,7 +294,7 @@ def test_labels_that_are_missing_for_some_examples_are_refused(targets, message)
 
 def test_an_argument_that_record_does_not_have_is_named_before_a_model_runs():
     student = Counting()
-    with pytest.raises(TypeError, match="there is no argument 'student_flops'; there are student_"):
+    with pytest.raises(TypeError, match="unknown argument 'student_flops'; known are student_"):
         record(student, double, INPUTS, TARGETS, student_flops=3.0)
     assert student.calls == 0
 
@@ -320,7 +320,7 @@ def test_python_and_the_command_make_the_same_table(run, folder):
     code, _, error = run(*words.split())
     assert code == 0, error
     theirs = Outcomes.load("outcomes.npz")
-    with pytest.warns(RecordingNote, match="no (student|teacher)_preprocess= given; from"):
+    with pytest.warns(RecordingNote, match="no (student|teacher)_preprocess= given; inferred from"):
         ours = record(*pair(), open_data("images"), joules=True, folder=".")
     for field in fields(Outcomes):
         one, other = getattr(ours, field.name), getattr(theirs, field.name)
@@ -372,12 +372,21 @@ def test_preprocessing_that_is_given_is_not_inferred(folder):
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        (f"size={SIZE}", "gives size; a guess: pixels in 0..1, no mean, no std (mean=0/0/0,std"),
-        (f"size={SIZE},range=0..1", "gives size, range; a guess: no mean, no std ("),
-        (f"size={SIZE},mean=0/0/0", "gives size, mean; a guess: pixels in 0..1, no std ("),
-        ("part.toml", "gives size, range; a guess: no mean, no std ("),
-        (Preprocess(size=SIZE), "gives size; a guess: pixels in 0..1, no mean, no std ("),
-        ("", "gives nothing; a guess: pixels in 0..1, no mean, no std ("),
+        (
+            f"size={SIZE}",
+            "gives size; the rest is a guess: pixels in 0..1, no mean, no std (give mean=0/0/0,std",
+        ),
+        (f"size={SIZE},range=0..1", "gives size, range; the rest is a guess: no mean, no std ("),
+        (
+            f"size={SIZE},mean=0/0/0",
+            "gives size, mean; the rest is a guess: pixels in 0..1, no std (",
+        ),
+        ("part.toml", "gives size, range; the rest is a guess: no mean, no std ("),
+        (
+            Preprocess(size=SIZE),
+            "gives size; the rest is a guess: pixels in 0..1, no mean, no std (",
+        ),
+        ("", "gives nothing; the rest is a guess: pixels in 0..1, no mean, no std ("),
     ],
 )
 def test_what_part_of_the_preprocessing_leaves_open_is_said_to_be_a_guess(
@@ -403,7 +412,7 @@ def test_what_part_of_the_preprocessing_leaves_open_is_said_to_be_a_guess(
 
 def test_pixels_as_they_are_leave_nothing_to_guess():
     assert given_preprocess("size=8,dtype=uint8", "preprocess").dtype == "uint8"
-    with pytest.warns(RecordingNote, match=r"\(mean=0,std=1 says that there are none\)"):
+    with pytest.warns(RecordingNote, match=r"\(give mean=0,std=1 if it has none\)"):
         given_preprocess("color=gray", "preprocess")
 
 
@@ -419,7 +428,7 @@ def test_data_without_labels_say_so_and_targets_beside_data_are_refused(folder):
     np.savez("bare.npz", inputs=np.zeros((8, 3, SIZE, SIZE), np.float32))
     with pytest.warns(RecordingNote, match="bare.npz has no labels: the teacher's own answers"):
         assert not record(*pair(), open_data("bare.npz")).labeled
-    with pytest.raises(ValueError, match="the data have targets of their own"):
+    with pytest.raises(ValueError, match="the data have their own targets"):
         record(*pair(), open_data("images"), np.zeros(120, int))
 
 

@@ -93,9 +93,11 @@ def test_three_go_on_where_they_were_stopped(tmp_path, batches):
     stops.__name__ = "two"
     with pytest.raises(RuntimeError):
         kept([one, stops, three], 7)
-    with pytest.raises(ValueError, match=r"of something else \(model-2 name 'two', now 'three', "):
+    with pytest.raises(
+        ValueError, match=r"with other settings \(model-2 name 'two', now 'three', "
+    ):
         kept([one, three, two], 7)
-    with pytest.raises(ValueError, match="of something else"):
+    with pytest.raises(ValueError, match="with other settings"):
         kept([one, three], 7)
     found = kept([one, two, three], 5)
     assert found.fingerprint == record_all([one, two, three], INPUTS, TARGETS).fingerprint
@@ -119,15 +121,19 @@ class Features(Named):
 @pytest.mark.parametrize(
     ("models", "about", "sentence"),
     [
-        ([one], {}, "at least 2 models are recorded, the cheapest first, not 1"),
+        ([one], {}, "give at least 2 models, the cheapest first, not 1"),
         (
             [one, two, three],
             {"costs": [Cost(flops=9), Cost(flops=8), Cost()]},
-            r"cheapest model first: student \(one\) costs 9 flops an example, and model-2 \(two\) "
-            "after it 8",
+            r"cheapest model first: student \(one\) costs 9 flops an example, but model-2 \(two\) "
+            "after it costs 8",
         ),
-        ([one, two, three], {"costs": [Cost()]}, "there are 3 models: costs must be one for each"),
-        ([one, two, three], {"preprocess": ["auto"] * 2}, "preprocess must be one for each, not 2"),
+        ([one, two, three], {"costs": [Cost()]}, "costs must have one value for each of 3 models"),
+        (
+            [one, two, three],
+            {"preprocess": ["auto"] * 2},
+            "preprocess must have one value for each of 3 models, not 2",
+        ),
         ([one, lambda x: x[:, :2], three], {}, "model-2 .<lambda>. as student and teacher .three."),
         (
             [Named("a", "b", "c"), Named("a", "c", "b"), one],
@@ -135,7 +141,7 @@ class Features(Named):
             r"student \(Named\) as student and model-2 \(Named\) as teacher: .*in another order",
         ),
         ([one, two, three], {"task": "specialized", "known_classes": [0, 1]}, "not for speciali"),
-        ([one, two, three], {"task": "detection"}, "more than two models are recorded for class"),
+        ([one, two, three], {"task": "detection"}, "more than two models work for class"),
     ],
 )
 def test_models_that_do_not_fit_are_one_sentence(models, about, sentence):
@@ -159,7 +165,7 @@ def test_an_order_is_refused_after_one_batch_and_a_tenth_is_none():
 def test_a_look_of_features_is_refused_before_a_model_runs():
     teacher = Named()
     with pytest.raises(
-        ValueError, match=r"a look is of images, .*one \(mirror=true\) takes \(40, "
+        ValueError, match=r"a look needs images, .*one \(mirror=true\) takes \(40, "
     ):
         record_all([one, mirrored(one), teacher], INPUTS, TARGETS)
     assert teacher.rows == 0
@@ -215,7 +221,7 @@ def test_a_look_keeps_the_preprocessing_that_it_was_made_with(zoo, preprocess):
     models, data = [small, mirrored(small), big], open_data("images")
     found = record_all(models, data, preprocess=preprocess)
     assert found.models["model-2"]["preprocess"] == {**way.as_dict(), "mirror": True}
-    with pytest.raises(ValueError, match="student is a look that has its preprocessing, size=8,"):
+    with pytest.raises(ValueError, match="student is a look with its own preprocessing, size=8,"):
         record_all(models, data, preprocess=way.as_text())
 
 
@@ -279,20 +285,23 @@ def test_preprocessing_is_given_once_or_for_each(run, zoo):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([*MODELS, "--student", "a.onnx"], "--student is of a student and a teacher"),
-        ([*MODELS, "--teacher-output", "x"], "--teacher-output is of a student and a teacher"),
-        (MODELS[:2], "give --student and --teacher, or --model for each of two or more"),
+        ([*MODELS, "--student", "a.onnx"], "--student does not go with --model"),
+        ([*MODELS, "--teacher-output", "x"], "--teacher-output does not go with --model"),
+        (MODELS[:2], "give --student and --teacher, or --model at least twice"),
         (["--student", "student.onnx"], "give --student and --teacher, or --model"),
-        ([*MODELS, "--look", "color=bgr"], "--look is mirror, shift=2/0 or size=192, not 'color="),
-        ([*MODELS, "--look", ""], "--look is mirror, shift=2/0 or size=192, not ''"),
-        ([*MODELS, "--look", "size=16"], "student takes images of 8 x 8 pixels alone"),
+        (
+            [*MODELS, "--look", "color=bgr"],
+            "--look must be like mirror, shift=2/0 or size=192, not 'color=",
+        ),
+        ([*MODELS, "--look", ""], "--look must be like mirror, shift=2/0 or size=192, not ''"),
+        ([*MODELS, "--look", "size=16"], "student takes only images of 8 x 8 pixels"),
         (
             [*MODELS, *["--preprocess", "size=8"] * 2],
-            "--preprocess is given once, or for each of 3",
+            "give --preprocess once, or once for each of 3",
         ),
         (
             [*MODELS, "--task", "specialized", "--known-classes", "0"],
-            "more than two models are recorded for classification",
+            "more than two models work for classification",
         ),
     ],
 )
@@ -317,7 +326,7 @@ def test_an_order_that_flops_contradict_is_one_sentence(run, zoo):
     code, _, error = run("record", *models, "--preprocess", "size=8,mean=0/0/0,std=1/1/1", *DATA)
     assert code == 2
     assert "give the cheapest model first: model-2 (" in error
-    assert "after it 18" in error
+    assert "after it costs 18" in error
 
 
 def test_features_take_no_look(run, zoo):
@@ -328,7 +337,7 @@ def test_features_take_no_look(run, zoo):
     words = ["--student", "rows.py:small", "--teacher", "rows.py:big", "--look", "mirror"]
     code, _, error = run("record", *words, "--data", "rows.npz", "-o", "o.npz")
     assert code == 2
-    assert "a look is of images" in error
+    assert "a look needs images" in error
 
 
 def test_a_note_about_a_guess_is_said_once_for_all_looks_of_a_model(zoo):

@@ -108,8 +108,8 @@ def test_what_was_taken_up_is_said(tmp_path):
     words = (INPUTS, INPUTS.argmax(1))
     with pytest.raises(RuntimeError) as caught:
         kept(tmp_path / "o", Dies(np.asarray, 2), Dies(np.asarray), *words, batch_size=8)
-    assert caught.value.__notes__[0].startswith("what was done until then is in ")
-    with pytest.warns(RecordingNote, match="goes on after 16 examples that an earlier run record"):
+    assert caught.value.__notes__[0].startswith("the finished part is in ")
+    with pytest.warns(RecordingNote, match="resuming after 16 examples that an earlier run record"):
         kept(tmp_path / "o", Dies(np.asarray), Dies(np.asarray), *words)
 
 
@@ -215,7 +215,7 @@ def test_another_model_under_the_same_name_is_refused(pair):
         kept("o.npz", *pair, open_data("images"), batch_size=5, progress=stop_after(10))
     write_linear(Path("teacher.onnx"), 2 * np.eye(3))
     with (
-        pytest.raises(ValueError, match=r"something else \(teacher sha256 '[0-9a-f]{64}', now '"),
+        pytest.raises(ValueError, match=r"other settings \(teacher sha256 '[0-9a-f]{64}', now '"),
         pytest.warns(RecordingNote),
     ):
         kept("o.npz", *pair, open_data("images"))
@@ -259,7 +259,7 @@ def test_record_begins_anew_where_it_is_told_to(pair, run):
     size = ("--student-preprocess", "size=8,resize=crop")
     code, _, error = run(*words, *size)
     assert code == 2
-    assert "o.npz.part is of an interrupted run of something else (" in error
+    assert "o.npz.part is of an interrupted run with other settings (" in error
     assert "student preprocess {'size': 8}, now {'size': 8, 'resize': 'crop'}" in error
     code, _, error = run(*words, "--restart")
     assert code == 0, error
@@ -273,10 +273,10 @@ def test_outcomes_that_cannot_be_saved_are_recorded_once(pair, run):
     words = [*RECORD, "images", "-o", "o.npz"]
     code, _, error = run(*words, "--half")
     assert code == 2
-    assert "what was done until then is in o.npz.part; the same command goes on" in error
+    assert "the finished part is in o.npz.part; the same command resumes" in error
     code, _, error = run(*words)
     assert code == 0, error
-    assert "goes on after 48 examples that an earlier run recorded" in error
+    assert "resuming after 48 examples that an earlier run recorded" in error
 
 
 def test_a_full_disk_is_named_and_costs_no_example(tmp_path):
@@ -290,7 +290,7 @@ def test_a_full_disk_is_named_and_costs_no_example(tmp_path):
     finally:
         limits.setrlimit(limits.RLIMIT_FSIZE, before)
     assert (tmp_path / "o.npz.part").stat().st_size == 5000  # the last record is cut short
-    with pytest.warns(RecordingNote, match=r"goes on after \d+ examples"):
+    with pytest.warns(RecordingNote, match=r"resuming after \d+ examples"):
         done = kept(tmp_path / "o.npz", np.asarray, np.asarray, *words)
     np.testing.assert_array_equal(done.student, INPUTS)
     np.testing.assert_array_equal(done.targets, INPUTS.argmax(1))

@@ -328,7 +328,7 @@ def test_a_score_is_read_from_text_and_written_back(text, name, parameters):
         ("softmax() + 1", "cannot read the score"),
         ("softmax(temperature=0)", "temperature must be a positive number"),
         ("softmax(temperature='hot')", "softmax does not take the parameters"),
-        ("learned", "score learned is fitted to outcomes, as ebjr.calibrate"),
+        ("learned", "score learned must be fitted to outcomes: use ebjr.calibrate"),
         ("softmax(heat=2)", "softmax does not take the parameters"),
         ("max_logit(temperature=2)", "max_logit does not take the parameters"),
         ("random(seed=-1)", "seed"),
@@ -343,7 +343,7 @@ def test_text_that_is_no_score_is_refused_in_one_sentence(text, message):
 
 @pytest.mark.parametrize("thing", [3, None, ["energy"]])
 def test_what_is_neither_text_nor_callable_is_no_score(thing):
-    with pytest.raises(TypeError, match="a score is a name or a callable") as caught:
+    with pytest.raises(TypeError, match="score must be a name or a callable") as caught:
         as_score(thing)
     assert type(thing).__name__ in str(caught.value)
 
@@ -394,7 +394,7 @@ def test_a_name_is_given_to_one_score_only(registry):
     def energy(logits):
         return logits[:, 0]
 
-    with pytest.raises(ValueError, match="there is a score named energy already"):
+    with pytest.raises(ValueError, match="a score named energy exists already"):
         register_score(energy)
     assert registry["energy"] is not energy
 
@@ -495,5 +495,7 @@ def test_one_known_class_has_an_energy_and_a_probability_and_nothing_to_compare(
     rows = asarray(np.array([[2.0, 1.0], [1.0, 2.0]]))
     assert to_numpy(as_score("specialized_energy")(rows)).tolist() == [2.0, -np.inf]
     assert to_numpy(as_score("known_softmax")(rows)).round(3).tolist() == [0.731, 0.269]
-    with pytest.raises(ValueError, match="needs two of them and 'other', 3 columns, not 2"):
+    with pytest.raises(
+        ValueError, match="needs at least two known classes and 'other', 3 columns, not 2"
+    ):
         as_score("specialized_margin")(rows)

@@ -15,6 +15,7 @@ from ebjr.data.open import open_data
 from ebjr.data.preprocess import prepared
 from ebjr.joint_file import save_joint
 from ebjr.link.far import FarTeacher, Link
+from ebjr.model import ModelFacts
 
 RNG = np.random.default_rng(0)
 PIXELS = [RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8) for _ in range(20)]
@@ -154,7 +155,25 @@ def test_what_no_file_holds_is_refused(tmp_path, kind):
         "reshaped": lambda: load_model(lambda batch: batch, output_kind="logits"),
     }[kind]()
     joint = JointClassifier(model, load_model(known), Router("max_logit", 0.0))
-    with pytest.raises(TypeError, match=r"names files, addresses and import paths.*has none"):
+    with pytest.raises(TypeError, match=r"needs a model's file, address or import path.*has none"):
+        save_joint(tmp_path / "joint.toml", joint)
+    assert not (tmp_path / "joint.toml").exists()
+
+
+def test_an_option_that_a_file_cannot_store_is_refused(tmp_path):
+    class Scaled:
+        """A backend of one's own, with an option that changes its answers."""
+
+        def __call__(self, batch):
+            return 2.0 * batch
+
+        @property
+        def facts(self):
+            return ModelFacts(name="scaled", path=known, options={"scale": 2.0})
+
+    known = write_linear(tmp_path / "teacher.onnx", RNG.normal(size=(3, 4)))
+    joint = JointClassifier(Scaled(), load_model(known), Router("max_logit", 0.0))
+    with pytest.raises(TypeError, match="cannot store scaled's option 'scale'"):
         save_joint(tmp_path / "joint.toml", joint)
     assert not (tmp_path / "joint.toml").exists()
 

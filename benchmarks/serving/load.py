@@ -1,4 +1,4 @@
-"""Load on a server from a process of its own: as fast as possible by wrk, or at a given rate."""
+"""Load on a server from a separate process: as fast as possible by wrk, or at a given rate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("load.lua")
 
 @dataclass(frozen=True)
 class Target:
-    """Where prepared bodies go: ``0.body``, ``1.body``, ... of a folder, posted to a URL."""
+    """Prepared bodies, ``0.body``, ``1.body``, ... of a folder, posted to a URL."""
 
     url: str
     folder: str

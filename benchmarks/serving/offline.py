@@ -1,4 +1,4 @@
-"""Both sessions in bare loops, no server: what a cascade on these cores can reach at most.
+"""Both sessions in bare loops without a server: the most that a cascade on these cores can reach.
 
 ``offline.py STUDENT TEACHER IMAGES THRESHOLD SECONDS WORKERS THREADS BATCH [shared]``; needs NumPy
 and ONNX Runtime alone. Each worker answers batches of its own and gathers the deferred rows to
@@ -77,7 +77,7 @@ def milliseconds_of_one(session: onnxruntime.InferenceSession, images: np.ndarra
 
 
 def open_session(path: str, threads: int) -> onnxruntime.InferenceSession:
-    """A session on so many threads."""
+    """Open a session on `threads` threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")

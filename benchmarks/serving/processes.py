@@ -1,4 +1,4 @@
-"""All processes of a server, found by a mark in their environment: daemons of it included.
+"""All processes of a server, daemons included, found by a mark in their environment.
 
 A process group or a tree misses what starts a session of its own or outlives its parent, as
 BentoML's and Ray's workers do; the environment is inherited by all of them.

@@ -65,7 +65,7 @@ def body() -> bytes:
 
 
 def variant(config: JointConfig, folder: Path, number: int) -> JointConfig:
-    """The same joint model with files of its own: other bytes that say the same."""
+    """Copy the joint model to files with other bytes and the same answers."""
 
     def copied(entry: Entry) -> Entry:
         if isinstance(entry, JointEntry):
@@ -82,7 +82,7 @@ def variant(config: JointConfig, folder: Path, number: int) -> JointConfig:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A folder of models in a process of its own."""
+    """Serve a folder of models in a separate process."""
     command = [sys.executable, "-m", "ebjr", "serve", str(folder), "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -97,7 +97,7 @@ def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 @dataclass
 class Heard:
-    """What came of the requests of all clients."""
+    """Results of the requests of all clients."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     thresholds: set[float] = field(default_factory=set)
@@ -160,7 +160,7 @@ def asked(url: str, name: str, seconds: float = math.inf) -> Iterator[list[Heard
 
 
 def held(pid: int) -> dict[str, float]:
-    """What a process holds."""
+    """Return the resident memory of a process."""
     return {
         "resident_mib": round(resident(pid), 1),
         "threads": len([*Path(f"/proc/{pid}/task").iterdir()]),

@@ -1,4 +1,4 @@
-"""What a request costs the server beyond the models: processor time by thread, in microseconds.
+"""Server cost of a request beyond the models: processor time by thread, in microseconds.
 
 Student and teacher are slices of the image and cost next to nothing. Clients of another process
 post one image each as a binary tensor, again and again, and what the server's threads spent is read
@@ -32,7 +32,7 @@ DEFERRED = 0.1
 
 
 def images() -> np.ndarray:
-    """What is asked about."""
+    """Return the request's inputs."""
     return np.random.default_rng(0).normal(size=(64, 3, 32, 32)).astype(np.float32)
 
 
@@ -107,7 +107,7 @@ async def ask(url: str, clients: int, requests: int) -> None:
 
 
 def measured(source: Path, clients: int, requests: int) -> dict[str, float]:
-    """Microseconds a request of each thread of a server in a process of its own."""
+    """Return microseconds a request for each thread of a server in a separate process."""
     words = [sys.executable, "-m", "benchmarks.serving.request", "--serve"]
     counts = ["--clients", str(clients), "--requests", str(requests)]
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}

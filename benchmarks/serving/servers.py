@@ -32,7 +32,7 @@ Body = Callable[[np.ndarray], tuple[bytes, dict[str, str]]]
 
 @dataclass(frozen=True)
 class Server:
-    """How a server is started at a port, asked, and read; settings worth a try, the best first."""
+    """A server: how to start, ask and read it; its settings, the best first."""
 
     command: Callable[[int, Settings], list[str]]
     path: str
@@ -191,7 +191,7 @@ class Running:
         return processes.seconds(self.mark)
 
     def get(self, path: str) -> str:
-        """What it says at another path."""
+        """Return its answer at another path."""
         place = self.url.split("/", 3)
         with urllib.request.urlopen(f"{place[0]}//{place[2]}{path}", timeout=10) as answer:
             return answer.read().decode()
@@ -226,7 +226,7 @@ def running(
 
 
 def ask(server: Server, url: str, image: np.ndarray, timeout: float = 10) -> tuple[int, bool]:
-    """One image, asked of a server: the label, and whether the teacher was asked."""
+    """Ask a server about one image: the label, and whether the teacher was asked."""
     body, headers = server.body(image)
     request = urllib.request.Request(
         url, body, {"Content-Type": server.content_type, **headers}, method="POST"
@@ -241,7 +241,7 @@ def wait_for(server: Server, url: str, image: np.ndarray, seconds: float = 60) -
     Raises
     ------
     TimeoutError
-        There is none.
+        No server answers in time.
     """
     until, came = time.monotonic() + seconds, ""
     while time.monotonic() < until:
@@ -258,7 +258,7 @@ def wait_for(server: Server, url: str, image: np.ndarray, seconds: float = 60) -
 
 
 def versions(rivals: str, chosen: Mapping[str, Server]) -> dict[str, str | None]:
-    """What of the rivals the environment holds."""
+    """Return the rivals that the environment has."""
     names = [server.needs for server in chosen.values() if server.needs]
     code = (
         "import importlib.metadata as m, json, sys\n"

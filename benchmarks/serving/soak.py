@@ -1,4 +1,4 @@
-"""A server for minutes in bad company: memory flat and bounded, answers right, a neighbor in time?
+"""A server under bad clients for minutes: bounded memory, right answers, a neighbor's latency.
 
 A real process serves the shipped pair with all that a server can have switched on: autopilot,
 audits, audit log, monitors, JSON logs. Clients of many kinds ask at their leisure: single images
@@ -102,7 +102,7 @@ def binary(array: np.ndarray, **parameters: Any) -> tuple[bytes, dict[str, str]]
 
 @dataclass
 class Heard:
-    """What came of the requests of a process."""
+    """Results of the requests of a process."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -154,11 +154,11 @@ class Client(threading.Thread):
                 time.sleep(self._random.expovariate(1 / PAUSE_SECONDS))
 
     def single(self, client: httpx2.Client) -> httpx2.Response:
-        """One image as a binary tensor."""
+        """Ask about one image as a binary tensor."""
         return self._infer(client, *binary(pixels(self._rng, 1)))
 
     def batch(self, client: httpx2.Client) -> httpx2.Response:
-        """Some images as one binary tensor."""
+        """Ask about some images as one binary tensor."""
         return self._infer(client, *binary(pixels(self._rng, int(self._rng.integers(2, 17)))))
 
     def files(self, client: httpx2.Client) -> httpx2.Response:
@@ -178,7 +178,7 @@ class Client(threading.Thread):
         return client.post(INFER, content=gzip.compress(body), headers=headers)
 
     def own_threshold(self, client: httpx2.Client) -> httpx2.Response:
-        """With a threshold of its own."""
+        """Ask with a threshold for this request."""
         own = float(self._rng.uniform(0.3, 1.0))
         return self._infer(client, *binary(pixels(self._rng, 2), threshold=own), threshold=own)
 
@@ -229,7 +229,7 @@ def mixed(url: str, seconds: float, seed: int) -> Heard:
 
 
 def neighbor(url: str, seconds: float) -> Heard:
-    """One who asks for one of some images again and again, and must get the same again."""
+    """A client that asks about the same images repeatedly and must get the same answers."""
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, FIRST)
     heard = Heard()
@@ -266,7 +266,7 @@ class Worst:
 
 
 class Company(threading.Thread):
-    """Does one bad thing again and again, from an address of its own."""
+    """A client that repeats one kind of misuse, from a separate address."""
 
     def __init__(self, url: str, deed: str, worst: Worst, until: float) -> None:
         super().__init__(name=deed)
@@ -385,7 +385,7 @@ def company(url: str, seconds: float, worst: Worst) -> Heard:
 
 
 def heard_of(threads: Sequence[Client] | Sequence[Company]) -> Heard:
-    """What came of all requests of some threads."""
+    """Results of all requests of some threads."""
     for thread in threads:
         thread.start()
     whole = Heard()
@@ -429,7 +429,7 @@ def largest(
 
 @contextmanager
 def serving(folder: Path, cores: Sequence[int]) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The shipped pair in a process of its own on these cores, with everything switched on."""
+    """Serve the shipped pair in a separate process on these cores, with every feature on."""
     joint = run_demo(folder / "demo", recorded=True).files["joint.toml"]
     command = [sys.executable, "-m", "ebjr", "serve", str(joint), "--port", "0", "--threads", "1"]
     command += ["--audit-log", str(folder / "audit.jsonl"), "--audit-rate", "0.02"]
@@ -562,7 +562,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run for so many minutes, and write the result file."""
+    """Run for the given minutes and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument(

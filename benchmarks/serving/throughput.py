@@ -1,4 +1,4 @@
-"""The served shipped pair beside six rivals, and all beside the fastest bare loop there is.
+"""The served shipped pair beside six rivals, all relative to the fastest bare loop that we know.
 
 ``python -m benchmarks.serving.throughput --rivals V/bin/python`` takes about 15 minutes on two
 cores; ``--quick --only ebjr batcher`` about two, and writes nothing. Every server runs the same
@@ -84,7 +84,7 @@ LOOPS: tuple[Loop, ...] = (  # a server with 64 clients cannot form larger batch
 
 @dataclass
 class Bench:
-    """What all measurements share."""
+    """Settings that all measurements share."""
 
     folder: Path
     images: np.ndarray
@@ -94,11 +94,11 @@ class Bench:
 
     @property
     def minutes(self) -> float:
-        """How long all has taken so far."""
+        """Return the seconds since the start."""
         return (time.monotonic() - self.began) / 60
 
     def offline(self, loop: Loop, seconds: float) -> dict[str, float]:
-        """A bare loop over both sessions, in a process of its own."""
+        """Run a bare loop over both sessions in a separate process."""
         script = str(Path(__file__).with_name("offline.py"))
         paths = [str(self.folder / name) for name in ("student.onnx", "teacher.onnx", "images.npy")]
         rest = [self.joint.router.threshold, seconds, *filter(None, loop)]
@@ -131,7 +131,7 @@ class Bench:
             yield place, target
 
     def target(self, name: str, server: Server, url: str) -> Target:
-        """Where the bodies of all images go."""
+        """Return the folder of the bodies of all images."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         for number, image in enumerate(self.images):
@@ -176,7 +176,7 @@ class Bench:
     def window(
         self, place: Running, target: Target, clients: int, seconds: int
     ) -> dict[str, float]:
-        """A server under so many clients, and what that cost whom."""
+        """Load a server with `clients` and return throughput, latency and processor time."""
         told, spent, busy = told_by(place), place.seconds, processes.busy()
         measured = as_fast_as_possible(target, clients, seconds)
         spent, busy = place.seconds - spent, processes.busy() - busy
@@ -245,7 +245,7 @@ def inside(
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Of the 95 % interval of the mean, relative to it."""
+    """Return the relative half-width of the mean's 95 % interval."""
     if len(values) < 2:
         return float("inf")
     error = np.std(values, ddof=1) / np.sqrt(len(values))
@@ -270,17 +270,17 @@ class Round:
         return float(np.median([loop[figure] for loop in self.limits]))
 
     def share(self, name: str, clients: str) -> float:
-        """What a server reaches of the limit."""
+        """Return a server's share of the limit."""
         return float(self.visits[name][clients]["images_per_second"]) / self.around(name)
 
     def affordable(self, name: str, clients: str) -> float:
-        """What share of the limit a server's processor time allows, however busy the machine."""
+        """Return the share of the limit that a server's processor time allows."""
         told = self.visits[name][clients]
         whole = told["core_milliseconds"] + told["wrk_core_milliseconds"]
         return self.around(name, "core_milliseconds") / float(whole)
 
     def overhead(self, name: str) -> float:
-        """What one client waits beyond a bare call of the student, in milliseconds."""
+        """Return one client's latency beyond a bare call of the student, in milliseconds."""
         bare = self.around(name, "one_image_milliseconds")
         return float(self.visits[name]["one_client_milliseconds"]) - bare
 
@@ -314,7 +314,7 @@ def one_round(bench: Bench, chosen: Mapping[str, tuple[Server, Settings]], loop:
 
 
 def widths(rounds: Sequence[Round]) -> dict[str, float]:
-    """How wide the interval of each server's share is, at each number of clients."""
+    """Return the width of the interval of each server's share, by number of clients."""
     return {
         f"{name} {clients}": half_width([each.share(name, str(clients)) for each in rounds])
         for name in rounds[0].visits
@@ -392,7 +392,7 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def times(rounds: Sequence[Round], rivals: Sequence[str], clients: str) -> list[float]:
-    """How many times the best of some rivals we answer, round by round."""
+    """Return our throughput over the best rival's, round by round."""
     return [
         each.share("ebjr", clients) / max(each.share(name, clients) for name in rivals)
         for each in rounds
@@ -400,7 +400,7 @@ def times(rounds: Sequence[Round], rivals: Sequence[str], clients: str) -> list[
 
 
 def goals(rounds: Sequence[Round]) -> dict[str, Any]:
-    """What the server is to reach beside the others: each with its value, goal, and whether."""
+    """Return the server's targets, each with its value, its goal and whether it is met."""
     names = [name for name in rounds[0].visits if name != "ebjr"]
     named = [name for name in names if name in NAMED]
 

@@ -34,7 +34,7 @@ CLIENTS = 8
 
 
 class Server:
-    """`ebjr serve` in a process of its own."""
+    """Start `ebjr serve` in a separate process."""
 
     def __init__(self, *words: str) -> None:
         command = [sys.executable, "-m", "ebjr", "serve", *words, "--threads", "1"]
@@ -98,7 +98,7 @@ def write_config(folder: Path, cloud: str) -> Path:
 
 
 def figures_of(rows: np.ndarray, began: float, back: float) -> dict[str, Any]:
-    """What came of the requests while the cloud was away, and how soon it was used again."""
+    """Return the results of requests while the cloud was away, and the time until its next use."""
     away = rows[(rows[:, 0] > began) & (rows[:, 0] < back)]
     needed = away[(away[:, 2] > 0) | (away[:, 3] > 0)]
     taught = rows[(rows[:, 0] > back) & (rows[:, 2] > 0)]

@@ -1,6 +1,6 @@
-"""How the documentation site is made, before Zensical builds it: `make docs`.
+"""Generate the sources of the documentation site, which Zensical then builds: `make docs`.
 
-Pages are files of `docs/`. What they show of the code is made here, at each build: the live curve
-from the shipped pair's recorded answers, the tables of what was measured from the result files of
-`experiments/`, the command line from `ebjr --help`.
+Pages are files of `docs/`. Each build generates what they show of the code: the live curve from the
+shipped pair's recorded answers, the tables of measurements from the result files of `experiments/`,
+and the command line's reference from `ebjr --help`.
 """

@@ -1,4 +1,4 @@
-"""Make the sources of the site: python -m docs.make."""
+"""Generate the sources of the site: python -m docs.make."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from docs.make.sources import BUILD, DOCS, PARTS, SOURCES, gather, navigation
 
 
 def main() -> None:
-    """Everything that Zensical reads, in ``build/``."""
+    """Write everything that Zensical reads to ``build/``."""
     shutil.rmtree(BUILD, ignore_errors=True)
     PARTS.mkdir(parents=True)
     (PARTS / "cli.md").write_text(command_line.reference())

@@ -1,4 +1,4 @@
-"""The built site is whole and asks nothing of the network: python -m docs.make.check."""
+"""Check that the built site is whole and needs no network: python -m docs.make.check."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ASKS = re.compile(
     r'<(?:script|img|iframe|source)\b[^>]*\bsrc="?(?:https?:)?//[^">\s]+'
     r'|<link\b[^>]*\brel="?(?:stylesheet|preconnect|preload|icon)\b[^>]*\bhref="?(?:https?:)?//[^">\s]+'
 )
-"""An element that a browser fetches from elsewhere as it shows the page."""
+"""An element that a browser fetches from another host."""
 
 
 def asks(site: Path) -> list[str]:
-    """What the pages of a site fetch from elsewhere."""
+    """Return what the pages of a site fetch from other hosts."""
     return [
         f"{page.relative_to(site)}: {found}"
         for page in sorted(site.rglob("*.html"))

@@ -1,4 +1,4 @@
-"""The reference of the command line, from what `ebjr --help` knows."""
+"""The reference of the command line, from `ebjr --help`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 
 def reference() -> str:
-    """Every command with its arguments and options, as Typer writes them.
+    """Return every command with its arguments and options, as Typer writes them.
 
-    Its list of all commands is left out: it cuts their first lines short, and they follow anyway.
+    The list of all commands is left out: it cuts their first lines, and they follow anyway.
     """
     words = ["ebjr.cli", "utils", "docs", "--name", "ebjr"]
     text = CliRunner().invoke(typer.cli.app, words, catch_exceptions=False).stdout

@@ -1,7 +1,7 @@
-"""What is made of code and kept in the repository: python -m docs.make.committed.
+"""Generate what the repository keeps: python -m docs.make.committed.
 
-README's table and picture of the demo, from its recorded answers, and the picture of how images
-are brought to a model's size.
+README's table and picture come from the demo's recorded answers, the picture of preprocessing from
+`Preprocess`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ BEGIN = "<!-- Made of the recorded answers by: python -m docs.make.committed -->
 END = "\n\n<!-- Until here. -->"
 
 GRAY, CHOSEN, PAIR, ENERGY = "#8A8F98", "#7468E8", "#56B4E9", "#D55E00"
-"""Colors that are seen on white and on black."""
+"""Colors that show on white and on black."""
 
 
 def demo_studies() -> tuple[Study, Study]:
-    """What `ebjr demo` finds on the recorded answers, of the pair alone and of all models."""
+    """Return the studies of `ebjr demo` on the recorded answers: the pair alone, all models."""
     with shipped("outcomes.npz") as recorded:
         outcomes = Outcomes.load(recorded)
     return run_study(outcomes.pair("student", "teacher")), run_study(outcomes)
@@ -37,7 +37,7 @@ def demo_studies() -> tuple[Study, Study]:
 
 
 def demo_table(pair: Study, stages: Study) -> str:
-    """Both models, the pair at its goal and at its best, and what `ebjr demo` prints of stages."""
+    """Return the rows of both models, the pair at its goal and its best, and the stages."""
     result, measure = pair.result, pair.outcomes.measure
     rows = [
         [role, measure.words(quality), "", flops_text(cost), ""]
@@ -62,7 +62,7 @@ def _joint_row(name: str, point: OperatingPoint) -> list[str]:
 
 
 def readme_with(text: str, made: str) -> str:
-    """README's text with another table between the marks."""
+    """Return README's text with another table between the marks."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + BEGIN + made + END + after
@@ -74,7 +74,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 56, 20, 16, 44
 
 
 def curve_picture(pair: Study, stages: Study) -> str:
-    """Accuracy against MFLOPs on the held-out half: stages, the pair, the paper's, and random."""
+    """Draw accuracy against MFLOPs on the held-out half: stages, pair, paper, random."""
     held_out, result = pair.held_out, pair.result
     more, chosen = stages.point.curve(stages.held_out), pair.point.curve(held_out)
     paper = TradeOffCurve.of(held_out, "energy")
@@ -141,7 +141,7 @@ def curve_picture(pair: Study, stages: Study) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Whole percents and halves between two shares."""
+    """Return whole percents and halves between two shares."""
     return [
         half / 200
         for half in range(round(200 * low), round(200 * high) + 1)
@@ -172,7 +172,7 @@ SCENE = (
 
 
 def preprocess_picture() -> str:
-    """An image, and what each way to resize makes of it, placed as `Preprocess` places it."""
+    """Draw an image and the result of each way to resize it, placed as `Preprocess` places it."""
     parts = [
         f'<g transform="translate(8 8)">{SCENE}</g>',
         _text((128, 190), "image, 240 x 160", 0, 0, "middle"),
@@ -223,7 +223,7 @@ def _text(
 
 
 def files() -> dict[Path, str]:
-    """What each file should be."""
+    """Return each file's text."""
     studies = demo_studies()
     return {
         README: readme_with(README.read_text(), demo_table(*studies)),
@@ -233,7 +233,7 @@ def files() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write them."""
+    """Write the files."""
     for path, text in files().items():
         path.write_text(text)
 

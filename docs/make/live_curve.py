@@ -1,4 +1,4 @@
-"""The live curve of the first page: the shipped pair on CIFAR-10, from its recorded answers."""
+"""The live curve of the first page, from the recorded answers of the shipped pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ebjr.evaluation.report import write_live_curve
 
 
 def write(path: Path) -> None:
-    """Calibrate on one half, and draw the other."""
+    """Calibrate on one half and draw the other."""
     with shipped("outcomes.npz") as recorded:
         study = run_study(Outcomes.load(recorded))
     title = "The shipped pair on CIFAR-10, held-out half"

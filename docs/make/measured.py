@@ -1,4 +1,4 @@
-"""What was measured on every pair, as tables and a picture, from the files of `experiments/`."""
+"""Tables and a picture of the measurements, from the result files of `experiments/`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Two classifiers: how many times fewer FLOPs the teacher's accuracy takes, by score."""
+    """Two classifiers: times fewer FLOPs at the teacher's accuracy, by score."""
 
     title: str
     student: float
@@ -58,22 +58,22 @@ class Pair:
 
     @property
     def best(self) -> str:
-        """The best of the cheap scores."""
+        """Return the best of the cheap scores."""
         return max(CHEAP, key=lambda score: self.saving[score])
 
     @property
     def energy_is_worst(self) -> bool:
-        """Whether every other cheap score saves more."""
+        """Tell whether every other cheap score saves more."""
         return min(CHEAP, key=lambda score: self.saving[score]) == "energy"
 
 
 def read(path: str) -> Any:
-    """A result file of `experiments/`."""
+    """Read a result file of `experiments/`."""
     return json.loads((EXPERIMENTS / path).read_text())
 
 
 def classifier_pairs() -> list[Pair]:
-    """Every pair of classifiers that was measured."""
+    """Return every measured pair of classifiers."""
     found = []
     for title, path in (
         ("CIFAR-10, the shipped pair", "cifar10_pair/results.json"),
@@ -95,7 +95,7 @@ def _pair(title: str, accuracy: Mapping[str, float], rows: Mapping[str, Any]) ->
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [list(head), ["---"] * len(head), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" --- ", "---")
 
@@ -114,7 +114,7 @@ def classifiers_table(pairs: Sequence[Pair]) -> str:
 
 
 def verdict(pairs: Sequence[Pair]) -> str:
-    """How the paper's score did, counted."""
+    """Count on how many pairs the paper's score is best and worst."""
     worst = sum(pair.energy_is_worst for pair in pairs)
     best = sum(pair.best == "energy" for pair in pairs)
     never = [pair.title for pair in pairs if max(pair.saving.values()) < 1]
@@ -123,7 +123,7 @@ def verdict(pairs: Sequence[Pair]) -> str:
         f"{_count(best, len(pairs))}, and the worst on {_count(worst, len(pairs))}."
     )
     if never:
-        text += f" With no score at all does it pay on {'; '.join(never)}."
+        text += f" No score pays on {'; '.join(never)}."
     return text
 
 
@@ -135,17 +135,17 @@ LOWEST, HIGHEST = 0.6, 6.0
 
 
 def place(saving: float) -> float:
-    """Where a saving is on the picture's axis, in percent: equal factors are equal lengths."""
+    """Return a saving's place on the picture's logarithmic axis, in percent."""
     return 100 * math.log(saving / LOWEST) / math.log(HIGHEST / LOWEST)
 
 
 def css_class(score: str) -> str:
-    """By which the style sheet knows a score's dot."""
+    """Return the class of a score's dot in the style sheet."""
     return score.replace(" ", "-")
 
 
 def picture(pairs: Sequence[Pair]) -> str:
-    """Every pair as a line of dots, one a score, on one axis of savings."""
+    """Draw every pair as a line of dots, one a score, on one axis of savings."""
     colors = {**PALETTE, "auto and blend": PALETTE["chosen"]}
     legend = "".join(
         f'<span><i style="background:{colors[score]}" class="{css_class(score)}"></i>{score}</span>'
@@ -164,9 +164,9 @@ def picture(pairs: Sequence[Pair]) -> str:
         even = f'<b style="left:{place(1.0):.2f}%"></b>'
         lines.append(f"<p>{html.escape(pair.title)}</p><div>{even}{dots}</div>")
     return (
-        '<figure class="dots" role="img" aria-label="Times fewer FLOPs than the teacher, by pair '
-        'and score. The same figures are in the table below.">'
-        f'<div class="legend">{legend}</div>{"".join(lines)}<div class="ticks">{ticks}</div>'
+        f'<figure class="dots"><div class="legend">{legend}</div><div class="plot" role="img" '
+        'aria-label="Times fewer FLOPs than the teacher, by pair and score. The same figures are '
+        f'in the table below.">{"".join(lines)}<div class="ticks">{ticks}</div></div>'
         "<figcaption>Times fewer FLOPs than the teacher at its accuracy. Left of the line the "
         "teacher alone is cheaper.</figcaption></figure>\n"
     )
@@ -235,21 +235,21 @@ def _first_line(function: Callable[..., Any]) -> str:
 
 
 def scores_table() -> str:
-    """Every score by name, with what it reads, and the first line of its docstring."""
+    """Return every score with the task that it reads and the first line of its docstring."""
     load_all()
     rows = [
         [f"`{name}`", raw.name, _first_line(function)]
         for raw in RAW_OUTPUTS.values()
         for name, function in {**raw.scores, **raw.fitted}.items()
     ]
-    return table(["score", "reads", "is"], rows)
+    return table(["score", "raw output", "meaning"], rows)
 
 
 OPTIMISM = ROOT / "experiments" / "results" / "optimism.json"
 
 
 def optimism_table() -> str:
-    """How far a pick falls short of its goal elsewhere, without a margin and with the one found."""
+    """Return how far a pick misses its goal on other data, without the margin and with it."""
     figures = json.loads(OPTIMISM.read_text())["figures"]
     rows = []
     for name, title in OPTIMISM_PAIRS.items():
@@ -296,7 +296,7 @@ ZOOS = {
 
 
 def stages_table() -> str:
-    """What every chain of a zoo saves on the half that it was not chosen on."""
+    """Return what every chain of a zoo saves on the half that did not choose it."""
     figures = json.loads(STAGES.read_text())["figures"]
     rows = [
         [title, chain, f"{found['times_fewer_flops']:.2f}", f"{found['over_teacher_points']:+.2f}"]
@@ -317,7 +317,7 @@ ATTAINABLE_PAIRS = {
 
 
 def attainable_table() -> str:
-    """What of the oracle's gain the chosen score has on each pair, and where the rest is."""
+    """Return the chosen score's share of the oracle's gain on each pair, and where the rest is."""
     figures = json.loads(ATTAINABLE.read_text())["figures"]
     parts = ("score", "other_score", "examples", "seeing_more", "models")
     rows = [
@@ -333,7 +333,7 @@ def attainable_table() -> str:
 
 
 def parts() -> dict[str, str]:
-    """By file name: what the pages include."""
+    """Return what the pages include, by file name."""
     pairs = classifier_pairs()
     return {
         "verdict.md": verdict(pairs),

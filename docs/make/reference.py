@@ -1,4 +1,4 @@
-"""What the reference of Python names shows."""
+"""The names that the Python reference shows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from docs.make.sources import DOCS
 
-DIRECTIVE = re.compile(r"^::: (\S+)\n((?:    .*\n)*)", re.MULTILINE)
+DIRECTIVE = re.compile(r"^(?:#+ )?::: (\S+)\n((?:    .*\n)*)", re.MULTILINE)
 
 
 def shown(folder: Path = DOCS / "reference") -> dict[str, str]:
-    """The names that the reference is to show, and the page of each."""
+    """Return the names that the reference should show, and the page of each."""
     found = {}
     for page in sorted(folder.glob("*.md")):
         for name, options in DIRECTIVE.findall(page.read_text()):
@@ -22,6 +22,6 @@ def shown(folder: Path = DOCS / "reference") -> dict[str, str]:
 
 
 def not_shown(site: Path) -> list[str]:
-    """Those that the built site does not show after all."""
+    """Return the names that the built site lacks."""
     pages = {page.stem: page.read_text() for page in (site / "reference").glob("*.html")}
     return [name for name, page in shown().items() if f'id="{name}"' not in pages[page]]

@@ -1,8 +1,8 @@
-"""The site's sources: the pages of `docs/`, and of the repository the files that they link to.
+"""The site's sources: the pages of `docs/`, and the files of the repository that they link to.
 
-A page's links lead to files of the repository, as on any forge. The site has a copy of each file
-that is linked to, at the place that it has in the repository, with `docs/` as the top: so a link
-into `docs/` stays as it is, and the others are turned to the copy.
+A page's links lead to files of the repository, as on any forge. The site has a copy of each linked
+file at its place in the repository, with `docs/` as the top. So a link into `docs/` stays as it is,
+and every other link is turned to the copy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
 def navigation(config: Path = ROOT / "zensical.toml") -> list[str]:
-    """The pages of the site, in the order in which they are to be read."""
+    """Return the pages of the site in the order of its navigation."""
 
     def pages(entries: list) -> Iterator[str]:
         for entry in entries:
@@ -40,29 +40,29 @@ def navigation(config: Path = ROOT / "zensical.toml") -> list[str]:
 
 
 def in_repository(page: str) -> Path:
-    """Where a page of the site is in the repository."""
+    """Return the place of a site's page in the repository."""
     return DOCS / page if (DOCS / page).exists() else ROOT / page
 
 
 def on_site(path: Path) -> str:
-    """Where a file of the repository is on the site."""
+    """Return the place of a repository's file on the site."""
     return (
         path.relative_to(DOCS) if path.is_relative_to(DOCS) else path.relative_to(ROOT)
     ).as_posix()
 
 
 def links(text: str) -> list[str]:
-    """The paths that a page links to; what is in a block of code is none."""
+    """Return the paths that a page links to, outside of blocks of code."""
     return LINK.findall(FENCED.sub("", text))
 
 
 def linked(page: Path) -> list[Path]:
-    """The files of the repository that a page links to.
+    """Return the files of the repository that a page links to.
 
     Raises
     ------
     FileNotFoundError
-        One of them is not there, or is a folder, which the site cannot show.
+        A linked file is missing, or is a folder, which the site cannot show.
     """
     found = [Path(os.path.normpath(page.parent / path)) for path in links(page.read_text())]
     for path in found:
@@ -72,9 +72,9 @@ def linked(page: Path) -> list[Path]:
 
 
 def moved(page: Path) -> str:
-    """A page's text with its links as they are on the site.
+    """Return a page's text with the site's links.
 
-    A link to a name of the reference becomes one that mkdocstrings resolves and holds to be there.
+    A link to a name of the reference becomes one that mkdocstrings resolves and checks.
     """
     folder = Path(on_site(page)).parent
 
@@ -86,7 +86,7 @@ def moved(page: Path) -> str:
 
 
 def gather(pages: list[str]) -> int:
-    """Copy pages, and all that they link to: how many files these are."""
+    """Copy pages and all that they link to; return the number of files."""
     waiting, seen = [in_repository(page) for page in pages], set()
     while waiting:
         path = waiting.pop()

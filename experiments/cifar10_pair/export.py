@@ -139,7 +139,7 @@ def to_onnx(net: WhitenedNet | InvertedNet, description: str) -> onnx.ModelProto
 
 
 def finished(graph: Graph, classes: int, description: str) -> onnx.ModelProto:
-    """The model of a graph whose last node gives the logits of so many classes."""
+    """Make the model of a graph whose last node gives the logits of `classes` classes."""
     graph.nodes[-1].output[0] = "logits"
     shape_in, shape_out = ["batch", 3, 32, 32], ["batch", classes]
     model = helper.make_model(

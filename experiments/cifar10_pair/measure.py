@@ -1,4 +1,4 @@
-"""What the shipped pair does: `python -m experiments.cifar10_pair.measure`.
+"""Measure the shipped pair: `python -m experiments.cifar10_pair.measure`.
 
 Reads the shipped outcomes (`record` makes them) and writes `results.json`: accuracy and FLOPs of
 both models, and the joint model at the teacher's accuracy, beyond it, and with a guarantee, its
@@ -27,7 +27,7 @@ SCORES = ("softmax", "margin", "entropy", "energy", "max_logit", "softmax_energy
 
 
 def figures(point: OperatingPoint) -> dict[str, Any]:
-    """What is reported of an operating point."""
+    """Return the reported figures of an operating point."""
     return {
         "score": point.score,
         "blend": point.blend,

@@ -19,7 +19,7 @@ PIXEL_STD = (0.2470, 0.2435, 0.2616)
 
 
 class Whitened(nn.Module):
-    """What both networks begin with: normalized colors, and 24 fixed filters (`fit_whitening`)."""
+    """The start of both networks: normalized colors, and 24 fixed filters (`fit_whitening`)."""
 
     def __init__(self) -> None:
         super().__init__()

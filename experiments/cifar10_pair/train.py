@@ -1,4 +1,4 @@
-"""What training both networks shares: augmentation, the optimizer, the epoch loop."""
+"""Training shared by both networks: augmentation, the optimizer, the epoch loop."""
 
 from __future__ import annotations
 

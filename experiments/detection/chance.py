@@ -1,4 +1,4 @@
-"""What routing of images by chance reaches, and what each image gains exactly: two baselines."""
+"""Two baselines: random routing of images, and each image's exact gain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ebjr.tasks.detection.precision import RECALLS, JointPrecision
 
 @dataclass(frozen=True)
 class RandomRouting:
-    """What routing by chance reaches, the baseline of every score: m orders at r deferral rates."""
+    """Return the result of random routing: m orders at r deferral rates."""
 
     rates: np.ndarray
     curves: np.ndarray  # (m, r): AP
@@ -41,7 +41,7 @@ class RandomRouting:
 
 
 def exact_gains(joint: JointPrecision) -> np.ndarray:
-    """How much each image gains when the teacher answers it, in AP: (n,). The oracle's order.
+    """Return the AP that each image gains from the teacher's answer, (n,): the oracle's order.
 
     The mean of what is won where the student answers all others, and where the teacher does. To
     defer by falling gain is no bound, as gains do not add up, but no score that sees the student

@@ -87,12 +87,12 @@ def joined(outputs: Sequence[NDArray[np.floating]], columns: int) -> NDArray[np.
 
 
 def decode(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """What the heads say of each image.
+    """Return the heads' outputs for each image.
 
     Raises
     ------
     ModelError
-        The outputs are no sides and classes of that many anchors.
+        The outputs lack sides and classes for that many anchors.
     """
     each = len(OCTAVES) * len(ASPECTS)
     found = {}

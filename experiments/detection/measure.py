@@ -1,4 +1,4 @@
-"""What each score gains over random routing: `python -m experiments.detection.measure`.
+"""Each score's gain over random routing: `python -m experiments.detection.measure`.
 
 Confidence maps, the threshold of every score's boxes and the learned gain are chosen on one half
 of the images; every figure is measured on the other, and is the mean over splits, each half taking

@@ -79,7 +79,7 @@ PAIRS = (
 
 
 def labels() -> CocoLabels:
-    """What is on the images."""
+    """Return the images' labels."""
     return read_coco(data_folder() / "detection" / "coco669_boxes.json")
 
 
@@ -93,7 +93,7 @@ def images(files: tuple[str, ...]) -> Iterator[np.ndarray]:
 
 
 def detections(name: str) -> list[Detections]:
-    """What a detector says about all images, recorded the first time."""
+    """Return a detector's answers on all images, recorded the first time."""
     file = CACHE / f"{name}.npz"
     if not file.exists():
         CACHE.mkdir(parents=True, exist_ok=True)

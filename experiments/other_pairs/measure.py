@@ -1,4 +1,4 @@
-"""What `auto` does on pairs that others trained: `python -m experiments.other_pairs.measure`.
+"""Measure `auto` on published pairs: `python -m experiments.other_pairs.measure`.
 
 Every figure is the mean over splits: score, blend and threshold are chosen on one half, and judged
 on the other. Writes `results.json`.
@@ -34,9 +34,9 @@ def area(held_out: Outcomes, score: Any, blend: float = 0.0) -> float:
 
 
 def scores_and_blends(outcomes: Outcomes, scores: list[Score]) -> dict[str, Any]:
-    """The area that `auto` reaches beside that of every single score, and what a blend adds.
+    """Return `auto`'s area beside every single score's, and the blend's gain.
 
-    `scores` are those that it has chosen on each split.
+    `scores` are its choices on each split.
     """
     areas: dict[str, list[float]] = {}
 

@@ -45,12 +45,12 @@ Batches = Iterator[tuple[Any, np.ndarray]]
 
 
 def data_folder() -> Path:
-    """Where the images are.
+    """Return the folder of the images.
 
     Raises
     ------
     FileNotFoundError
-        Nowhere.
+        The images are not found.
     """
     folder = Path(os.environ.get("EBJR_DATA") or HERE.parents[2] / "shared" / "data")
     if not folder.is_dir():
@@ -72,7 +72,7 @@ def cifar100_images(split: str, most: int | None = None) -> tuple[np.ndarray, np
 
 
 def cifar100_model(name: str, **options: Any) -> Preprocessed:
-    """One of the ONNX graphs, with its preprocessing; `options` are for `load_model`."""
+    """Load one of the ONNX graphs with its preprocessing; `options` are for `load_model`."""
     prepared = {
         "osi": Preprocess(size=32),
         "densenet": Preprocess(
@@ -202,7 +202,7 @@ def zoo(names: Sequence[str], most: int | None = None) -> Outcomes:
 
 
 def answers(name: str, most: int | None = None) -> Mapping[str, np.ndarray]:
-    """What a model said of its images: output (n, classes), targets (n,) and its FLOPs.
+    """Return a model's output (n, classes), the targets (n,) and its FLOPs.
 
     Of the first `most` images at least. What is committed is read, and else the model is asked; a
     run that was ended is gone on with.

@@ -55,7 +55,7 @@ def timed(models: dict[str, Model], inputs: np.ndarray) -> dict[int, dict[str, f
 
 
 def of_pair(outcomes: Outcomes, seconds: dict[int, tuple[float, float]]) -> dict[str, Any]:
-    """What a pair does at the teacher's accuracy, as the mean over splits, and along its curve."""
+    """Measure a pair at the teacher's accuracy, mean over splits, and along its curve."""
     points = held_out_points(outcomes, SPLITS)
     rate = float(np.mean([point.deferral_rate for point in points]))
     gains = [point.quality - point.teacher_quality for point in points]

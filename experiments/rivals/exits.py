@@ -21,14 +21,14 @@ Thresholds = tuple[float, ...]
 
 
 class Half(NamedTuple):
-    """How often right, at how many MFLOPs, on some rows."""
+    """Accuracy and MFLOPs on some rows."""
 
     accuracy: float
     mflops: float
 
 
 class Exits(NamedTuple):
-    """What routes between a network's exits, and how right it is there.
+    """What routes between a network's exits, and the accuracy there.
 
     Attributes
     ----------
@@ -52,18 +52,18 @@ class Exits(NamedTuple):
         return place
 
     def at(self, thresholds: Thresholds) -> Half:
-        """What some thresholds do."""
+        """Return the result of some thresholds."""
         place = self.leaving(thresholds)
         right = self.right[place, np.arange(len(place))]
         return Half(float(right.mean()), float(self.flops[place].mean()) / 1e6)
 
     def take(self, rows: np.ndarray) -> Exits:
-        """Some of the images."""
+        """Return a subset of the images."""
         return Exits(self.scores[:, rows], self.right[:, rows], self.flops)
 
 
 class Rule(NamedTuple):
-    """How a network routes itself.
+    """A network's own routing rule.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Rule(NamedTuple):
     common: bool
 
     def on(self, answers: Answers, targets: np.ndarray) -> Exits:
-        """The rule on what a network said.
+        """Apply the rule to a network's answers.
 
         An image that goes on takes along what it was told: the answer of an exit is blended with
         those before it, from the last back, as joint models whose teacher is a joint model do.

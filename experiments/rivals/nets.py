@@ -52,7 +52,7 @@ class MultiExit(nn.Module):
         raise NotImplementedError
 
     def answers(self, image: Tensor, count: int) -> list[Tensor]:
-        """The logits (n, classes) of the first heads, so many of them."""
+        """Return the logits (n, classes) of the first `count` heads."""
         found, x = [], image
         for k in range(count):
             x = self.stage(k, x)
@@ -169,7 +169,7 @@ class _Mean(nn.Module):
 
 
 class _Last(nn.Module):
-    """How a `WhitenedNet` ends: global maximum and head, which is the chain's own."""
+    """The end of a `WhitenedNet`: global maximum and the chain's own head."""
 
     def __init__(self, chain: WhitenedNet) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class MultiScale(MultiExit):
 
 
 class _Coarsest(nn.Module):
-    """Of flat features those of the coarsest scale, which come last."""
+    """The coarsest scale of flat features, which comes last."""
 
     def __init__(self, reader: nn.Conv2d) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What every rival says of CIFAR-10's test set: `python -m experiments.rivals.record [NAME ...]`.
+"""Record every rival on CIFAR-10's test set: `python -m experiments.rivals.record [NAME ...]`.
 
 Each is asked once; `answers/NAME.npz` keeps the logits, in half precision, and what each answer
 costs in FLOPs. Trained rivals are taken from their checkpoints, and left out where there is none.
@@ -33,7 +33,7 @@ CALIBRATED_ON = 256
 
 
 class Answers(NamedTuple):
-    """What a network says of n images.
+    """A network's answers to n images.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ def single(images: np.ndarray) -> Answers:
 
 
 def slimmable(images: np.ndarray) -> Answers:
-    """One network at two widths."""
+    """Record one network at two widths."""
     net = Slimmable(NARROW, SINGLE)
     net.load_state_dict(_trained("slimmable"))
     return Answers(predict(net, images).numpy(), np.array(net.costs()))

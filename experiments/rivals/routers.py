@@ -128,5 +128,5 @@ def voted(pair: Outcomes, other: np.ndarray, flops: float) -> Outcomes:
 
 
 def by_vote(outcomes: Outcomes, seed: int, *goal: str, **how: Any) -> OperatingPoint:
-    """Keep where both agree: there is nothing to choose, whatever the goal."""
+    """Keep where both agree; nothing is chosen, for any goal."""
     return TradeOffCurve.of(outcomes.split(0.5, seed)[0], "max_logit").at(threshold=0.5)

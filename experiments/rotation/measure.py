@@ -1,4 +1,4 @@
-"""What the pair reaches on the test set: `python -m experiments.rotation.measure`.
+"""Measure the pair on the test set: `python -m experiments.rotation.measure`.
 
 Needs the checkpoints that `train` leaves. Writes `results.json`: RMSE and MAE in degrees, and
 FLOPs, the threshold chosen on one half and reported on the other, mean of many splits.

@@ -1,4 +1,4 @@
-"""What the heads on CIFAR-100 said of its test images: `python -m experiments.specialized.answers`.
+"""The heads' answers on CIFAR-100's test images: `python -m experiments.specialized.answers`.
 
 Trains the heads of `experiments.specialized.measure` on the features that `record` left, half a
 minute, and writes ``answers/``: the largest logits of each image, as
@@ -21,13 +21,13 @@ LARGEST = 8
 
 
 def file_of(size: int | None) -> Path:
-    """Where the answers of the head that knows so many classes are; None: of the general one."""
+    """Return the file of the head that knows `size` classes; None: the general one."""
     return ANSWERS / f"{'general' if size is None else f'knows_{size}'}.npz"
 
 
 @cache
 def table(size: int, teacher: str) -> tuple[Outcomes, tuple[int, ...]]:
-    """A head that knows so many popular classes beside a teacher, and these classes."""
+    """Return a head that knows `size` popular classes beside a teacher, and these classes."""
     with np.load(file_of(size)) as kept:
         head, known = unpacked(kept), tuple(kept["known"].tolist())
     said = answers(teacher)

@@ -78,7 +78,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[int], torch.nn.Module], int]] = {
 
 
 def load(split: str, name: str) -> dict[str, np.ndarray]:
-    """What `record` left."""
+    """Read `record`'s files."""
     with np.load(CACHE / f"{split}_{name}.npz") as archive:
         return {key: archive[key] for key in archive.files}
 
@@ -124,7 +124,7 @@ def shared_flops(depth: str) -> float:
 
 
 def outcomes(logits: np.ndarray, flops: float, teacher: str, known: Any) -> Outcomes:
-    """One student beside one teacher, on the test images."""
+    """Measure one student beside one teacher on the test images."""
     answers = load("test", teacher)
     return Outcomes(
         logits,
@@ -229,7 +229,7 @@ def energy_gap(table: Outcomes, popular: tuple[int, ...]) -> dict[str, Any]:
 
 
 def known_accuracy(table: Outcomes, popular: tuple[int, ...]) -> float:
-    """How often the student alone is right on inputs of popular classes, in percent."""
+    """Return the student's accuracy on inputs of popular classes, in percent."""
     inside = np.isin(table.targets, popular)
     return round(100 * float(table.student_quality[inside].mean()), 2)
 

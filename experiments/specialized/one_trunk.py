@@ -83,7 +83,7 @@ def run(images: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the pair, and say what each student saves beside the rest that it has."""
+    """Run the pair and print each student's saving beside its rest."""
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--images", type=int, default=1000)
     trunk = run(words.parse_args().images)

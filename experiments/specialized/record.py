@@ -1,4 +1,4 @@
-"""What the trunk and both teachers say on CIFAR-100: `python -m experiments.specialized.record`.
+"""Record the trunk and both teachers on CIFAR-100: `python -m experiments.specialized.record`.
 
 Runs each network once on each image and keeps the answers in ``outcomes/``, which is not committed:
 the student's frozen trunk, cut from the published early-exit graph at two depths, and the logits of
@@ -53,7 +53,7 @@ def pooled(maps: np.ndarray) -> np.ndarray:
 
 
 def features(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Of both depths, in one run of the trunk."""
+    """Return the features of both depths, in one run of the trunk."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
@@ -76,11 +76,11 @@ def logits(teacher: str, images: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Run whatever has not been run."""
+    """Run the networks that were not run yet."""
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--splits", nargs="*", default=list(IMAGES), choices=list(IMAGES))
     words.add_argument("--networks", nargs="*", default=["trunk", *TEACHERS])
-    words.add_argument("--most", type=int, help="so many images of each split, for a quick look")
+    words.add_argument("--most", type=int, help="images of each split, for a quick look")
     options = words.parse_args()
     CACHE.mkdir(exist_ok=True)
     for split in options.splits:

@@ -1,4 +1,4 @@
-"""What the demo's specialized students do: `python -m experiments.specialized_cifar10.measure`.
+"""Measure the demo's specialized students: `python -m experiments.specialized_cifar10.measure`.
 
 Reads the shipped outcomes (`record` makes them) and writes `results.json`: for each student and
 popular share the cost at the teacher's accuracy, the threshold chosen on one half, drawn in the

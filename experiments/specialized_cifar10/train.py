@@ -52,7 +52,7 @@ def trunk() -> onnx.ModelProto:
 
 
 def tail(classes: int) -> nn.Sequential:
-    """What is trained: two convolutions and a linear layer, (n, 56, 8, 8) to (n, classes)."""
+    """The trained part: two convolutions and a linear layer, (n, 56, 8, 8) to (n, classes)."""
     torch.manual_seed(SEED)
     inside, first, second = CHANNELS
     return nn.Sequential(
@@ -81,7 +81,7 @@ def to_onnx(network: nn.Sequential, description: str) -> onnx.ModelProto:
 
 
 def views(images: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """What the trunk makes of views of images (n, 32, 32, 3): (n, count, 56, 8, 8), half precision.
+    """Return the trunk's features of views of images: (n, count, 56, 8, 8), half precision.
 
     The first view is the image itself, every second one is mirrored, and all others are shifted.
     """
@@ -104,14 +104,14 @@ def views(images: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def any_view(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One view of each image, drawn."""
+    """Return one random view of each image."""
     drawn = torch.randint(batch.shape[1], (len(batch),), generator=generator)
     chosen = batch[torch.arange(len(batch)), drawn].float()
     return chosen.contiguous(memory_format=torch.channels_last)
 
 
 def known_share(known: tuple[int, ...]) -> float:
-    """How much of the traffic is of known classes, where the popular ones make up `SHARE` of it."""
+    """Return the known classes' share of the traffic if the popular ones make up `SHARE` of it."""
     more = len(set(known) - set(POPULAR)) / (10 - len(POPULAR))
     return SHARE * len(set(known) & set(POPULAR)) / len(POPULAR) + (1 - SHARE) * more
 
@@ -120,7 +120,7 @@ def known_share(known: tuple[int, ...]) -> float:
 def held_out_figures(
     network: nn.Module, table: np.ndarray, labels: np.ndarray, known: tuple[int, ...] | None
 ) -> dict[str, float]:
-    """How often it is right on images of popular classes, and on the others."""
+    """Return its accuracy on images of popular classes, and on the others."""
     answers = network(torch.as_tensor(table).float()).argmax(dim=1).numpy()
     correct = answers == (labels if known is None else relabel(labels, known))
     popular = np.isin(labels, POPULAR)
@@ -135,7 +135,7 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("names", nargs="*", default=list(STUDENTS), help="of the students")
     words.add_argument("--epochs", type=int, default=10)
-    words.add_argument("--most", type=int, help="so many training images, for a quick look")
+    words.add_argument("--most", type=int, help="training images, for a quick look")
     options = words.parse_args()
     images, labels = cifar10.load("train")
     rows, held_out = split_indices(len(images))

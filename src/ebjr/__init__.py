@@ -1,12 +1,12 @@
-"""EBJR: any cheap model and any expensive model for the same task become one model with a knob.
+"""EBJR turns a cheap model and an expensive model for the same task into one model with a knob.
 
-The cheap `student` answers every input; a score of its raw output says how well the input fits
-what it knows; inputs whose score is under a threshold are deferred to the expensive `teacher`.
+The cheap `student` answers every input. A score of its raw output says how well the input fits what
+it knows. Inputs whose score is under a threshold are deferred to the expensive `teacher`.
 
 Read `scores`, `router`, `joint` and `curve`, in this order: they are the whole method.
 
-A public name is imported when it is first used (PEP 562), so that `import ebjr` costs nothing;
-`__init__.pyi` lists the same names for type checkers and editors.
+Public names are imported on first use (PEP 562), so that `import ebjr` is fast; `__init__.pyi`
+lists them for type checkers and editors.
 
 Source: Akbari, Banitalebi-Dehkordi, Zhang, "EBJR: Energy-Based Joint Reasoning for Adaptive
 Inference", BMVC 2021.
@@ -14,7 +14,7 @@ Inference", BMVC 2021.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "backends": "load_model",

@@ -1,7 +1,7 @@
-"""What NumPy and PyTorch spell differently, and what batches of either have in common.
+"""The differences between NumPy and PyTorch, and operations on batches of either.
 
-Everything above this file treats an array as an array. Half precision is computed in single. What
-has a row for each input may also be a list: images of different sizes, or what was found on them.
+Everything above this file is independent of the array library. Half precision is computed in
+single. A batch may also be a list: images of different sizes, or detections.
 """
 
 import hashlib
@@ -17,23 +17,23 @@ Array = Any
 """A NumPy array or a PyTorch tensor."""
 
 Batch = Any
-"""An array (n, ...), a list of n inputs, or what holds n rows in another way: see `row_count`."""
+"""An array (n, ...), a list of n inputs, or another table of n rows: see `row_count`."""
 
 
 def namespace(array: Array) -> Any:
-    """The functions that work on an array: its array-API namespace; else a TypeError."""
-    if type(array) is np.ndarray:  # the common case, at a tenth of the look-up's time
+    """Return an array's array-API namespace; a TypeError if it is not an array."""
+    if type(array) is np.ndarray:  # hot path: the look-up takes ten times as long
         return _numpy_namespace
     return array_api_compat.array_namespace(array)
 
 
 def is_array(value: object) -> bool:
-    """Whether `value` is an array of a library that we know."""
+    """Tell whether `value` is an array of a known library."""
     return type(value) is np.ndarray or array_api_compat.is_array_api_obj(value)
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """The array as NumPy, from any device; bfloat16, which NumPy lacks, becomes float32."""
+    """Convert an array on any device to NumPy; bfloat16, which NumPy lacks, becomes float32."""
     if type(array) is np.ndarray or not array_api_compat.is_torch_array(array):
         return np.asarray(array)
     tensor = array.detach().cpu()
@@ -41,12 +41,12 @@ def to_numpy(array: Array) -> np.ndarray:
 
 
 def plain(batch: Batch) -> Batch:
-    """A batch as NumPy, or the list it is."""
+    """Convert a batch to NumPy, unless it is a list."""
     return batch if isinstance(batch, list | tuple) else to_numpy(batch)
 
 
 def convert_like(array: Array, reference: Array) -> Array:
-    """`array` in the library and on the device of `reference`."""
+    """Convert `array` to the library and the device of `reference`."""
     if isinstance(reference, list | tuple) or type(array) is type(reference) is np.ndarray:
         return array
     if array_api_compat.is_torch_array(reference):
@@ -61,9 +61,14 @@ def convert_like(array: Array, reference: Array) -> Array:
 
 
 def as_logits(output: Array, least: int = 2) -> Array:
-    """Check that raw output is (n, classes) with `least` classes or more; half precision to single.
+    """Check that raw output is (n, classes) with at least `least` classes; widen half precision.
 
-    A TypeError refuses what is no array, a ValueError another rank, or fewer classes.
+    Raises
+    ------
+    TypeError
+        `output` is not an array.
+    ValueError
+        `output` has another rank, or fewer classes.
     """
     if not is_array(output):
         raise TypeError(
@@ -75,12 +80,12 @@ def as_logits(output: Array, least: int = 2) -> Array:
             f"not {tuple(output.shape)}"
         )
     if type(output) is np.ndarray and not output.flags.c_contiguous:
-        output = np.ascontiguousarray(output)  # sums round alike in a batch and row by row
+        output = np.ascontiguousarray(output)  # so that sums round as for single rows
     return as_float(output)
 
 
 def as_float(array: Array) -> Array:
-    """The array in float32 or float64: half precision is widened, integers become float64."""
+    """Convert to float32 or float64: half precision is widened, integers become float64."""
     if type(array) is np.ndarray and array.dtype in _FLOATS:
         return array
     xp = namespace(array)
@@ -100,12 +105,12 @@ def logsumexp(array: Array) -> Array:
 
 
 def top_and_total(array: Array) -> tuple[Array, Array]:
-    """The largest value and ``sum(exp(array - largest))``, over the last axis.
+    """Return the largest value and ``sum(exp(array - largest))``, over the last axis.
 
-    A softmax and its logarithm need no more. A NaN or +inf makes the total NaN, as does a row of
-    -inf alone.
+    They are all that a softmax and its logarithm need. A NaN or +inf makes the total NaN, and so
+    does a row of -inf only.
     """
-    if type(array) is np.ndarray:  # what the methods call, without the way there
+    if type(array) is np.ndarray:  # hot path: the ufuncs behind the methods
         top = np.maximum.reduce(array, axis=-1, keepdims=True)
         if not top.size or math.isfinite(np.add.reduce(top, axis=None)):
             return top[..., 0], np.add.reduce(np.exp(array - top), axis=-1)
@@ -117,12 +122,12 @@ def top_and_total(array: Array) -> tuple[Array, Array]:
 
 
 def log_softmax(array: Array) -> Array:
-    """Logits to log-probabilities over the last axis."""
+    """Turn logits into log-probabilities over the last axis."""
     return array - logsumexp(array)[..., None]
 
 
 def top_two(array: Array) -> tuple[Array, Array]:
-    """The largest and the second largest value along the last axis; NaN where there is a NaN."""
+    """Return the two largest values along the last axis; NaN for a row with a NaN."""
     if array_api_compat.is_torch_array(array):
         best = array.topk(2, dim=-1).values
         return best[..., 0], best[..., 1]
@@ -135,43 +140,43 @@ def top_two(array: Array) -> tuple[Array, Array]:
 
 
 def argmax(array: Array) -> Array:
-    """The place of the largest value along the last axis, the first of equal ones."""
+    """Return the index of the largest value along the last axis, the first of equal ones."""
     if type(array) is np.ndarray:
         return array.argmax(-1)
     return namespace(array).argmax(array, axis=-1)
 
 
 def take_places(array: Array, places: Array, axis: int = 1) -> Array:
-    """Some rows (`axis` 0) or columns (1) of an array (n, k), in the order of `places`."""
+    """Take rows (`axis` 0) or columns (1) of an array (n, k), in the order of `places`."""
     if type(array) is np.ndarray:
         return array[places] if axis == 0 else array[:, places]
     return namespace(array).take(array, convert_like(places, array), axis=axis)
 
 
 def logaddexp(one: Array, other: Array) -> Array:
-    """``log(exp(one) + exp(other))``, safe from underflow whatever the library."""
+    """``log(exp(one) + exp(other))``, safe from underflow in every library."""
     xp = namespace(one)
     if type(one) is np.ndarray or array_api_compat.is_torch_array(one):
         return xp.logaddexp(one, other)
-    apart = xp.where(one == other, xp.zeros_like(one), -xp.abs(one - other))  # also -inf and -inf
+    apart = xp.where(one == other, xp.zeros_like(one), -xp.abs(one - other))  # -inf - -inf is NaN
     return xp.maximum(one, other) + xp.log(xp.exp(apart) + 1)
 
 
 def unless_nan(array: Array, otherwise: Array) -> Array:
-    """The rows of an array (n, k), but those of `otherwise` where a row has a NaN."""
+    """Replace the rows of an array (n, k) that have a NaN by those of `otherwise`."""
     xp = namespace(array)
     nan = xp.isnan(array)
-    if type(array) is np.ndarray and not nan.any():  # the common case
+    if type(array) is np.ndarray and not nan.any():  # hot path
         return array
     return xp.where(nan if nan.ndim == 1 else xp.any(nan, axis=-1, keepdims=True), otherwise, array)
 
 
 def row_count(batch: Batch) -> int:
-    """How many inputs a batch holds: an array, a list, a data frame or a sparse matrix.
+    """Count the inputs in a batch: an array, a list, a data frame or a sparse matrix.
 
-    A TypeError refuses what has no rows that can be taken by their position.
+    A TypeError refuses anything without rows that can be taken by position.
     """
-    if type(batch) is np.ndarray and batch.ndim:  # the common case
+    if type(batch) is np.ndarray and batch.ndim:  # hot path
         return len(batch)
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         return len(batch)
@@ -185,7 +190,7 @@ def row_count(batch: Batch) -> int:
 
 
 def take_rows(batch: Batch, rows: np.ndarray | slice) -> Batch:
-    """Gather some rows of a batch, by position, into one dense batch in the order of `rows`."""
+    """Gather rows of a batch by position into one dense batch, in the order of `rows`."""
     if type(batch) is np.ndarray:
         return batch[rows]
     if isinstance(batch, Sequence):
@@ -196,16 +201,16 @@ def take_rows(batch: Batch, rows: np.ndarray | slice) -> Batch:
 
 
 def _by_position(batch: Batch) -> Any:
-    """What gives some rows of a batch by their positions, whatever its index; None if nothing."""
+    """Return a view of a batch that is indexed by position, or None."""
     if is_array(batch) or hasattr(batch, "__array_interface__"):
         return batch
-    if hasattr(batch, "iloc"):  # of pandas: [] would go by the index
+    if hasattr(batch, "iloc"):  # pandas: [] would use the index
         return batch.iloc
-    return batch.tocsr() if hasattr(batch, "tocsr") else None  # not every sparse format has rows
+    return batch.tocsr() if hasattr(batch, "tocsr") else None  # CSR is the format with rows
 
 
 def put_rows(array: Batch, rows: np.ndarray, values: Batch) -> Batch:
-    """A copy of `array` with `values` scattered into its `rows`, in the wider of both dtypes."""
+    """Copy `array` with `values` scattered into its `rows`, in the wider of both dtypes."""
     if isinstance(array, list | tuple):
         whole = list(array)
         for row, value in zip(rows, values, strict=True):
@@ -220,14 +225,14 @@ def put_rows(array: Batch, rows: np.ndarray, values: Batch) -> Batch:
 
 
 def join_rows(parts: Sequence[Batch]) -> Batch:
-    """Some batches as one: NumPy arrays or lists."""
+    """Concatenate batches: NumPy arrays or lists."""
     if isinstance(parts[0], list | tuple):
         return [row for part in parts for row in part]
     return np.concatenate(parts)
 
 
 def fingerprint(*parts: Any) -> str:
-    """The SHA-256 of arrays, or of lists of anything."""
+    """Hash arrays, or lists of anything, by SHA-256."""
     found = hashlib.sha256()
     for part in parts:
         for row in part if isinstance(part, list) else [part]:

@@ -1,11 +1,11 @@
-"""Betting: tests of a promise that may be looked at after every row, for as long as one likes.
+"""Betting: tests of a promise that may be read after every row, for as long as you like.
 
-A game against the promise: capital 1, and a bet on every row that is fair or worse as long
-as the promise is kept. Such capital ever reaches ``1 / alpha`` with probability at most `alpha`
-(Ville 1939). Capital is spread over a fixed set of bets, small and large, and over the times at
-which they start: half starts at the first row, and fresh money joins every 512 rows, so that a
-promise broken after a long quiet time is found soon. Any such mixture is again a fair game.
-Memory is constant, and any split of the rows into batches gives the same answers.
+They play a game against the promise: start with capital 1, and on every row make a bet that is fair
+or worse while the promise is kept. Such capital ever reaches ``1 / alpha`` with probability at most
+`alpha` (Ville 1939). The capital is spread over a fixed set of bets, small and large, and over
+starting times: half starts at the first row, and new money joins every 512 rows, so that a promise
+broken after a long quiet time is found soon. A mixture of fair games is fair. Memory is constant,
+and any split of the rows into batches gives the same answers.
 
 Sources: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting", JRSS B
 2024; Shin, Ramdas & Rinaldo, "E-detectors", NEJSDS 2023.
@@ -24,20 +24,20 @@ import numpy as np
 from ebjr.arrays import logsumexp
 from ebjr.files import read_text, write_whole
 
-BLOCK = 512  # fresh money joins the game every so many rows
+BLOCK = 512  # rows between two additions of new money
 
 ODDS = np.geomspace(1e-3, 1e4, 32)
-"""Sizes of bets. A bet is best where the odds of a loss are 1 + this, times what was promised."""
+"""Sizes of bets. A bet is best if the odds of a loss are 1 + its size, times the promised odds."""
 
 ODDS_SHARES = 1 / (1 + np.log(ODDS) ** 2)
-"""The money on each: most on a doubling, some on every other size."""
+"""The money on each bet: most on a doubling, some on every other size."""
 
 
 class Bets:
     """Capital as logarithms, spread over bets by `shares` (bets,), and over starting times.
 
-    Half starts at once and ``(1/log2(k+1) - 1/log2(k+2)) / 2`` with the k-th block: all add up to
-    1. Money that waits for a later block does not count, which only makes the test stricter.
+    Half starts at once and ``(1/log2(k+1) - 1/log2(k+2)) / 2`` with the k-th block; all add up to
+    1. Money that waits for a later block is not counted, which only makes the test stricter.
     """
 
     def __init__(self, shares: np.ndarray, alpha: float) -> None:
@@ -49,12 +49,12 @@ class Bets:
         self.alarm: int | None = None
 
     def bet(self, growth: np.ndarray, watched: np.ndarray | None = None) -> None:
-        """Play rows of one block: `growth` (bets, rows) is the log of what a bet is multiplied by.
+        """Play rows of one block: `growth`, (bets, rows), is the log growth of each bet.
 
         `watched` (rows,) marks the rows after which the capital can have risen.
         """
-        # sums run from row to row, so that they do not depend on where the batches end
-        if self.rows and self.rows % BLOCK == 0:  # fresh money at the start of the k-th block
+        # cumulative sums, so that results do not depend on where batches end
+        if self.rows and self.rows % BLOCK == 0:  # new money at the start of the k-th block
             k = self.rows // BLOCK
             fresh = math.log((1 / math.log2(k + 1) - 1 / math.log2(k + 2)) / 2)
             self.wealth = np.logaddexp(self.wealth, self.shares + fresh)
@@ -70,16 +70,16 @@ class Bets:
 
     @property
     def evidence(self) -> float:
-        """The most that 1 of capital ever became, as log10; the alarm is at ``-log10(alpha)``."""
+        """The largest capital that 1 ever became, as log10; the alarm is at ``-log10(alpha)``."""
         return self.peak / math.log(10)
 
     def state(self) -> dict[str, Any]:
-        """Everything that changes."""
+        """Return everything that changes."""
         figures = {"rows": self.rows, "peak": self.peak, "alarm": self.alarm}
         return {**figures, "wealth": self.wealth.tolist()}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Resume from what `state` returned."""
         self.wealth = read_numbers(state["wealth"], len(self.shares), "wealth")
         self.peak = float(read_numbers([state["peak"]], 1, "peak")[0])
         self.rows = read_count(state["rows"], "rows")
@@ -88,7 +88,7 @@ class Bets:
 
 @contextmanager
 def resuming() -> Iterator[None]:
-    """Whatever is wrong with what a monitor is made of is one kind of error."""
+    """Turn any error while a monitor is rebuilt into one ValueError."""
     try:
         yield
     except KeyError as error:
@@ -98,18 +98,18 @@ def resuming() -> Iterator[None]:
 
 
 class SequentialTest:
-    """A monitor: a test that can be written to a file and taken up again."""
+    """A monitor: a sequential test that can be saved and resumed."""
 
     FORMAT: ClassVar[str]
     _bets: Bets
 
     @property
     def rows(self) -> int:
-        """How many live rows have been seen."""
+        """The number of live rows so far."""
         return self._bets.rows
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on later, for JSON."""
+        """Return everything needed to resume, for JSON."""
         raise NotImplementedError
 
     @classmethod
@@ -118,12 +118,12 @@ class SequentialTest:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """A monitor that goes on exactly where the one that gave `state` stopped."""
+        """Make a monitor that resumes exactly where the one that returned `state` stopped."""
         if not isinstance(state, Mapping):
-            raise ValueError("cannot resume the monitor: its state is not a mapping")
+            raise ValueError("cannot resume the monitor: the state is not a mapping")
         with resuming():
             if state["format"] != cls.FORMAT:
-                raise ValueError(f"its format is {state['format']!r}, not {cls.FORMAT!r}")
+                raise ValueError(f"the format is {state['format']!r}, not {cls.FORMAT!r}")
             return cls._build(state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -133,7 +133,7 @@ class SequentialTest:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Take up the monitor that `save` wrote."""
+        """Load the monitor that `save` wrote."""
         try:
             state = json.loads(read_text(path))
         except FileNotFoundError:
@@ -144,18 +144,18 @@ class SequentialTest:
 
 
 def odds_growth(value: np.ndarray, mean: float, odds: np.ndarray = ODDS) -> np.ndarray:
-    """(bets, values): log of ``(1 + c value) / (1 + c mean)`` for the bets on a larger mean."""
+    """Return log of ``(1 + c value) / (1 + c mean)``, (bets, values), for bets on a larger mean."""
     return np.log1p(np.outer(odds, value)) - np.log1p(odds * mean)[:, None]
 
 
 def refuted_mean(value: np.ndarray, count: np.ndarray, alpha: float) -> float:
-    """The largest mean of `value` (k,), met `count` (k,) times, that bets refute; 0 if none is."""
-    from scipy.optimize import brentq  # takes as long as NumPy to import
+    """Return the largest mean of `value` (k,), seen `count` (k,) times, that bets refute, or 0."""
+    from scipy.optimize import brentq  # as slow to import as NumPy
 
     shares = np.log(ODDS_SHARES / ODDS_SHARES.sum())
     gained = np.log1p(np.outer(ODDS, value)) @ count + shares
 
-    def over(mean: float) -> float:  # falls as the mean that the bets play against grows
+    def over(mean: float) -> float:  # falls as the mean rises
         money = gained - count.sum() * np.log1p(ODDS * mean)
         return float(logsumexp(money)) + math.log(alpha)
 
@@ -166,21 +166,21 @@ def refuted_mean(value: np.ndarray, count: np.ndarray, alpha: float) -> float:
 
 
 def blocks(first: int, n: int) -> Iterator[slice]:
-    """Cut n rows where blocks of all rows ever seen end, `first` being the number of the first."""
+    """Cut n rows where blocks of all rows so far end; `first` is the number of the first."""
     ends = [0, *range(BLOCK - first % BLOCK, n, BLOCK), n]
     return (slice(start, stop) for start, stop in pairwise(ends) if start < stop)
 
 
 def read_numbers(values: Any, n: int, name: str) -> np.ndarray:
-    """(n,) finite numbers of a state that came from a file; ValueError if it holds others."""
+    """Return (n,) finite numbers of a saved state; ValueError if they are damaged."""
     array = np.array([float(value) for value in values])
     if len(array) != n or not np.isfinite(array).all():
-        raise ValueError(f"its {name} is damaged")
+        raise ValueError(f"{name} is damaged")
     return array
 
 
 def read_count(value: Any, name: str) -> int:
-    """A count of a state that came from a file; ValueError if it is none."""
+    """Return a count of a saved state; ValueError if it is damaged."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"its {name} is damaged")
+        raise ValueError(f"{name} is damaged")
     return value

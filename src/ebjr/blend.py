@@ -1,9 +1,9 @@
-"""Blend: once the teacher has been called, the student's answer is already paid for.
+"""Blend: mix the student's answer, already paid for, into the teacher's.
 
-A deferred answer is ``softmax(teacher) + weight * softmax(student)``, renormalized; of regressors
-the weighted mean of both predictions. Weight 0 is the paper: the teacher alone. Whether more helps
-is a matter of the pair, and is calibrated. Where the student's row has a NaN, the teacher's
-own stands in its place.
+A deferred answer is ``softmax(teacher) + weight * softmax(student)``, renormalized; for regression
+the weighted mean of both predictions. Weight 0 is the paper's: the teacher alone. Whether more
+helps depends on the pair, and is calibrated. If the student's row has a NaN, the teacher's row
+replaces it.
 """
 
 import ast
@@ -15,16 +15,16 @@ from ebjr.arrays import Array, as_float, log_softmax, logaddexp, unless_nan
 
 @dataclass(frozen=True)
 class Blend:
-    """A weight with the temperatures of both models, where they are not 1.
+    """A weight with both models' temperatures.
 
-    Where they are, the weight alone, a float, is the blend: `as_blend` makes it so.
+    If both temperatures are 1, the blend is the weight alone, a float: `as_blend` makes it so.
 
     Parameters
     ----------
     weight
-        What the student's probabilities count beside the teacher's 1.
+        The weight of the student's probabilities; the teacher's is 1.
     student_temperature, teacher_temperature
-        Each model's logits are divided by its own.
+        Divide each model's logits.
 
     Raises
     ------
@@ -53,7 +53,7 @@ class Blend:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the weight alone says it all."""
+        """Whether the weight alone defines the blend."""
         return self.weight == 0 or self.student_temperature == self.teacher_temperature == 1
 
     def __str__(self) -> str:
@@ -78,9 +78,12 @@ def _check_weight(weight: float) -> None:
 
 
 def as_blend(blend: float | Blend | str) -> float | Blend:
-    """A blend from a weight, from its text, or as it is; a plain weight where that says it all.
+    """Make a blend from a weight or text; a plain weight becomes a float.
 
-    A ValueError refuses a blend that cannot be read, or is out of range.
+    Raises
+    ------
+    ValueError
+        `blend` cannot be read or is out of range.
     """
     if isinstance(blend, str):
         blend = _parse(blend)
@@ -91,7 +94,7 @@ def as_blend(blend: float | Blend | str) -> float | Blend:
 
 
 def blend_text(blend: float | Blend) -> float | str:
-    """A blend as JSON and TOML can hold it, for `as_blend` to read."""
+    """Return a blend for JSON and TOML; `as_blend` reads it."""
     return str(blend) if isinstance(blend, Blend) else blend
 
 
@@ -107,18 +110,22 @@ def _parse(text: str) -> float | Blend:
         if isinstance(error, ValueError) and "must be" in str(error):
             raise
         raise ValueError(
-            f"blend must be a weight or 'auto', not {text!r}; temperatures are given like "
+            f"blend must be a weight or 'auto', not {text!r}; write temperatures like "
             "'blend(weight=0.3, student_temperature=2.0)'"
         ) from None
 
 
 def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
-    """Mix the student's probabilities into the teacher's, of logits (n, classes).
+    """Mix the student's probabilities into the teacher's, from logits (n, classes).
 
-    `blend` is what the student's probabilities count beside the teacher's 1; a `Blend` where a
-    temperature is not 1; a ValueError refuses a negative one, and one that is not finite. Returns
-    the teacher's logits untouched where the weight is 0, else the log-probabilities of the mixture:
-    the softmax of either is the answer.
+    `blend` is the weight of the student's probabilities beside the teacher's 1, or a `Blend`.
+    Returns the teacher's logits unchanged if the weight is 0, else the log-probabilities of the
+    mixture: the softmax of either is the answer.
+
+    Raises
+    ------
+    ValueError
+        `blend` is negative or not finite.
     """
     weight, mine, theirs = astuple(blend) if isinstance(blend, Blend) else (blend, 1.0, 1.0)
     _check_weight(weight)
@@ -133,9 +140,9 @@ def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
 
 
 def blend_predictions(student: Array, teacher: Array, blend: float | Blend) -> Array:
-    """The weighted mean of both predictions, ``(teacher + weight * student) / (1 + weight)``.
+    """Return the weighted mean ``(teacher + weight * student) / (1 + weight)`` of predictions.
 
-    Where the weight is 0 it is the teacher's, untouched. `blend` is as of `blend_logits`.
+    With weight 0 it is the teacher's predictions, unchanged. `blend` is as in `blend_logits`.
     """
     weight = float(blend)
     _check_weight(weight)

@@ -1,6 +1,6 @@
-"""Certificates and keys in files: put into contexts of TLS, and what is wrong with them said.
+"""TLS contexts from certificates and keys in files, with messages about what is wrong with them.
 
-Their passwords, and tokens, come from the environment.
+Passwords and tokens come from the environment.
 """
 
 import os
@@ -14,21 +14,18 @@ Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 def secret_in(variable: str) -> str | None:
-    """A secret of the environment, None where it is not set; ValueError: it is set and empty."""
+    """Return a secret in the environment, None if it is not set; a ValueError if it is empty."""
     if (secret := os.environ.get(variable)) == "":
-        raise ValueError(
-            f"{variable} is set and empty, as where a secret was not filled in: fill it in, or "
-            "unset it"
-        )
+        raise ValueError(f"{variable} is set but empty: set it to the secret, or unset it")
     return secret
 
 
 def stamp_of(paths: Iterable[File]) -> Stamp:
-    """What tells files from other ones under the same names, without reading them."""
+    """Return time, size and inode of files, which change when a file is replaced."""
     found: list[tuple[int, int, int] | None] = []
     for path in paths:
         about = None
-        with suppress(OSError):  # it is missing just now
+        with suppress(OSError):  # missing while it is being replaced
             seen = Path(path).stat()
             about = seen.st_mtime_ns, seen.st_size, seen.st_ino
         found.append(about)
@@ -42,15 +39,15 @@ def server_context(
     password: str | None = None,
     ca_certs: File | None = None,
 ) -> ssl.SSLContext:
-    """What a server answers TLS 1.2 and later by; with `ca_certs` clients must have certificates.
+    """Make a server's context, TLS 1.2 or later; with `ca_certs` clients must show a certificate.
 
     Raises
     ------
     OSError
         A file cannot be read.
     ValueError
-        A file is no certificate or key, `keyfile` is not that of `certfile`, `password` is not that
-        of `keyfile`, or a certificate has expired.
+        A file is not a certificate or key, `keyfile` does not belong to `certfile`, `password` is
+        wrong, or a certificate has expired.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -60,7 +57,7 @@ def server_context(
     if ca_certs is not None:
         load_authorities(context, ca_certs)
         context.verify_mode = ssl.CERT_REQUIRED
-        context.num_tickets = 0  # who resumes a session shows no certificate again
+        context.num_tickets = 0  # a resumed session would skip the client's certificate
         context.options |= ssl.OP_NO_TICKET
     return context
 
@@ -72,16 +69,16 @@ def client_context(
     *,
     password: str | None = None,
 ) -> ssl.SSLContext:
-    """What a client asks by: it trusts `ca_file`, or else the system's authorities.
+    """Make a client's context, which trusts `ca_file`, or else the system's authorities.
 
-    `certfile` is its own certificate, for servers that ask for one. OSError and ValueError are as
-    of `server_context`.
+    `certfile` is the client's own certificate, for servers that ask for one. Errors are those of
+    `server_context`.
     """
     context = ssl.create_default_context() if ca_file is None else _trusting(ca_file)
     if certfile is not None:
         load_chain(context, certfile, keyfile, password)
     elif keyfile is not None:
-        raise ValueError(f"the key {keyfile} needs its certificate beside it: client_cert")
+        raise ValueError(f"the key {keyfile} needs its certificate: give client_cert")
     return context
 
 
@@ -94,9 +91,9 @@ def _trusting(ca_file: File) -> ssl.SSLContext:
 def load_chain(
     context: ssl.SSLContext, certfile: File, keyfile: File | None, password: str | None = None
 ) -> None:
-    """Put a certificate and its key, which may stand in one file, into a context.
+    """Load a certificate and its key, which may be in one file, into a context.
 
-    OSError and ValueError as of `server_context`.
+    Errors are those of `server_context`.
     """
     asked = []
 
@@ -107,38 +104,39 @@ def load_chain(
     key = certfile if keyfile is None else keyfile
     _check_readable(certfile, key)
     try:
-        context.load_cert_chain(certfile, keyfile, given)  # without `given` OpenSSL asks a terminal
+        # without `given` OpenSSL prompts on the terminal, and hangs a server
+        context.load_cert_chain(certfile, keyfile, given)
     except (ssl.SSLError, ValueError) as error:
         if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-            words = f"the certificate {certfile} does not belong to the key {key}: give its own"
+            words = f"the key {key} does not belong to the certificate {certfile}: give its own key"
         elif asked:
-            what = "needs a password" if password is None else "has another password than the given"
+            what = "needs a password" if password is None else "has another password"
             words = f"the key {key} {what}"
         else:
-            words = f"{certfile} and {key} must be a certificate and its key in PEM, and are not"
+            words = f"{certfile} and {key} must be a certificate and its key in PEM, but are not"
         raise ValueError(words) from error
 
 
 def load_authorities(context: ssl.SSLContext, ca_certs: File) -> None:
-    """Put the certificates of authorities into a context; OSError and ValueError as above."""
+    """Load the certificates of authorities into a context; errors as for `server_context`."""
     _check_readable(ca_certs)
     try:
         context.load_verify_locations(ca_certs)
     except ssl.SSLError as error:
-        raise ValueError(f"{ca_certs} must hold certificates in PEM, and does not") from error
+        raise ValueError(f"{ca_certs} must hold certificates in PEM, but does not") from error
 
 
 def _check_readable(*paths: File) -> None:
     for path in paths:
-        with Path(path).open("rb"):  # which says what OpenSSL does not
+        with Path(path).open("rb"):  # its error names the file, OpenSSL's does not
             pass
 
 
 def _check_dates(context: ssl.SSLContext, certfile: File) -> None:
-    """Check that a client that trusts the certificate takes it today: by a handshake in memory."""
+    """Check by a handshake in memory that a client would accept the certificate today."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # trusted without its authority
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # trust it without its authority
     load_authorities(client, certfile)
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = client.wrap_bio(back, there), context.wrap_bio(there, back, server_side=True)

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from ebjr.outcomes import Outcomes
     from ebjr.within import BatchCertificate
 
-# What is heavy is imported by the command that needs it: `ebjr --help` is there at once.
+# heavy modules are imported by the commands that need them, so that `ebjr --help` is fast
 
 app = typer.Typer(
     name="ebjr",
     cls=opt.Commands,
-    help="Any cheap model and any expensive model for the same task become one with a knob.",
+    help="Turn a cheap model and an expensive one for the same task into one model with a knob.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,7 +47,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    """A console; a table that goes to a file or a pipe is as wide as it needs to be."""
+    """A console. Piped output is 160 columns wide, so that no table is cut."""
     console = Console(stderr=stderr)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 160
@@ -58,7 +58,7 @@ out = _console()
 err = _console(stderr=True)
 _progress = partial(opt.progress, err)
 
-MOST_STATEMENTS = 10  # of windows, each in a sentence of its own
+MOST_STATEMENTS = 10  # windows whose promise is printed in full
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _once_each() -> Callable[..., None]:
-    """What shows warnings, each text once."""
+    """Make a function that shows each warning's text once."""
     shown = set()
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -98,7 +98,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _as_flags(text: str) -> str:
-    """A message on one line, with arguments of Python that the user gave as flags."""
+    """A message on one line, with names of Python arguments turned into flags."""
     line = " ".join(text.split())
     line = re.sub(r"\b(student|teacher)_preprocess=", r"--\1-preprocess", line)
     return re.sub(r"\bpreprocess=", "--preprocess", line)
@@ -106,10 +106,12 @@ def _as_flags(text: str) -> str:
 
 @app.callback(invoke_without_command=True)
 def _about(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print version and extras.")] = False,
 ) -> None:
     if version:
-        out.print(ebjr.__version__)
+        from ebjr.plugins import extras_text
+
+        out.print(f"{ebjr.__version__}\n{extras_text()}", markup=False, highlight=False)
         raise typer.Exit
 
 
@@ -120,24 +122,24 @@ def _note(text: str, word: str = "NOTE") -> None:
 @command
 def demo(
     folder: Path = opt.in_output(
-        "Where the files go.", "--output", "-o", default=Path("ebjr-demo"), file_okay=False
+        "The folder to write to.", "--output", "-o", default=Path("ebjr-demo"), file_okay=False
     ),
-    task: str = opt.in_task("$DEMOS.", default="classification"),
+    task: str = opt.in_task("The demo's task: $DEMOS.", default="classification"),
     recorded: bool = opt.in_data(
-        "Use the shipped answers: no download.", "--recorded", default=False
+        "Use the recorded answers in the package: no download.", "--recorded", default=False
     ),
     threads: opt.Threads = None,
     details: opt.Details = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Shipped models on real data: calibrate, evaluate, report."""
+    """Run the packaged models on real data: calibrate, evaluate, report."""
     from ebjr.demo import run_demo
     from ebjr.tables import print_study, print_sweep, study_figures
 
     with _progress() as tell:
         result = run_demo(folder, task=task, recorded=recorded, threads=threads, progress=tell)
     if result.recorded:
-        _note(f"these are the shipped, recorded answers: {result.reason}")
+        _note(f"using the recorded answers in the package: {result.reason}")
     several = len(result.sweep.studies) > 1
     if as_json:
         figures = study_figures(result.study)
@@ -157,13 +159,13 @@ def demo(
 def record(
     pair: opt.PairOptions,
     data: opt.DataOptions,
-    output: Path = opt.in_output("The outcomes file, .npz.", "--output", "-o", default=...),
-    half: bool = opt.in_output("Keep half precision.", "--half", default=False),
+    output: Path = opt.in_output("The .npz file to write.", "--output", "-o", default=...),
+    half: bool = opt.in_output("Store outputs in half precision.", "--half", default=False),
     as_json: opt.Json = False,
-    task: str = opt.in_task("$TASKS.", default="classification"),
+    task: str = opt.in_task("What the models do: $TASKS.", default="classification"),
     known_classes: str | None = opt.in_task(
-        "specialized: the classes that the student knows, in its order, by number or name: "
-        "like 7,3,12 or dog,cat, or a file with one a line."
+        "specialized: the classes that the student knows, in its order, by number or name "
+        "(7,3,12 or dog,cat), or a file with one per line."
     ),
     metric: opt.Metric = None,
     link: opt.LinkText = None,
@@ -171,7 +173,7 @@ def record(
     threads: opt.Threads = None,
     restart: opt.Restart = False,
 ) -> None:
-    """Run models once on some data and keep what they said; interrupted, it goes on."""
+    """Run the models once on some data and save their answers; rerun to resume."""
     from ebjr.journal import Journal
     from ebjr.recording import counter
     from ebjr.tables import empty_words, print_recorded, recorded_models
@@ -221,9 +223,9 @@ def calibrate(
     outcomes: Annotated[
         list[Path],
         typer.Argument(
-            help="What `ebjr record` wrote, or an .npz of raw outputs: student, teacher, targets. "
-            "Several: students of more or fewer classes, recorded on the same examples beside the "
-            "same teacher, of which the best is taken."
+            help="A file that `ebjr record` wrote, or an .npz of raw outputs with student, teacher "
+            "and targets. Give several to compare students that know different numbers of classes; "
+            "all need the same examples and teacher, and the best student is used."
         ),
     ],
     wanted: opt.GoalOptions,
@@ -232,23 +234,23 @@ def calibrate(
     mix: opt.TrafficOptions,
     task: opt.OutcomesTask = None,
     metric: opt.Metric = None,
-    student: str | None = opt.in_models("The student's file, if the outcomes do not name it."),
+    student: str | None = opt.in_models("The student's file, if the outcomes do not name one."),
     teacher: str | None = opt.in_models(
-        "The teacher's file or address, if it is another than was recorded."
+        "The teacher's file or address, to use another than the recorded one."
     ),
     link: opt.LinkText = None,
     over_link: str | None = opt.in_link(
-        "What a link adds to an example that the teacher answers, like "
-        "bytes=3000,seconds=0.04, where both models were recorded side by side."
+        "What a link adds to each deferred example, like bytes=3000,seconds=0.04, "
+        "if both models were recorded on one machine."
     ),
-    output: Path | None = opt.in_output("The joint.toml to write.", "--output", "-o"),
-    name: str = opt.in_output("What the joint model is called.", default="joint"),
+    output: Path | None = opt.in_output("The joint.toml file to write.", "--output", "-o"),
+    name: str = opt.in_output("The joint model's name.", default="joint"),
     report: opt.Report = None,
     details: opt.Details = False,
     as_json: opt.Json = False,
     imports: opt.Imports = None,
 ) -> None:
-    """Choose a threshold on one half of the outcomes, and report on the other."""
+    """Choose a threshold on one half of the outcomes and report on the other half."""
     from ebjr.backends.entry import entries_of
     from ebjr.joint_file import JointConfig
     from ebjr.sweep import run_sweep
@@ -256,7 +258,7 @@ def calibrate(
 
     tables = {path.stem: opt.linked(_outcomes(path, metric, task), over_link) for path in outcomes}
     if len(tables) < len(outcomes):
-        raise ValueError("the outcomes' files must have different names, which tell them apart")
+        raise ValueError("outcomes files are told apart by name: rename those that share one")
     sweep = run_sweep(tables, traffic=mix.of(tables), **vars(wanted), **vars(choice), **vars(split))
     found = sweep.study
     several = len(tables) > 1
@@ -277,28 +279,28 @@ def calibrate(
     print_study(out, found, details=details)
     _print_report(report)
     if output is not None:
-        out.print(f"\nWrote {output}: the knob is router.threshold in it", soft_wrap=True)
+        out.print(f"\nWrote {output}: router.threshold in it is the knob", soft_wrap=True)
 
 
 @command
 def evaluate(
-    outcomes: Annotated[Path, typer.Argument(help="What `ebjr record` wrote.")],
+    outcomes: Annotated[Path, typer.Argument(help="A file that `ebjr record` wrote.")],
     split: opt.SplitOptions,
-    joint: Path | None = opt.in_models("A joint.toml: evaluate its threshold."),
+    joint: Path | None = opt.in_models("A joint.toml whose threshold is evaluated."),
     compare: list[Path] | None = opt.in_models(
         "Outcomes of other models, or an .npz with `predictions`, on the same examples: "
-        "is the joint model better by more than chance? May be given several times."
+        "test whether the joint model is significantly better. Repeatable."
     ),
     task: opt.OutcomesTask = None,
     metric: opt.Metric = None,
     report: opt.Report = None,
-    title: str | None = opt.in_output("Of the report."),
-    data: Path | None = opt.in_data("What was recorded, to show images in the report."),
+    title: str | None = opt.in_output("The report's title."),
+    data: Path | None = opt.in_data("The recorded data, to show images in the report."),
     images: opt.Images = None,
     details: opt.Details = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Every score's figures on examples that no threshold was chosen on."""
+    """Report quality and cost for every score, on examples kept out of calibration."""
     from ebjr.joint_file import JointConfig
     from ebjr.study import run_study
     from ebjr.tables import print_study, study_figures
@@ -332,39 +334,37 @@ def recalibrate(
     joint: Annotated[Path, typer.Argument(help="The joint.toml in use.")],
     split: opt.SplitOptions,
     outcomes: Path | None = opt.in_data(
-        "What `ebjr record` wrote of its models on examples since then."
+        "New outcomes of the same models, as `ebjr record` writes them."
     ),
     audits: Path | None = opt.in_data(
-        "In their place what a server's monitors know: its monitor.json, or the folder of that."
+        "Instead of --outcomes: a server's monitor.json, or the folder that holds it."
     ),
     slices: Path | None = opt.in_data(
-        "A table of as many rows as examples, in their order: a column is a way to slice them."
+        "A table with one row per example, in order; each column slices the examples."
     ),
-    slice_by: str | None = opt.in_data("Some of its columns alone, like source,time."),
+    slice_by: str | None = opt.in_data("The columns of --slices to use, like source,time."),
     task: opt.OutcomesTask = None,
-    alpha: float = opt.in_guarantee(
-        "How often a promise that is kept may be called broken.", default=0.05
-    ),
+    alpha: float = opt.in_guarantee("The chance of calling a kept promise broken.", default=0.05),
     worth: float = opt.in_guarantee(
-        "The least change of the deferral rate that counts as moved.", default=0.01
+        "The smallest change in deferral rate that counts as moved.", default=0.01
     ),
-    output: Path | None = opt.in_output("The new joint.toml to write.", "--output", "-o"),
+    output: Path | None = opt.in_output("The new joint.toml file to write.", "--output", "-o"),
     details: opt.Details = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Judge a threshold on new examples: exit status 0 if kept, 3 if moved, 4 if broken."""
+    """Check a threshold on new examples; exit status 0 is kept, 3 is moved, 4 is broken."""
     from ebjr import recalibration as again
     from ebjr.tables import print_audits, print_recalibration
 
     if (outcomes is None) == (audits is None):
-        raise ValueError("give either --outcomes, new examples, or --audits, a server's")
+        raise ValueError("give either --outcomes (new examples) or --audits (a server's monitor)")
     if slice_by is not None and slices is None:
-        raise ValueError("--slice-by names columns of --slices: give that table")
+        raise ValueError("--slice-by picks columns of a table: add --slices TABLE")
     found: Any
     if audits is not None:
         if output is not None or slices is not None:
             raise ValueError(
-                "audits are counts, which choose no threshold and have no slices: give --outcomes "
+                "audits are counts, so they give no new threshold and no slices: use --outcomes "
                 "with --output and --slices"
             )
         found = again.recalibrate_audits(joint, audits)
@@ -389,47 +389,47 @@ def recalibrate(
 
 @command
 def predict(
-    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` or `ebjr export` wrote.")],
+    joint: Annotated[Path, typer.Argument(help="A joint.toml, or what `ebjr export` wrote.")],
     data: opt.DataOptions,
     promised: opt.PromiseOptions,
     output: Path = opt.in_output(
-        "The answers: .jsonl, .csv or .parquet.", "--output", "-o", default=...
+        "The file of answers: .jsonl, .csv or .parquet.", "--output", "-o", default=...
     ),
     as_json: opt.Json = False,
     threshold: opt.Threshold = None,
     operating_point: opt.OperatingPointName = None,
     batch_size: opt.BatchSize = 64,
-    overlap: int = opt.in_run("Batches in work at once; the cores are shared.", default=2, min=1),
+    overlap: int = opt.in_run("Batches in flight; they share the cores.", default=2, min=1),
     threads: opt.Threads = None,
     trust: opt.Trust = False,
     restart: opt.Restart = False,
     on_ray: bool = opt.in_run(
-        "On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray", default=False
+        "Run on Ray: the cluster at RAY_ADDRESS, or a new local one.", "--ray", default=False
     ),
     imports: opt.Imports = None,
 ) -> None:
-    """Answer every example of some data with the joint model; interrupted, it goes on."""
+    """Answer every example with the joint model; rerun to resume."""
     from ebjr.backends.entry import files_of
     from ebjr.joint_file import JointConfig, chosen_threshold, read_joint
 
     known = read_joint(joint, threads=threads, overlap=overlap)
     if on_ray and not isinstance(known, JointConfig):
         raise ValueError(
-            f"on Ray student and teacher run on their own: give the joint.toml that {joint} was "
-            "exported from"
+            "Ray runs student and teacher separately: give the joint.toml from which "
+            f"{joint} was exported"
         )
     wanted = promised.wanted()
     certificates: list[BatchCertificate] = []
     if wanted and not (isinstance(known, JointConfig) and not on_ray):
         raise ValueError(
-            "--promise asks student and teacher apart: give a joint.toml, and no --ray"
+            "--promise runs student and teacher separately: give a joint.toml and no --ray"
         )
     if wanted and (threshold, operating_point) != (None, None):
         raise ValueError(
-            "--promise finds thresholds of its own: leave --threshold and the like out"
+            "--promise chooses its own thresholds: remove --threshold and --operating-point"
         )
     model: Any = known
-    if isinstance(known, JointConfig) and not on_ray:  # there each worker loads its own
+    if isinstance(known, JointConfig) and not on_ray:  # on Ray each worker loads its own
         each = threads or known.threads_for(1 if wanted else overlap)
         model = known.load(trust=trust, **_threads(each))
     source = data.open(known.task, known.labels, known.columns, [model])
@@ -470,42 +470,42 @@ def predict(
                 model, source, output, overlap=overlap, labels=known.labels, tell=tell, **how
             )
     if done.resumed:
-        _note(f"{done.resumed:,} answers are of an interrupted run")
+        _note(f"{done.resumed:,} answers come from an interrupted run")
     _report_unreadable(done.unreadable, source.omissions)
     counts = {key: getattr(done, key) for key in ("examples", "deferred", "degraded", "resumed")}
     rate = done.deferred / max(done.examples, 1)
     more = {"unreadable": len(done.unreadable), "output": str(output), "deferral_rate": rate}
     more |= {"dollars": done.dollars} if done.dollars else {}
     words = f"{done.examples:,} answers in {output}; {rate:.1%} by the teacher"
-    words += f"; ${done.dollars:,.4g} in all" if done.dollars else ""
-    words += f"; {done.degraded:,} degraded: a teacher did not answer" if done.degraded else ""
+    words += f"; ${done.dollars:,.4g} in total" if done.dollars else ""
+    words += f"; {done.degraded:,} degraded: the teacher did not answer" if done.degraded else ""
     words = "\n".join([words, *(each.statement for each in certificates[:MOST_STATEMENTS])])
     if (left := len(certificates) - MOST_STATEMENTS) > 0:
-        words += f"\nThere are {left:,} promises more, one of each window: --json shows them."
+        words += f"\n{left:,} more promises, one per window: see --json."
     more |= {"promised": [each.as_dict() for each in certificates]} if certificates else {}
     _show(as_json, counts | more, lambda: out.print(words, soft_wrap=True, highlight=False))
 
 
 @command
 def export(
-    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
+    joint: Annotated[Path, typer.Argument(help="A joint.toml that `ebjr calibrate` wrote.")],
     output: Path | None = opt.in_output("The .onnx file to write.", "--output", "-o"),
     triton: Path | None = opt.in_output(
-        "A folder: write a model repository for Triton.", file_okay=False
+        "The folder of a Triton model repository to write.", file_okay=False
     ),
     opset: int | None = opt.in_output(
-        "Of ONNX's operators; the higher of both models' if left out.", min=1
+        "The ONNX operator set; by default the higher of the two models' sets.", min=1
     ),
     external_data: bool = opt.in_output(
-        "Weights in a second file, as from 2 GB on.", "--external-data", default=False
+        "Store weights in a second file; always done from 2 GB.", "--external-data", default=False
     ),
     as_json: opt.Json = False,
-    threshold: float | None = opt.in_knob("The knob's default, instead of the file's."),
+    threshold: float | None = opt.in_knob("The default threshold, instead of the file's."),
     operating_point: opt.OperatingPointName = None,
 ) -> None:
-    """Student, score, router and teacher as one ONNX file, the threshold an input."""
+    """Write student, score, router and teacher as one ONNX file with a threshold input."""
     if (output is None) == (triton is None):
-        raise ValueError("give either --output, the file to write, or --triton, a folder")
+        raise ValueError("give either --output (an .onnx file) or --triton (a folder)")
     from ebjr.export import export_joint, export_triton
     from ebjr.joint_file import JointConfig, chosen_threshold
     from ebjr.tables import print_exported
@@ -528,26 +528,25 @@ def serve(
     joint: Annotated[
         list[Path],
         typer.Argument(
-            help="What `ebjr calibrate` wrote, of one model or several; a folder with a folder for "
-            "each model; or a classifier alone, as `record` takes it, as a teacher for students "
-            "elsewhere."
+            help="One or more joint.toml files; a folder with a folder for each model; or a single "
+            "classifier, as `record` takes it, to serve as a teacher for remote students."
         ),
     ],
     how: opt.ServerOptions,
     body_bytes: int = opt.in_network(
-        "The largest request, also when decompressed.", default=64 * 2**20, min=1
+        "The most bytes of a request body, decompressed too.", default=64 * 2**20, min=1
     ),
-    connections: int = opt.in_network("The most clients at once.", default=900, min=1),
+    connections: int = opt.in_network("Most open connections.", default=900, min=1),
     between: str | None = opt.in_knob(
-        "The autopilot's bounds: two deferral rates or operating points, like 0.05,match-teacher."
+        "The autopilot's limits: two deferral rates or operating points, like 0.05,match-teacher."
     ),
     preprocess: str | None = opt.in_models(
-        "Of a classifier alone that is to take images, like 'size=224'."
+        "For a single classifier that takes images, like 'size=224'."
     ),
     threads: opt.Threads = None,
     trust: opt.Trust = False,
 ) -> None:
-    """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
+    """Serve joint models over Open Inference Protocol v2, with a live knob."""
     from ebjr.backends import FILES
     from ebjr.backends.python import SAVED, import_path
     from ebjr.data.preprocess import given_preprocess
@@ -559,7 +558,7 @@ def serve(
     from ebjr.threads import available_cores, shared_cores
 
     def load(config: JointConfig) -> Served:
-        each = threads or config.threads_for(available_cores())  # of as many batches at once
+        each = threads or config.threads_for(available_cores())  # as many batches run at once
         return served_of(config, trust=trust, **_threads(each))
 
     prepare = None if preprocess is None else given_preprocess(preprocess, "preprocess")
@@ -569,7 +568,7 @@ def serve(
         models = served_alone(first, prepare, trust=trust, **_threads(threads))
         names = models.name
     elif prepare is not None:
-        raise ValueError("joint.toml has the preprocessing of both models: leave --preprocess out")
+        raise ValueError("joint.toml holds each model's preprocessing: remove --preprocess")
     else:
         models = source_of(joint, load)
         names = models.names
@@ -589,23 +588,23 @@ def serve(
 
 @command
 def push(
-    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
+    joint: Annotated[Path, typer.Argument(help="A joint.toml that `ebjr calibrate` wrote.")],
     repo: Annotated[
-        str | None, typer.Argument(help="OWNER/NAME on Hugging Face's hub.", metavar="[REPO]")
+        str | None, typer.Argument(help="OWNER/NAME on the Hugging Face Hub.", metavar="[REPO]")
     ] = None,
-    private: bool = opt.in_output("Make the repository a private one.", "--private", default=False),
+    private: bool = opt.in_output("Make the repository private.", "--private", default=False),
     output: Path | None = opt.in_output(
-        "Write the folder here, and push nothing.", "--output", "-o", file_okay=False
+        "Write this folder instead of pushing.", "--output", "-o", file_okay=False
     ),
     as_json: opt.Json = False,
 ) -> None:
-    """Push a joint model, with both models' files and a card, to Hugging Face's hub."""
+    """Push a joint model with its model files and a card to the Hugging Face Hub."""
     from ebjr.hub import pack_joint, push_joint
 
     if (repo is None) == (output is None):
-        raise ValueError("give either OWNER/NAME, where to push, or --output, a folder to write")
+        raise ValueError("give either OWNER/NAME (where to push) or --output (a folder to write)")
     if output is not None and private:
-        raise ValueError("--private is of a repository: leave it out with --output")
+        raise ValueError("--private makes a repository private: remove it, or remove --output")
     if output is not None:
         found = pack_joint(joint, output)
     else:
@@ -615,14 +614,14 @@ def push(
 
 @command
 def pull(
-    repo: Annotated[str, typer.Argument(help="OWNER/NAME on Hugging Face's hub.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub.")],
     output: Path = opt.in_output(
-        "The folder to make.", "--output", "-o", default=..., file_okay=False
+        "The folder to write.", "--output", "-o", default=..., file_okay=False
     ),
     revision: str | None = opt.in_data("A branch, a tag or a commit."),
     as_json: opt.Json = False,
 ) -> None:
-    """Pull a joint model from Hugging Face's hub, and check its files; nothing of it is run."""
+    """Pull a joint model from the Hugging Face Hub and check its files; runs none of its code."""
     from ebjr.hub import pull_joint
 
     found = pull_joint(repo, output, revision=revision)
@@ -630,7 +629,6 @@ def pull(
 
 
 def _show_folder(as_json: bool, found: JointFolder, where: str) -> None:
-    """What was pushed or pulled, and what else it needs."""
     for words in found.needs:
         _note(words)
     text = f"{where}: {', '.join(found.files)}"
@@ -641,17 +639,17 @@ def _show_folder(as_json: bool, found: JointFolder, where: str) -> None:
 def profile(
     model: Annotated[str, typer.Argument(help="A model, as `record` takes it.")],
     input_shape: str | None = opt.in_data(
-        "Of one batch, like 1,3,32,32; an .onnx file may say it."
+        "The shape of one batch, like 1,3,32,32; optional if the model file gives it."
     ),
-    seconds: float = opt.in_run("How long to measure each batch size.", default=2.0),
+    seconds: float = opt.in_run("Seconds to measure each batch size.", default=2.0),
     threads: opt.Threads = None,
     trust: opt.Trust = False,
     tuned: bool = opt.in_run(
-        "Measure which threads, overlap and batch size are fastest.", "--tune", default=False
+        "Find the fastest threads, overlap and batch size.", "--tune", default=False
     ),
     as_json: opt.Json = False,
 ) -> None:
-    """FLOPs, parameters, latency, memory and joules of a model."""
+    """Measure a model's FLOPs, parameters, latency, memory and joules."""
     from ebjr.tables import print_profile
 
     shape = opt.parse_shape(input_shape)
@@ -667,12 +665,11 @@ def profile(
 
 
 def _tune(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: bool) -> None:
-    """How a model is run best here."""
     from ebjr.evaluation.profile import tune
     from ebjr.tables import print_tuning
 
     if Path(path).suffix.lower() != ".onnx":
-        raise ValueError(f"threads are tuned for an .onnx file, not for {path}")
+        raise ValueError(f"--tune needs an .onnx file, not {path}")
     with err.status("measuring every setting in turn"):
         found = tune(
             lambda threads: ebjr.load_model(path, threads=threads), shape, seconds=seconds / 5
@@ -683,21 +680,21 @@ def _tune(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: boo
 
 @command
 def quantize(
-    model: Annotated[Path, typer.Argument(help="A model file, .onnx, in single precision.")],
+    model: Annotated[Path, typer.Argument(help="An .onnx model file in single precision.")],
     data: opt.DataPath,
     output: Path = opt.in_output("The .onnx file to write.", "--output", "-o", default=...),
     preprocess: opt.Preprocessing = None,
-    examples: int = opt.in_data("Inputs to calibrate on, the first.", default=512, min=1),
+    examples: int = opt.in_data("Calibrate on this many of the first inputs.", default=512, min=1),
     input_columns: opt.InputColumns = None,
     strict: opt.Strict = False,
-    method: str = opt.in_run("How ranges are chosen: $METHODS.", default="minmax"),
+    method: str = opt.in_run("How value ranges are chosen: $METHODS.", default="minmax"),
     weight_bits: int = opt.in_run(
-        "7, right on every processor; or 8, where it adds in 32 bits (x86 with VNNI).", default=7
+        "7, correct on every processor, or 8, if it adds in 32 bits (x86 with VNNI).", default=7
     ),
     threads: opt.Threads = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Write a model in eight-bit numbers: a cheaper student, or a teacher as its own student."""
+    """Write an 8-bit copy of a model: a cheaper student, or a student made from its teacher."""
     from ebjr.data.looks import prepare_for
     from ebjr.data.preprocess import unprepared
     from ebjr.quantize import compare_seconds
@@ -735,12 +732,12 @@ def _open(
     task: str = "classification",
     **how: Any,
 ) -> Data:
-    """The data of a command that takes few options for them."""
+    """Open the data of a command that has few data options."""
     return opt.DataOptions(data, classes, strict=strict, **how).open(task)
 
 
 def _outcomes(path: Path, metric: str | None, task: str | None) -> Outcomes:
-    """Outcomes from a file to calibrate on, judged by another metric if one is given."""
+    """Load outcomes to calibrate on, judged by another metric if one is given."""
     from ebjr.study import check_classes
 
     found = ebjr.Outcomes.load(path, task=task)
@@ -759,7 +756,7 @@ def _print_report(path: Path | None) -> None:
 
 
 def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | None = None) -> None:
-    """Name the examples that could not be read, and say what made no example."""
+    """Print the examples that could not be read, and what was left out of the data."""
     if omissions is not None:
         _note(omissions)
     if not unreadable:
@@ -772,7 +769,7 @@ def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | N
 
 
 def _show(as_json: bool, figures: dict[str, Any], for_a_person: Callable[[], None]) -> None:
-    """Print figures for a machine, or else what a person is shown."""
+    """Print JSON, or else what a person is shown."""
     if as_json:
         print_json(figures)
     else:
@@ -780,6 +777,6 @@ def _show(as_json: bool, figures: dict[str, Any], for_a_person: Callable[[], Non
 
 
 def print_json(figures: dict[str, Any]) -> None:
-    """Print figures for a machine."""
+    """Print figures as JSON; infinity and NaN become strings."""
     text = json.dumps(json_number(figures), indent=2, allow_nan=False, default=str)
     sys.stdout.write(text + "\n")

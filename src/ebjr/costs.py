@@ -1,4 +1,4 @@
-"""Costs: what an example costs, and what a joint model costs at a deferral rate (section 3.1)."""
+"""Costs of an example, and of a joint model at a deferral rate (section 3.1)."""
 
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -12,36 +12,36 @@ SAVED = {
     "joules": "fewer joules",
     "bytes": "fewer bytes",
 }
-"""By unit: what there is that many times less of."""
+"""Words after a ratio, by unit: "3x fewer FLOPs"."""
 
 MOST_DEARER = 1.1
-"""How many times what the next model costs one may cost and come before it: figures have noise."""
+"""A model may cost up to this many times the next one's cost: measured costs are noisy."""
 
 KINDS_OF_JOULES = ("measured", "estimated")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one example costs; None is "not known". FLOPs, not MACs: 1 MAC = 2 FLOPs.
+    """The cost of one example; None is unknown. FLOPs, not MACs: 1 MAC = 2 FLOPs.
 
     Parameters
     ----------
     flops, seconds, joules
         Per example.
     bytes
-        Moved over a link per example, there and back.
+        Bytes over a link per example, both ways.
     dollars
-        Paid to who runs the model, per example.
+        Price of an example.
     joules_are
-        ``"measured"`` or ``"estimated"``; None where nobody said. Two costs whose joules are of
-        different kinds have none in common: neither their sum nor their ratio is known.
+        ``"measured"`` or ``"estimated"``; None if unknown. Measured and estimated joules have
+        neither a sum nor a ratio.
     rest
-        Whether it is of a teacher that continues from the student's features: of its part alone.
+        True for a teacher that continues from the student's features: the cost of its part only.
 
     Raises
     ------
     ValueError
-        A cost is negative or not finite, or `joules_are` is something else, or without joules.
+        A cost is negative or not finite, or `joules_are` is invalid or without `joules`.
 
     Examples
     --------
@@ -85,53 +85,53 @@ class Cost:
     __rmul__ = __mul__
 
     def filled(self, **values: Any) -> "Cost":
-        """The same, with some values where it has none."""
+        """Return a copy with the unknown values filled in."""
         missing = {name: value for name, value in values.items() if getattr(self, name) is None}
         return replace(self, **missing)
 
     def as_dict(self) -> dict[str, Any]:
-        """The units that are known, and what the joules are."""
+        """Return the known fields."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def is_comparable(one: Cost, other: Cost, unit: str) -> bool:
-    """Whether both costs know a unit; joules also have to be of the same kind."""
+    """Tell whether both costs have a unit; joules must also be of the same kind."""
     if getattr(one, unit) is None or getattr(other, unit) is None:
         return False
     return unit != "joules" or one.joules_are == other.joules_are
 
 
 def joint_cost(student: Cost, teacher: Cost, deferral_rate: float) -> Cost:
-    """Cost per example of a joint model: ``F_S + rate * F_T``.
+    """Return the cost per example of a joint model: ``F_S + rate * F_T``.
 
     The paper's ``(N_S F_S + N_T (F_S + F_T)) / (N_S + N_T)`` (section 3.1): the student is paid on
-    every input. What one of them does not know, or joules of different kinds, are None.
+    every input. A unit that one of them lacks, or joules of different kinds, are None.
 
     Raises
     ------
     ValueError
-        The deferral rate does not lie between 0 and 1.
+        `deferral_rate` is outside [0, 1].
 
     Examples
     --------
     >>> joint_cost(Cost(flops=0.54e8), Cost(flops=2.92e8), deferral_rate=0.3).flops
     141600000.0
     """
-    if not 0 <= deferral_rate <= 1:  # a NaN fails here, too
+    if not 0 <= deferral_rate <= 1:  # refuses a NaN as well
         raise ValueError(f"deferral_rate must lie between 0 and 1, not {deferral_rate}")
     return student + deferral_rate * teacher
 
 
 def alone_cost(student: Cost, teacher: Cost) -> Cost:
-    """Cost per example of the teacher alone; of one that continues, with the student before it."""
+    """Return the cost per example of the teacher alone, or of both if it continues from it."""
     return student + teacher if teacher.rest else teacher
 
 
 def break_even_rate(student: Cost, teacher: Cost, unit: str) -> float | None:
-    """The deferral rate above which the teacher alone is cheaper: ``1 - F_S / F_T``.
+    """Return the deferral rate above which the teacher alone is cheaper: ``1 - F_S / F_T``.
 
-    None where the unit is not known or joules are of different kinds; negative where the student
-    costs more than the teacher. A teacher that continues from the student's is never cheaper: 1.
+    None if the unit is unknown or joules are of different kinds; negative if the student costs more
+    than the teacher; 1 for a teacher that continues from the student, which is never cheaper.
     """
     paid, saved = getattr(student, unit), getattr(teacher, unit)
     if not is_comparable(student, teacher, unit) or not saved:
@@ -140,12 +140,12 @@ def break_even_rate(student: Cost, teacher: Cost, unit: str) -> float | None:
 
 
 def common_unit(student: Cost, teacher: Cost) -> str | None:
-    """The first of `UNITS` that both costs know; joules have to be of one kind."""
+    """Return the first of `UNITS` that both costs have, with joules of one kind."""
     return next((unit for unit in UNITS if is_comparable(student, teacher, unit)), None)
 
 
 def half_known(student: Cost, teacher: Cost) -> str:
-    """Which units are known of one model alone, as a clause; nothing where there are none."""
+    """Return a clause about units that only one model has; empty if there are none."""
     clauses = [
         f"the {role}'s {unit} are not known"
         for unit in UNITS
@@ -156,22 +156,22 @@ def half_known(student: Cost, teacher: Cost) -> str:
 
 
 def flops_text(cost: Cost) -> str:
-    """MFLOPs per example; nothing where they are not known."""
+    """Return MFLOPs per example; empty if unknown."""
     return "" if cost.flops is None else _short(cost.flops / 1e6, 1)
 
 
 def ms_text(cost: Cost) -> str:
-    """Milliseconds per example; nothing where they are not known."""
+    """Return milliseconds per example; empty if unknown."""
     return "" if cost.seconds is None else _short(1e3 * cost.seconds, 3)
 
 
 def millijoules_text(joules: float | None) -> str:
-    """Joules in millijoules; nothing where they are not known."""
+    """Return joules in millijoules; empty if unknown."""
     return "" if joules is None else f"{1e3 * joules:,.4g}"
 
 
 def further_columns(common: Cost, cost: Cost) -> dict[str, str]:
-    """What a table shows beside FLOPs and time, by title, if `common`, its rows' sum, knows it."""
+    """Return a table's further cells by title, for the units that `common`, the rows' sum, has."""
     columns = {}
     if common.joules_are is not None:
         columns[f"mJ, {common.joules_are}"] = millijoules_text(cost.joules)
@@ -183,5 +183,5 @@ def further_columns(common: Cost, cost: Cost) -> dict[str, str]:
 
 
 def _short(value: float, digits: int) -> str:
-    """So many digits after the point, but three that count where it is small."""
+    """Format with `digits` after the point, or three significant ones below 0.1."""
     return f"{value:.3g}" if 0 < value < 0.1 else f"{value:,.{digits}f}"

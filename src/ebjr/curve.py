@@ -1,4 +1,4 @@
-"""TradeOffCurve: quality and cost of the joint model at every threshold, exactly, in one sort."""
+"""TradeOffCurve: the joint model's quality and cost at every threshold, exactly, in one sort."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ebjr.outcomes import Outcomes
     from ebjr.tasks.detection.scale import CommonScale
 
-MOST_ROWS = 101  # the most deferral rates at which a metric that is no mean of rows is evaluated
+MOST_ROWS = 101  # deferral rates at most for a metric that is not a mean of rows
 
 T = TypeVar("T")
 
@@ -38,38 +38,38 @@ FIGURES = (
     *("teacher_quality", "n", "cost", "student_cost", "teacher_cost", "unit", "break_even"),
     *("pays", "saving", "certified", "rescale", "margin"),
 )
-"""What `OperatingPoint.as_dict` tells, and ``joint.toml`` may."""
+"""The figures of `OperatingPoint.as_dict`, which ``joint.toml`` may hold."""
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """One row of a curve: a threshold, and what the joint model does there.
+    """One row of a curve: a threshold, and the joint model's figures there.
 
     Parameters
     ----------
     threshold
         In the score's unit.
     score, blend
-        How rows are scored, and the student's weight in a deferred answer.
+        The score, and the student's weight in a deferred answer.
     deferral_rate
         The fraction of rows that the teacher answers.
     quality
-        The joint model's, higher is better: for classification its accuracy, for regression minus
-        its loss, or R2, for detection AP or F1.
+        The joint model's, higher is better: accuracy, for regression minus the loss, or R2, for
+        detection AP or F1.
     student_quality, teacher_quality
         Each model's alone, on the same examples.
     student_cost, teacher_cost
-        Per example, where known.
+        Per example, if known.
     n
-        How many examples the figures were taken on.
+        The number of examples behind the figures.
     metric
-        What the qualities are, see `ebjr.metric`.
+        The metric of the qualities, see `ebjr.metric`.
     certified
-        What is promised beyond the examples seen, a `Certificate`; None where nothing is.
+        The promise beyond these examples, a `Certificate`, or None.
     rescale
-        For detection: what puts both detectors' scores on one scale.
+        Detection: the common scale of both detectors' scores.
     margin
-        By how many standard errors it exceeds its goal; None where the goal limits no quality.
+        The standard errors by which the point exceeds its goal; None if the goal limits no quality.
 
     Examples
     --------
@@ -100,23 +100,23 @@ class OperatingPoint:
         return Router(self.score_function or self.score, self.threshold)
 
     def curve(self, outcomes: "Outcomes") -> "TradeOffCurve":
-        """The curve of this score and blend on any outcomes."""
+        """Return the curve of this score and blend on any outcomes."""
         table = outcomes.with_scale(self.rescale)
         return TradeOffCurve.of(table, self.router.score, self.blend, keep=[self.threshold])
 
     @property
     def cost(self) -> Cost:
-        """Per example of the joint model (section 3.1)."""
+        """The joint model's cost per example (section 3.1)."""
         return joint_cost(self.student_cost, self.teacher_cost, self.deferral_rate)
 
     @property
     def alone_cost(self) -> Cost:
-        """Per example of the teacher alone; of one that continues, with the student before it."""
+        """The teacher's cost per example, with the student's if the teacher continues from it."""
         return alone_cost(self.student_cost, self.teacher_cost)
 
     @property
     def unit(self) -> str | None:
-        """The unit that costs are compared in: one of `costs.UNITS`; None if none is known."""
+        """The unit in which costs are compared, one of `costs.UNITS`; None if none is known."""
         return common_unit(self.student_cost, self.teacher_cost)
 
     @property
@@ -128,12 +128,12 @@ class OperatingPoint:
 
     @property
     def pays(self) -> bool | None:
-        """Whether the joint model is cheaper here than the teacher alone; None if not known."""
+        """Whether the joint model is cheaper than the teacher alone; None if unknown."""
         return None if self.break_even is None else self.deferral_rate < self.break_even
 
     @property
     def saving(self) -> float | None:
-        """How many times cheaper than the teacher alone; below 1 it is dearer."""
+        """How many times cheaper it is than the teacher alone; below 1 it is more expensive."""
         if self.unit is None:
             return None
         own = getattr(self.cost, self.unit)
@@ -141,18 +141,18 @@ class OperatingPoint:
 
     @property
     def joules_saved(self) -> float | None:
-        """The share of the teacher's joules that is saved (table 2); None if they are not known."""
+        """The share of the teacher's joules that is saved (table 2); None if unknown."""
         own, whole = self.cost.joules, self.alone_cost.joules
         return None if own is None or not whole else 1 - own / whole
 
     @property
     def verdict(self) -> str:
-        """One sentence: does the pair pay here, in which unit, and where is the break-even?"""
+        """A sentence on whether the pair pays here, in which unit, and the break-even."""
         unknown = half_known(self.student_cost, self.teacher_cost)
         if self.unit is None or self.break_even is None:
             more = f": {unknown}" if unknown else ""
             return (
-                f"The models' costs are not known, so nobody can say whether the pair pays{more}."
+                f"Whether the pair pays is unknown, because the models' costs are not known{more}."
             )
         if self.break_even <= 0:
             return "The student costs as much as the teacher: this pair cannot pay."
@@ -168,7 +168,7 @@ class OperatingPoint:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON and TOML; what is not known is left out."""
+        """Return every known figure, for JSON and TOML."""
         figures = {name: getattr(self, name) for name in FIGURES}
         figures["blend"] = blend_text(self.blend)
         known = {name: value for name, value in figures.items() if value is not None}
@@ -179,13 +179,13 @@ class OperatingPoint:
 class TradeOffCurve:
     """Quality and cost at every distinct threshold, from all-student to all-teacher.
 
-    Row k keeps the rows with ``score >= threshold[k]``. The first row keeps all that any threshold
-    keeps; the last, at ``inf``, defers all. Rows with a NaN or ``-inf`` score are always deferred.
-    Scores that differ by their rounding alone (`ROUNDING`) count as one: in a batch of another
-    size, on a server or in an exported file, their order may be another. For the same reason an
-    operating point's threshold lies a rounding under the lowest score that it keeps.
-    For a metric that is no mean of rows, as COCO's mAP, the thresholds are thinned to `MOST_ROWS`,
-    even in deferral rate: each row of the curve is exact, and so is `at` for any threshold.
+    Row k keeps the rows with ``score >= threshold[k]``. The first row keeps every row that a
+    threshold can keep; the last, at ``inf``, defers all. NaN and ``-inf`` scores are always
+    deferred. Scores that differ only by rounding (`ROUNDING`) count as one, because another batch
+    size, a server or an exported file may order them differently. For the same reason an operating
+    point's threshold lies a rounding below the lowest score it keeps. For a metric that is not a
+    mean of rows, like COCO's mAP, thresholds are thinned to `MOST_ROWS`, evenly in deferral rate:
+    each row of the curve is exact, and so is `at` for any threshold.
 
     Attributes
     ----------
@@ -193,17 +193,17 @@ class TradeOffCurve:
         (k,), thresholds strictly ascending; quality is the accuracy for classification, minus the
         loss (RMSE, MAE) or R2 for regression: higher is better.
     score, blend
-        What was scored, and the student's weight in a deferred answer.
+        The score, and the student's weight in a deferred answer.
     outcomes
-        The table the curve was made from.
+        The outcomes behind the curve.
     order
-        (n,): its rows by score, those first that are deferred first.
+        (n,): their rows by score, in the order in which they are deferred.
     below
-        (k,): the highest score that is deferred at each threshold; ``-inf`` where none is.
+        (k,): the highest score deferred at each threshold; ``-inf`` if none is.
     thinned
-        Every threshold there is, where the curve has not all of them; else None.
+        All thresholds, if the curve has only some of them; else None.
     noise
-        The rounding of the raw output, where all scores lie within it and are one; else 0.
+        The raw output's rounding, if all scores lie within it and count as one; else 0.
 
     Examples
     --------
@@ -234,24 +234,24 @@ class TradeOffCurve:
         blend: float | Blend = 0.0,
         keep: Sequence[float] = (),
     ) -> "TradeOffCurve":
-        """The curve of one score, in one sort: O(n log n) time, O(n) memory.
+        """Make the curve of one score in one sort: O(n log n) time, O(n) memory.
 
         Parameters
         ----------
         outcomes
-            What both models said on n examples.
+            Both models' answers to n examples.
         score
             A score, or its values (n,).
         blend
             The student's weight in a deferred answer.
         keep
-            Thresholds whose rows are on the curve however it is thinned.
+            Thresholds that stay on a thinned curve.
 
         Raises
         ------
         ValueError
-            `score` is unknown, of another task or another length, or ``+inf`` in a row, or `blend`
-            is no weight.
+            `score` is unknown, of another task, of another length or ``+inf`` in a row; or `blend`
+            is not a weight.
         """
         blend = as_blend(blend)
         if isinstance(score, np.ndarray):
@@ -269,7 +269,7 @@ class TradeOffCurve:
         values = score_values(score, outcomes)
         if np.isposinf(values).any():
             raise ValueError(
-                f"score {score} is +inf in {int(np.isposinf(values).sum())} rows: a score must be "
+                f"score {score} is +inf in {int(np.isposinf(values).sum())} rows: scores must be "
                 "finite, or -inf or NaN to defer always"
             )
         order = np.argsort(deferral_key(values))
@@ -292,50 +292,50 @@ class TradeOffCurve:
 
     @property
     def unit(self) -> str | None:
-        """The unit of `cost`: one of `costs.UNITS`; None where costs are not known."""
+        """The unit of `cost`, one of `costs.UNITS`; None if costs are unknown."""
         return common_unit(self.outcomes.student_cost, self.outcomes.teacher_cost)
 
     @property
     def cost(self) -> np.ndarray:
-        """(k,): cost per example in `unit`; in calls of the teacher where no cost is known."""
+        """Cost per example, (k,), in `unit`; in calls of the teacher if no cost is known."""
         if self.unit is None:
             return self.deferral_rate
         return self.cost_in(self.unit)
 
     def cost_in(self, unit: str) -> np.ndarray:
-        """(k,): cost per example in one of `costs.UNITS`.
+        """Return the cost per example, (k,), in one of `costs.UNITS`.
 
         Raises
         ------
         ValueError
-            `unit` is unknown, or not known of both models, or the joules of one are measured and
-            of the other estimated.
+            `unit` is unknown, or not known for both models, or the joules of one are measured and
+            the other's estimated.
         """
         check_choice("unit", unit, UNITS)
         student = getattr(self.outcomes.student_cost, unit)
         teacher = getattr(self.outcomes.teacher_cost, unit)
         if student is None or teacher is None:
             raise ValueError(
-                f"the outcomes do not say what both models cost in {unit}; record them with "
+                f"the outcomes do not say what both models cost in {unit}: record them with "
                 f"student_cost=Cost({unit}=...) and teacher_cost=Cost({unit}=...)"
             )
         if not is_comparable(self.outcomes.student_cost, self.outcomes.teacher_cost, unit):
             kinds = [self.outcomes.student_cost.joules_are, self.outcomes.teacher_cost.joules_are]
             said = " and ".join(kind or "of no known kind" for kind in kinds)
             raise ValueError(
-                f"the joules of student and teacher are {said} and cannot be mixed; record both "
+                f"the joules of student and teacher are {said} and cannot be mixed: record both "
                 "models in one run"
             )
         return student + self.deferral_rate * teacher
 
     @property
     def area(self) -> float:
-        """Mean row quality over all deferral rates, the rate being drawn evenly from 0 to 1.
+        """Mean row quality over all deferral rates from 0 to 1.
 
-        A score that always defers some rows has a least rate; below it the line goes straight to
-        the student alone, as if some of those rows, drawn at random, were kept: else it would be
-        credited with the quality of a rate that it cannot go below. For RMSE the area is minus the
-        mean squared error: means of rows add up, roots do not.
+        A score that always defers some rows has a least rate. Below it the line goes straight to
+        the student alone, as if some of those rows, drawn at random, were kept; otherwise the score
+        would get credit for a rate that it cannot go below. For RMSE the area is minus the mean
+        squared error, because means of rows add up and roots do not.
         """
         mean = self.outcomes.measure.mean(self.quality)
         student = self.outcomes.student_quality.mean()
@@ -349,22 +349,22 @@ class TradeOffCurve:
         deferral_rate: float | None = None,
         index: int | None = None,
     ) -> OperatingPoint:
-        """The operating point at a threshold, at most at a deferral rate, or of a row.
+        """Return the operating point at a threshold, at most at a deferral rate, or of a row.
 
         Parameters
         ----------
         threshold
             Any number above ``-inf``: the figures are those of ``score >= threshold``.
         deferral_rate
-            Between 0 and 1: the row that defers most without deferring more than this.
+            Between 0 and 1: the row that defers most, up to this rate.
         index
             A row of the curve.
 
         Raises
         ------
         ValueError
-            `threshold`, `deferral_rate` and `index` are not just one, or it is out of range, or
-            every row defers more than `deferral_rate`.
+            Not exactly one of `threshold`, `deferral_rate` and `index` is given, one is out of
+            range, or every row defers more than `deferral_rate`.
 
         Examples
         --------
@@ -380,6 +380,7 @@ class TradeOffCurve:
             index = int(np.searchsorted(self.threshold, threshold, side="left"))
             if self.thinned is not None:
                 own = self.thinned[np.searchsorted(self.thinned, threshold, side="left")]
+                # a thinned curve lacks the row of this threshold
                 if own != self.threshold[index]:
                     whole = TradeOffCurve.of(self.outcomes, self.score, self.blend, [threshold])
                     return whole.at(threshold=threshold)
@@ -406,12 +407,12 @@ class TradeOffCurve:
         return point if threshold is None else replace(point, threshold=threshold)
 
     def threshold_of(self, index: int) -> float:
-        """The threshold of a row, so far under the lowest score it keeps that rounding keeps it."""
+        """Return a row's threshold, lowered so that rounding cannot defer a score that it keeps."""
         lowest, below = float(self.threshold[index]), float(self.below[index])
         if not math.isfinite(lowest):
             return lowest
         rounding = max(float(_rounding(self.threshold[:-1], lowest)), self.noise)
-        return lowest - min(rounding, lowest - below) / 2
+        return lowest - min(rounding, lowest - below) / 2  # never down to the next score below
 
     def _row_at_rate(self, rate: float) -> int:
         if not 0 <= rate <= 1:
@@ -419,7 +420,7 @@ class TradeOffCurve:
         index = int(np.searchsorted(self.deferral_rate, rate, side="right")) - 1
         if index < 0:
             raise ValueError(
-                f"no threshold defers as little as {rate}: score {self.score} always defers "
+                f"no threshold defers only {rate}: score {self.score} always defers "
                 f"{self.deferral_rate[0]:.4f} of the rows"
             )
         return index
@@ -428,8 +429,8 @@ class TradeOffCurve:
 def oracle(outcomes: "Outcomes", blend: float | Blend = 0.0) -> np.ndarray:
     """The score that knows the answers, (n,): rows that gain most from the teacher come first.
 
-    No score can do better; where the metric is no mean of rows, hardly one: gains are then known to
-    first order. Ties are broken by position, so that its curve has every deferral rate.
+    No score can do better; for a metric that is not a mean of rows, hardly any can, because gains
+    are then known to first order. Ties are broken by position, so that its curve has every rate.
 
     Examples
     --------
@@ -443,23 +444,24 @@ def oracle(outcomes: "Outcomes", blend: float | Blend = 0.0) -> np.ndarray:
 
 
 MOST_KEPT = 2_000_000
-"""Of at most as many rows scores and curves are kept with the outcomes, 50 bytes a row each."""
+"""Scores and curves of at most this many rows are cached with the outcomes, 50 bytes a row each."""
 
 ROUNDING = 2.0**-20
-"""What scores are rounded to, relative to their size and spread: 8 steps of single precision."""
+"""The rounding of scores, relative to their size and spread: 8 steps of single precision."""
 
 _CHAIN = 64
-"""Scores that follow each other within roundings over more of these are no ties, but dense."""
+"""Scores within roundings of each other that span more roundings than this are dense, not ties."""
 
 
 def _rounding(scores: np.ndarray, of: Any) -> Any:
-    """By how much scores `of` may be off, where ascending `scores` say how widely they spread."""
+    """Return the rounding of scores `of`, from the 5 to 95 % spread of ascending `scores`."""
     low, high = scores[[len(scores) // 20, len(scores) - 1 - len(scores) // 20]]
+    # halves, so that the difference cannot overflow
     return np.maximum(ROUNDING * np.abs(of), 2 * ROUNDING * (high / 2 - low / 2))
 
 
 def _noise(values: np.ndarray, outcomes: "Outcomes") -> float:
-    """The rounding of logits, where the scores differ by no more: that of `energy` is often so."""
+    """Return the rounding of logits if no scores differ by more, as `energy`'s often do not."""
     finite = values[np.isfinite(values)]
     if not outcomes.kind.output_kinds or not len(finite):
         return 0.0
@@ -468,13 +470,14 @@ def _noise(values: np.ndarray, outcomes: "Outcomes") -> float:
 
 
 def _cuts(score: np.ndarray, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each threshold the lowest score that it keeps, the highest that it defers, how many."""
+    """Return each threshold's lowest kept score, highest deferred score, and deferred count."""
     n = len(score)
-    always = int(np.count_nonzero(deferral_key(score) == -np.inf))  # whatever the threshold
+    always = int(np.count_nonzero(deferral_key(score) == -np.inf))  # at every threshold
     ascending = score[always:]
-    # rows before `first[k]` are deferred at threshold[k]: ties move together
+    # threshold[k] defers the rows before `first[k]`: ties move together
     first = np.flatnonzero(np.diff(ascending, prepend=-np.inf) > 0)
     if len(first):
+        # if all scores lie within the raw output's rounding, their order means nothing
         first = first[:1] if noise else first[_apart(ascending[first])]
     cuts = np.append(first, n - always)
     below = np.append(-np.inf, ascending[cuts[1:] - 1])
@@ -483,30 +486,31 @@ def _cuts(score: np.ndarray, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray
 
 @np.errstate(over="ignore")
 def _apart(distinct: np.ndarray) -> np.ndarray:
-    """Which ascending scores are no ties, up to rounding, with those before them."""
+    """Return which ascending scores differ by more than rounding from those before them."""
     least = _rounding(distinct, distinct)
     apart = np.diff(distinct, prepend=-np.inf) > least
     starts = np.flatnonzero(apart)
     ends = np.append(starts[1:], len(distinct)) - 1
+    # a long run of small steps is a dense score: as ties its rows would all move at once
     dense = distinct[ends] - distinct[starts] > _CHAIN * least[ends]
     return apart | np.repeat(dense, np.diff(np.append(starts, len(distinct))))
 
 
 def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) -> np.ndarray:
-    """(n,): each row's part in the area under a deferral curve: their mean is the area.
+    """Return each row's part, (n,), in the area under a deferral curve: their mean is the area.
 
-    A row that a share u of the rows scores below is kept at a share u of the deferral rates, so
-    the area is the mean of ``deferred + u (kept - deferred)``, ties counting half. The second term,
-    which sums to zero, is what a row adds to the others' ranks (the Hajek projection): else the
-    standard error would take these for known. Rows that are always deferred count as a tie below
-    all others, so that a score gains nothing by deferring many of them.
+    A row above a share u of the rows is kept at a share u of the deferral rates, so the area is the
+    mean of ``deferred + u (kept - deferred)``, with ties counting half. The second term, which sums
+    to zero, is the row's effect on the others' ranks (the Hajek projection), which the standard
+    error needs. Rows that are always deferred count as a tie below all others, so that a score
+    gains nothing by deferring many of them.
     """
     n = len(score)
     key = deferral_key(score)
     order = np.argsort(key)
     ranked = key[order]
     change = kept - deferred
-    first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))  # of groups of equal scores
+    first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))  # groups of equal scores
     size = np.diff(first, append=n)
     total = np.add.reduceat(change[order], first)
     above = np.cumsum(total[::-1])[::-1] - total / 2
@@ -517,15 +521,15 @@ def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) ->
 
 
 def mean_at(kept: np.ndarray, deferred: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Mean quality where the first `count` rows are deferred, of each row's kept and deferred."""
-    # sums from either end, not a sum of differences: a loss of 0 comes out as 0
+    """Return the mean quality, (k,), if the first `count` rows are deferred."""
+    # sums from both ends, not of differences: a loss of 0 must come out as 0
     before = np.concatenate(([0.0], np.cumsum(deferred)))
     after = np.concatenate((np.cumsum(kept[::-1])[::-1], [0.0]))
     return (before[count] + after[count]) / len(kept)
 
 
 def _thinned(threshold: np.ndarray, count: np.ndarray, keep: Sequence[float]) -> np.ndarray:
-    """At most `MOST_ROWS` rows, even in deferral rate, with both ends, and those to keep."""
+    """Return at most `MOST_ROWS` rows, evenly in deferral rate, and the rows to keep."""
     if len(count) <= MOST_ROWS:
         return np.arange(len(count))
     even = np.searchsorted(count, np.linspace(count[0], count[-1], MOST_ROWS))
@@ -533,19 +537,19 @@ def _thinned(threshold: np.ndarray, count: np.ndarray, keep: Sequence[float]) ->
 
 
 def _wholes(whole: "Whole", order: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The quality where the first `count` rows of an order are deferred."""
+    """Return the quality, (k,), if the first `count` rows of an order are deferred."""
     place = np.argsort(order)
     return np.array([whole(place < number) for number in count.tolist()])
 
 
 def score_values(score: Score, outcomes: "Outcomes") -> np.ndarray:
-    """(n,): the score of what the student said, if it is a score of that task."""
+    """Return the score, (n,), of the student's raw output; ValueError if it is of another task."""
     outcomes.kind.check_score(score)
     return _kept(outcomes, score, ("score",), lambda: np.asarray(score(outcomes.student), float))
 
 
 def _kept(outcomes: "Outcomes", score: Score, name: tuple[Any, ...], make: Callable[[], T]) -> T:
-    """What `make` gives, kept with the outcomes where a name is all that the score is."""
+    """Return what `make` returns, cached with the outcomes if the name identifies the score."""
     if not score.named or len(outcomes) > MOST_KEPT:
         return make()
     return cast(T, outcomes._once((*name, str(score)), make))

@@ -3,26 +3,26 @@
 ::
 
     Exception
-    ├── ValueError, TypeError        a bad argument: the caller can mend it
-    └── EbjrError                    everything else that EBJR raises on purpose
-        ├── CalibrationError         no threshold does what was asked
-        ├── ModelError               a model could not be loaded, or answered nonsense
-        │   ├── OtherModel           a remote model is another one than it was
-        │   └── TeacherUnavailable   the teacher could not be reached just now
-        ├── ProtocolError            a message that is not what the protocol says
-        │   └── UnknownModel         a request for a model, or a version, that is not served
-        ├── NothingKept              nothing is kept for later under an id
-        ├── TooLarge                 a request is larger than any that is taken
-        ├── Overloaded               more is asked than can be held just now
-        ├── DeadlineExceeded         a request's time is over, and there is no answer
+    ├── ValueError, TypeError        a bad argument, which the caller can fix
+    └── EbjrError                    every other error that EBJR raises on purpose
+        ├── CalibrationError         no threshold reaches the goal
+        ├── ModelError               a model could not be loaded, or returned an invalid output
+        │   ├── OtherModel           a remote model is not the one that was recorded
+        │   └── TeacherUnavailable   the teacher cannot be reached now
+        ├── ProtocolError            a message breaks the protocol
+        │   └── UnknownModel         a request for a model or a version that is not served
+        ├── NothingKept              no late answers under an id
+        ├── TooLarge                 a request is over the size limit
+        ├── Overloaded               the queue is full
+        ├── DeadlineExceeded         a request ran out of time without an answer
         └── MissingExtra             an optional package is not installed
     Warning
-    ├── PromiseWarning               what was calibrated is not what is in use
+    ├── PromiseWarning               the setup differs from what was calibrated
     ├── OutputWarning                a model's answers do not look like raw output
-    ├── RecordingNote                what `record` did that nobody asked for, or could not do
+    ├── RecordingNote                something that `record` did by default, or could not do
     └── GridWarning                  a y grid or a proposal does not cover the data
 
-Every message is one sentence that says what was expected, what came, and the way out.
+A message says what was expected, what came, and the way out.
 """
 
 import warnings
@@ -32,11 +32,11 @@ from typing import Any, Self
 
 
 class EbjrError(Exception):
-    """Base of every error that EBJR raises on purpose, bad arguments apart."""
+    """Base of every error that EBJR raises on purpose, except for bad arguments."""
 
 
 class CalibrationError(EbjrError):
-    """No threshold does what was asked; the message says what is feasible.
+    """No threshold reaches the goal; the message says what is feasible.
 
     Examples
     --------
@@ -53,38 +53,21 @@ class CalibrationError(EbjrError):
 class ModelError(EbjrError):
     """A model could not be loaded, or its output is not what its task needs.
 
-    `status` is the HTTP status of a server that has refused; else None.
-
-    Examples
-    --------
-    >>> from ebjr import record
-    >>> try:
-    ...     record(lambda x: x[:1], lambda x: x, [[1.0, 0.0], [0.0, 1.0]], [0, 1])
-    ... except ModelError as error:
-    ...     print(error)
-    the student was given 2 inputs and must return 2 rows, but returned shape (1, 2)
+    `status` is the HTTP status of a server's refusal, else None.
     """
 
     status: int | None = None
 
 
 class OtherModel(ModelError):
-    """A remote model is another one than it was: what was calibrated is not known of it."""
+    """A remote model is not the one that was recorded, so the calibration does not hold for it."""
 
 
 class TeacherUnavailable(ModelError):
-    """The teacher could not be reached just now; the student's answer is still there.
+    """The teacher cannot be reached now; the student's answer is still available.
 
-    `retry_after_seconds` is when it wants to be asked again, where it says so. `spent` is what the
-    call has cost all the same, as of `ebjr.model.Answer`; None where nobody charges.
-
-    Examples
-    --------
-    >>> try:
-    ...     raise TeacherUnavailable("the teacher is full", retry_after_seconds=2.0)
-    ... except TeacherUnavailable as error:
-    ...     print(f"{error}: again in {error.retry_after_seconds:g} s")
-    the teacher is full: again in 2 s
+    `retry_after_seconds` is the server's request for a retry, if any. `spent` is the cost of the
+    failed call, as in `ebjr.model.Answer`; None for a model without a price.
     """
 
     spent: Any = None
@@ -95,33 +78,23 @@ class TeacherUnavailable(ModelError):
 
 
 class ProtocolError(EbjrError):
-    """A message breaks the protocol it claims to speak.
-
-    Examples
-    --------
-    >>> from ebjr.protocol import read_metadata
-    >>> try:
-    ...     read_metadata({})
-    ... except ProtocolError as error:
-    ...     print(error)
-    a model's metadata must have a 'name', but has none
-    """
+    """A message breaks its protocol."""
 
 
 class UnknownModel(ProtocolError):
-    """A request names a model, or a version of it, that is not served here."""
+    """A request names a model or a version that is not served."""
 
 
 class NothingKept(EbjrError):
-    """Nothing is kept for later under an id."""
+    """No rows are kept for late answers under an id."""
 
 
 class TooLarge(EbjrError):
-    """A request is larger than any that is taken: send it in parts."""
+    """A request is over the size limit: send it in parts."""
 
 
 class Overloaded(EbjrError):
-    """The queue is full: ask again after `retry_after_seconds`."""
+    """The queue is full: retry after `retry_after_seconds`."""
 
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         super().__init__(message)
@@ -132,11 +105,11 @@ class Overloaded(EbjrError):
 
 
 class DeadlineExceeded(EbjrError):
-    """The time that a request had is over, and there is no answer to give."""
+    """A request ran out of time without an answer."""
 
 
 class MissingExtra(EbjrError, ImportError):
-    """An optional package is needed and absent; the message is the line that installs it.
+    """An optional package is missing; the message has the line that installs it.
 
     Examples
     --------
@@ -155,7 +128,7 @@ class MissingExtra(EbjrError, ImportError):
 
 @contextmanager
 def needs(extra: str, purpose: str) -> Iterator[None]:
-    """Import an extra's packages in this context: where one is absent, it raises `MissingExtra`."""
+    """Turn an ImportError in this context into a `MissingExtra` for an extra."""
     try:
         yield
     except ImportError as error:
@@ -163,40 +136,40 @@ def needs(extra: str, purpose: str) -> Iterator[None]:
 
 
 class PromiseWarning(UserWarning):
-    """What was calibrated is not what is in use, so that its figures or its promise are void."""
+    """The setup differs from what was calibrated, so that its figures or its promise are void."""
 
 
 class RecordingNote(UserWarning):
-    """What `record` did unasked: it inferred preprocessing, say, or left FLOPs uncounted."""
+    """Something that `record` did by default, like inferring preprocessing, or could not do."""
 
 
 def note(text: str) -> None:
-    """Tell of something as a `RecordingNote`."""
+    """Issue a `RecordingNote`."""
     warnings.warn(text, RecordingNote, stacklevel=5)
 
 
 class OutputWarning(UserWarning):
-    """A model's answers do not look like the raw output of its task, as probabilities do not."""
+    """A model's answers do not look like raw output of its task, but like probabilities, say."""
 
 
 class GridWarning(UserWarning):
-    """A y grid or a proposal does not cover the data: a part of every free energy is missing."""
+    """A y grid or a proposal does not cover the data: every free energy lacks a part."""
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Check that an argument is one of a few words; else a ValueError lists them."""
+    """Check that an argument is one of `choices`; else a ValueError lists them."""
     known = tuple(choices)
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
 def check_at_least(least: float, **values: float | None) -> None:
-    """Check that none of the named arguments is below the least; None is not given."""
+    """Check that no named argument is below `least`; None is skipped."""
     for name, value in values.items():
         if value is not None and not value >= least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 def one_line(error: Exception) -> str:
-    """What another library's error says, as the end of a sentence of ours."""
+    """Return another library's error as the end of a sentence."""
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -1,4 +1,4 @@
-"""Two scikit-learn classifiers as one: fitted, calibrated and asked as any other estimator."""
+"""Two scikit-learn classifiers as one estimator, which fits and calibrates them."""
 
 from numbers import Integral
 from typing import Any, Self
@@ -24,29 +24,30 @@ with needs("learned", "ebjr.JointEstimator"):
 class JointEstimator(ClassifierMixin, BaseEstimator):
     """A student and a teacher, both scikit-learn classifiers, as one estimator.
 
-    `fit` asks both about rows that they were not fitted on, fold by fold, chooses score, blend and
-    threshold by their answers, and fits both on all rows (n, features), dense. `joint_` is then the
-    `JointClassifier` of both, whose router has the knob; `point_` the `OperatingPoint` that was
-    chosen, with its figures on the folds; `student_` and `teacher_` are the fitted classifiers.
+    `fit` takes both models' answers on rows that they were not fitted on, fold by fold, chooses
+    score, blend and threshold by these, and fits both on all rows (n, features), dense. `joint_` is
+    then the `JointClassifier` of both, whose router has the knob; `point_` is the `OperatingPoint`,
+    with its figures on the folds; `student_` and `teacher_` are the fitted classifiers.
 
     Parameters
     ----------
     student, teacher
-        Classifiers, the cheap one first. They are cloned, and stay as they are.
+        Classifiers, the cheap one first. They are cloned, and stay unfitted.
     goal, tolerance, target, deferral_rate, delta, router_score, blend
-        As of `calibrate`; its `score` is `router_score` here, as every estimator has a method
+        As for `calibrate`; its `score` is `router_score` here, since every estimator has a method
         `score`.
     folds
-        How many. A class of one row is fitted and not calibrated on.
+        The number of folds. A class with one row is fitted, but not calibrated on.
     random_state
-        Of the draw of the folds.
+        Seed or generator of the folds.
 
     Raises
     ------
     ValueError
-        `folds` is no whole number of at least 2; rows are not finite, too few, or all of one class.
+        `folds` is not a whole number of at least 2; rows are not finite, too few, or all of one
+        class.
     TypeError
-        `student` or `teacher` is no classifier, or rows are sparse.
+        `student` or `teacher` is not a classifier, or rows are sparse.
     CalibrationError
         No threshold reaches the goal.
 
@@ -91,7 +92,7 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Fit both, and choose when the teacher is asked: rows (n, features), labels (n,)."""
+        """Fit both, and choose the router, on rows (n, features) and labels (n,)."""
         folds: Any = self.folds
         if not isinstance(folds, Integral) or folds < 2:
             raise ValueError(f"folds must be a whole number of at least 2, not {folds!r}")
@@ -103,7 +104,7 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                "a classifier needs rows of at least 2 classes, and all are of one class, "
+                "a classifier needs rows of at least 2 classes, but all are of one class, "
                 f"{self.classes_[0]}"
             )
         fold = _folds(targets, self.folds, check_random_state(self.random_state))
@@ -127,7 +128,7 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
         return self
 
     def _outside(self, one: Any, X: Any, y: Any, fold: np.ndarray) -> np.ndarray:
-        """The raw output of an estimator about the rows of each fold, fitted on all others."""
+        """Return raw output on the rows of each fold by an estimator fitted on the other folds."""
         output = np.zeros((len(y), len(self.classes_)))
         for number in range(fold.max() + 1):
             own = fold == number
@@ -135,17 +136,17 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
         return output[fold >= 0]
 
     def answer(self, X: Any) -> JointAnswer:
-        """All that the joint model says of rows (n, features): who answered, and the score too."""
+        """Return the joint model's whole answer to rows (n, features), with score and deferred."""
         check_is_fitted(self)
         return self.joint_(validate_data(self, X, reset=False, ensure_all_finite=self._finite))
 
     def predict(self, X: Any) -> np.ndarray:
-        """The label of each row, (n,)."""
+        """Return the label of each row, (n,)."""
         found = self.answer(X).prediction
         return self.classes_[found]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """The softmax of the answers, (n, classes); nothing has calibrated these shares."""
+        """Return the softmax of the answers, (n, classes), not calibrated."""
         return softmax(self.answer(X).output, axis=1)
 
     @property
@@ -160,15 +161,15 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
 
 
 def _folds(targets: np.ndarray, folds: int, rng: np.random.RandomState) -> np.ndarray:
-    """(n,): the fold of each row, every class spread evenly; -1, in none, of a class's only row.
+    """Return the fold of each row, (n,), with every class spread evenly; -1 for none.
 
-    So every class is among the rows that are not of a fold.
+    A class's only row is in no fold, so that every fit sees every class.
     """
     fold, done = np.full(len(targets), -1), 0
     rows = [np.flatnonzero(targets == label) for label in range(targets.max() + 1)]
     rows = [rng.permutation(some) for some in rows if len(some) > 1]
     if not rows:
-        raise ValueError("no class has 2 rows, one to fit both models on and one to ask them about")
+        raise ValueError("no class has 2 rows, one to fit both models on and one to calibrate on")
     for some in rows:
         fold[some] = (done + np.arange(len(some))) % min(folds, sum(map(len, rows)))
         done += len(some)

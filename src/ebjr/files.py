@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, named by what is in them, with every number as JSON."""
+"""Files: written whole or not at all, hashed, and with every number as JSON."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ from typing import IO, Any
 
 @contextmanager
 def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Open `path` for writing so that it appears complete or stays as it was.
+    """Open `path` for writing so that it appears complete or stays unchanged.
 
     The data goes to a temporary folder beside it, see `write_beside`. Text (``"w"``) is UTF-8.
     """
@@ -25,10 +25,10 @@ def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
 
 @contextmanager
 def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder whose files take their place beside `path` when the block ends well.
+    """Yield a draft folder whose files move beside `path` if the block succeeds.
 
-    For what is several files or folders, or is tried before it counts. The file called like `path`
-    moves last, so that it never names another that is not there yet.
+    It is for several files or folders, or a file to test first. The file with the name of `path`
+    moves last, so that it never names another file that is still missing.
     """
     target = check_writable(path)
     beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
@@ -36,13 +36,13 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield Path(name)
         for file in filter(Path.is_file, Path(name).rglob("*")):
             with file.open("rb") as written:
-                os.fsync(written.fileno())
+                os.fsync(written.fileno())  # or a power failure leaves an empty file
         for entry in sorted(Path(name).iterdir(), key=lambda entry: entry.name == target.name):
             entry.replace(target.parent / entry.name)
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """The path of a file that can be written as far as its name and its folder go, or `OSError`."""
+    """Check that a path can be that of a file to write, before the work; else an OSError."""
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; give the name of a file")
@@ -58,7 +58,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def full_disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say in the error of a full disk which file it was: a write's own error names none."""
+    """Add the file's name to the error of a full disk, which a failed write does not have."""
     try:
         yield
     except OSError as error:
@@ -68,21 +68,21 @@ def full_disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a file in UTF-8, without a byte-order mark; ValueError: in another encoding."""
+    """Read a UTF-8 text without its byte-order mark; a ValueError for another encoding."""
     with suppress(UnicodeDecodeError):
         text = Path(path).read_text(encoding="utf-8-sig")
-        if "\0" not in text:  # every second byte of plain words in UTF-16
+        if "\0" not in text:  # UTF-16 may be valid UTF-8, but has a zero in every ASCII letter
             return text
-    raise ValueError(f"{path} is no text in UTF-8: save it in that encoding")
+    raise ValueError(f"{path} is not UTF-8 text: save it in that encoding")
 
 
 def packaged_text(package: str, name: str) -> str:
-    """The text of a file that a package brings along."""
+    """Read a text file of a package."""
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def sha256_of(path: str | os.PathLike[str], *others: Path) -> str:
-    """The SHA-256 of a file; with others that of a text, its own and a line of each one's."""
+    """Hash a file; with others, hash the list of all their hashes."""
     with Path(path).open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not others:
@@ -92,7 +92,7 @@ def sha256_of(path: str | os.PathLike[str], *others: Path) -> str:
 
 
 def json_number(value: Any) -> Any:
-    """A number, or a container of some, as JSON carries it: infinity and NaN become words."""
+    """Make a number, or a container of numbers, valid JSON: infinity and NaN become words."""
     if isinstance(value, dict):
         return {key: json_number(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""A joint model as a folder of its own, and that folder on Hugging Face's hub and back.
+"""A joint model as a folder: packed, pushed to Hugging Face's hub, and pulled.
 
 The folder holds ``joint.toml`` with relative paths, the models' files and a model card. The hashes
-in ``joint.toml`` are checked when it is packed, when it is pulled, and whenever it is loaded.
+in ``joint.toml`` are checked when it is packed, pulled and loaded.
 """
 
 import os
@@ -25,16 +25,16 @@ from ebjr.tasks import as_task
 
 FILE, CARD, QUEUE = "joint.toml", "README.md", "late.sqlite"
 OURS = ["student/*", "teacher/*", "model-*/*", "joint.lists-*.toml"]
-"""What another push of the same repository replaces, beside `FILE` and `CARD`."""
+"""Files that the next push to the same repository deletes first."""
 
 
 @dataclass(frozen=True)
 class JointFolder:
     """A joint model in a folder.
 
-    `path` is its ``joint.toml``, and `files` are all of them, relative to the folder. `needs` are
-    sentences: what is not in the folder, and what it does with inputs or code. `url` is the commit
-    that it was pushed as or came from; None of a folder that is only here.
+    `path` is its ``joint.toml``, and `files` are all files, relative to the folder. `needs` has
+    sentences about what is not in the folder, and about code and inputs that leave the machine.
+    `url` is the commit of the push or pull; None for a local folder.
     """
 
     path: Path
@@ -46,20 +46,20 @@ class JointFolder:
 def pack_joint(
     joint: str | os.PathLike[str], folder: str | os.PathLike[str], *, repo: str = "OWNER/NAME"
 ) -> JointFolder:
-    """Write the joint model of a ``joint.toml`` into a new folder that needs no other file.
+    """Write the joint model of a ``joint.toml`` into a new, self-contained folder.
 
-    The folder appears whole or not at all. `repo` is where its card says it can be pulled from.
+    The folder appears whole or not at all. `repo` is the repository that its card names.
 
     Raises
     ------
     FileExistsError
-        `folder` is there already.
+        `folder` exists.
     FileNotFoundError
         `joint`, or a model that it names, is missing.
     ModelError
         A model's file has changed since the threshold was calibrated.
     ValueError
-        The address of a far model in `joint` has a password in it.
+        The address of a remote model in `joint` contains a password.
 
     Examples
     --------
@@ -87,17 +87,16 @@ def pack_joint(
 
 
 def push_joint(joint: str | os.PathLike[str], repo: str, *, private: bool = False) -> JointFolder:
-    """Push a joint model to Hugging Face's hub, as one commit of the model repository `repo`.
+    """Push a joint model to Hugging Face's hub, as one commit to the model repository `repo`.
 
-    The repository, ``"OWNER/NAME"``, is made where it is not there. Files of an earlier push are
-    replaced, and others stay. The token is that of the hub's client: ``HF_TOKEN``, or
-    ``hf auth login``.
+    The repository, ``"OWNER/NAME"``, is created if it does not exist. Files of an earlier push are
+    replaced, others stay. The token is that of the hub's client: ``HF_TOKEN``, or
+    ``hf auth login``. Further errors are those of `pack_joint`.
 
     Raises
     ------
     ValueError
-        `repo` is no name of a repository, or is a public one and `private` is true; or as of
-        `pack_joint`, as are the other errors.
+        `repo` is not a valid name, or is a public repository and `private` is true.
     ModelError
         The hub refused, or cannot be reached.
     MissingExtra
@@ -109,8 +108,7 @@ def push_joint(joint: str | os.PathLike[str], repo: str, *, private: bool = Fals
         _ask(repo, hub.create_repo, repo, private=private or None, exist_ok=True)
         if private and not _ask(repo, hub.model_info, repo).private:
             raise ValueError(
-                f"{repo} is there already and is public: make it private in its settings, or name "
-                "another"
+                f"{repo} exists and is public: make it private in its settings, or name another"
             )
         what: dict[str, Any] = {"folder_path": packed.path.parent, "delete_patterns": OURS}
         what["commit_message"] = "Push a joint model"
@@ -121,7 +119,7 @@ def push_joint(joint: str | os.PathLike[str], repo: str, *, private: bool = Fals
 def pull_joint(
     repo: str, folder: str | os.PathLike[str], *, revision: str | None = None
 ) -> JointFolder:
-    """Pull a joint model from Hugging Face's hub into a new folder, and check it; nothing is run.
+    """Pull a joint model from Hugging Face's hub into a new folder, and check it; no code runs.
 
     The folder appears whole or not at all. `revision` is a branch, a tag or a commit; None is the
     main branch.
@@ -129,12 +127,12 @@ def pull_joint(
     Raises
     ------
     FileExistsError
-        `folder` is there already.
+        `folder` exists.
     ValueError
-        `repo` is no name of a repository.
+        `repo` is not a valid name of a repository.
     ModelError
-        The hub refused, cannot be reached, or knows no joint model under `repo`; its ``joint.toml``
-        cannot be read, or names a file that is another one, or is outside of the folder.
+        The hub refused, cannot be reached, or has no joint model under `repo`; its ``joint.toml``
+        cannot be read, or names a file that has changed or is outside the folder.
     MissingExtra
         `huggingface_hub` is not installed.
     """
@@ -145,17 +143,17 @@ def pull_joint(
         for name in names:
             _check_inside(name, repo)
         if FILE not in names:
-            raise ModelError(f"{repo} holds no {FILE}: it is no joint model that `ebjr push` made")
+            raise ModelError(f"{repo} holds no {FILE}: it was not pushed by `ebjr push`")
         for name in names:
-            if not name.startswith("."):  # the hub's own
+            if not name.startswith("."):  # skip the hub's own files
                 how = {"revision": about.sha, "local_dir": place}
                 _ask(repo, hub.hf_hub_download, repo, name, **how)
-        shutil.rmtree(place / ".cache", ignore_errors=True)  # of the client
+        shutil.rmtree(place / ".cache", ignore_errors=True)  # left by the client
         try:
             found = _checked(place)
         except (ModelError, OSError, ValueError) as error:
-            said = str(error).replace(f"{place}{os.sep}", "")  # where it would have been
-            raise ModelError(f"{repo} was not taken: {said}") from error
+            said = str(error).replace(f"{place}{os.sep}", "")  # the draft folder means nothing
+            raise ModelError(f"{repo} was not pulled: {said}") from error
     return replace(found, path=Path(folder) / FILE, url=f"{hub.endpoint}/{repo}/tree/{about.sha}")
 
 
@@ -164,9 +162,9 @@ def pull_joint(
 
 @contextmanager
 def _new(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder that takes its place when the block ends well."""
+    """Yield a draft folder that becomes `folder` if the block succeeds."""
     if (target := Path(folder).resolve()).exists():
-        raise FileExistsError(f"{folder} is there already: name a folder that is not")
+        raise FileExistsError(f"{folder} exists: name a new folder")
     with write_beside(target) as draft:
         place = draft.resolve() / target.name
         place.mkdir()
@@ -175,24 +173,24 @@ def _new(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 @dataclass
 class _Copies:
-    """The models of a joint model as they are copied into a folder, each into one of its role."""
+    """Copies of a joint model's models, each into a folder of its role."""
 
     folder: Path
     roles: Iterator[str]
 
     def of(self, entry: Entry) -> Any:
-        """The entry of what is in the folder."""
-        if isinstance(entry, JointEntry):  # its tables go into the file itself
+        """Copy an entry's files, and return the entry of the copies."""
+        if isinstance(entry, JointEntry):  # its tables move into the outer file
             both = {role: self.of(getattr(entry, role)) for role in ("student", "teacher")}
             return replace(entry, **both, path=None, sha256=None, labels=None)
         role = next(self.roles)
         if not isinstance(entry, ModelEntry):
             if "@" in urlsplit(address := _address(entry)).netloc:
                 host = urlsplit(address).hostname
-                raise ValueError(f"the address of the {role} at {host} has a password: take it out")
+                raise ValueError(f"the address of the {role} at {host} has a password: remove it")
             options = {key: each for key, each in entry.options.items() if key not in CERTIFICATES}
             link = replace(entry.link, queue=str(self.folder / QUEUE))
-            return replace(entry, link=link, options=options)  # certificates and keys stay here
+            return replace(entry, link=link, options=options)  # never publish certificates or keys
         if in_module(entry.path):
             return entry
         first, *_ = every = files_of(entry.path)
@@ -211,13 +209,13 @@ def _check(config: JointConfig) -> None:
 
 
 def _checked(folder: Path) -> JointFolder:
-    """What is in a folder: whole, unchanged since it was calibrated, and all inside of it."""
+    """Check that a folder is complete, unchanged since calibration and self-contained."""
     config = JointConfig.read(folder / FILE)
     for file in _named(config.student, config.teacher):
         if not file.resolve().is_relative_to(folder):
             raise ModelError(
-                f"{FILE} names {os.path.relpath(file, folder)}, which is outside of its folder: "
-                "`ebjr push` makes a folder that holds all of it"
+                f"{FILE} names {os.path.relpath(file, folder)}, which is outside its folder: "
+                "`ebjr push` writes a self-contained folder"
             )
     _check(config)
     names = [each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()]
@@ -225,7 +223,7 @@ def _checked(folder: Path) -> JointFolder:
 
 
 def _named(*entries: Entry) -> Iterator[Path]:
-    """The files that entries name, each before it is read."""
+    """Yield the files that entries name, each before it is read."""
     for entry in entries:
         if isinstance(entry, JointEntry):
             yield from [] if entry.path is None else [Path(entry.path)]
@@ -239,10 +237,10 @@ def _named(*entries: Entry) -> Iterator[Path]:
 
 
 def _needs(config: JointConfig) -> Iterator[str]:
-    """What a joint model needs that is not in its folder, or does that its user should know."""
+    """Yield what a joint model needs from outside its folder, and what its user should know."""
     for role, entry in zip(roles_of(len(config.parts)), config.parts, strict=True):
         if not isinstance(entry, ModelEntry):
-            yield f"The {role} is elsewhere: inputs are sent to {_address(entry)}."
+            yield f"The {role} is remote: inputs are sent to {_address(entry)}."
         elif in_module(entry.path):
             yield f"The {role} is Python code, {entry.path}: install its package, and give --trust."
         elif import_path(entry.path):
@@ -262,7 +260,7 @@ def _address(entry: Any) -> str:
 
 
 def model_card(config: JointConfig, repo: str) -> str:
-    """What the hub shows of a joint model, in Markdown: its figures, and how it is used."""
+    """Return the card that the hub shows, in Markdown: the figures, and how to use the model."""
     images = config.student.parts[0].preprocess is not None
     known = {"detection": "object-detection", "classification": "image-classification"}
     kind = [f"pipeline_tag: {known[config.task]}"] if images and config.task in known else []
@@ -270,8 +268,8 @@ def model_card(config: JointConfig, repo: str) -> str:
     parts = [
         "\n".join(front),
         f"# {config.name}",
-        "Two models as one, with a knob: the student answers every input, and the teacher where "
-        f"`{config.score}` is under {config.threshold:.4g}.",
+        "Two models as one, with a knob: the student answers every input, and the teacher those "
+        f"whose `{config.score}` is under {config.threshold:.4g}.",
         _figures(config),
         "" if config.certificate is None else config.certificate.statement,
         "\n".join(f"- {words}" for words in _needs(config)),
@@ -283,11 +281,11 @@ def model_card(config: JointConfig, repo: str) -> str:
 
 
 def _figures(config: JointConfig) -> str:
-    """The table of all models and the joint one, and the verdict; of the half that is fairer."""
+    """Return the figures of all models and the joint one, on held-out examples if there are any."""
     known = config.calibration
     found = known.get("held_out", known.get("chosen_on"))
     if found is None or config.changes:
-        return "No figures: the threshold was not calibrated for these models as they are."
+        return "No figures: the threshold was not calibrated for these models."
     measure, rows = as_task(config.task).metric(found["metric"]), []
     sides = {" + ".join(roles_of(len(config.parts))[:-1]): "student_", "teacher": "teacher_"}
     for name, side in {**sides, f"joint, at {found['threshold']:.4g}": ""}.items():
@@ -299,7 +297,9 @@ def _figures(config: JointConfig) -> str:
     lines = [[*rows[0]], ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     whose = (
-        "held-out examples" if "held_out" in known else "examples it was chosen on: they flatter"
+        "held-out examples"
+        if "held_out" in known
+        else "examples used for calibration, which is optimistic"
     )
     return f"{table}\n\nOn {found['n']:,} {whose}. {known.get('verdict', '')}".rstrip()
 
@@ -314,17 +314,17 @@ def _client() -> Any:
 
 
 def _ask(repo: str, call: Callable[..., Any], *args: Any, **how: Any) -> Any:
-    """What the hub says; a ModelError if it says no, or nothing."""
+    """Call the hub; a ModelError if it refuses or cannot be reached."""
     try:
         return call(*args, **how)
-    except ValueError:  # of a name that can be none
+    except ValueError:  # the client refuses an invalid name
         raise
-    except Exception as error:  # its client raises those of several packages
-        raise ModelError(f"the hub did not do it for {repo}: {one_line(error)}") from error
+    except Exception as error:  # its client raises errors of several packages
+        raise ModelError(f"the hub failed for {repo}: {one_line(error)}") from error
 
 
 def _check_inside(name: str, repo: str) -> None:
-    """Check that the name of a file leads into the folder, on every system."""
+    """Check that a file's name stays in the folder, on every system."""
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name:
-        raise ModelError(f"{repo} names a file {name!r:.80}, which is outside of its folder")
+        raise ModelError(f"{repo} names a file {name!r:.80}, which is outside its folder")

@@ -1,6 +1,6 @@
-"""The joint loop (eq. 7): the student answers every input, the teacher only those deferred.
+"""The joint loop (eq. 7): the student answers every input, the teacher only deferred ones.
 
-It knows no task by name: the finals, such as `JointClassifier`, stand in their tasks' folders.
+It names no task: finals such as `JointClassifier` are in their tasks' folders.
 """
 
 import warnings
@@ -25,41 +25,40 @@ from ebjr.router import Router
 from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.threads import in_order
 
-POLICIES = ("student", "error", "queue")  # what to do when the teacher cannot be reached
+POLICIES = ("student", "error", "queue")  # for a teacher that cannot be reached
 
 
 @dataclass(frozen=True, eq=False)
 class JointAnswer:
-    """What a joint model says about n inputs.
+    """A joint model's answer to n inputs.
 
     Attributes
     ----------
     prediction
         (n,) labels for classification, numbers for regression; (n, labels) bool for multilabel;
-        for detection a list of n `Detections`.
+        a list of n `Detections` for detection.
     output
-        For classification (n, classes): raw output of the model that answered the row; with a
-        blend, log-probabilities. Its softmax is the answer's distribution either way. For
-        multilabel a logit for each label; for regression (n, 1), the predictions; for detection
-        the same list.
+        Classification: (n, classes), raw output of the model that answered the row, or
+        log-probabilities with a blend; its softmax is the answer's distribution either way.
+        Multilabel: a logit per label. Regression: (n, 1), the predictions. Detection: the list.
     score
         (n,): the student's score of each row.
     deferred
         (n,) bool: the teacher was asked.
     degraded
-        (n,) bool: should have been deferred, but the teacher could not be reached; the answer is
-        the student's. Where one of the models is a joint model, rows that it marks are marked.
+        (n,) bool: the row should have been deferred, but the teacher could not be reached, so the
+        student answered. Rows that an inner joint model marks are marked too.
     late
-        Under this id the teacher's answers to degraded rows will be, where they are kept for
+        The id under which the teacher's answers to degraded rows will appear, if they are kept for
         later (`ebjr.link.late`); else None.
     stage
-        (n,) int: which model answered, from 0, the first student, to the last teacher; where
-        answers are blended, the latest of them.
+        (n,) int: the model that answered, from 0, the first student, to the last teacher; with a
+        blend, the later one.
     spent
-        (n, 3): tokens in, tokens out and dollars of each row, summed over the models that were
-        asked about it; None where no model says.
+        (n, 3): tokens in, tokens out and dollars per row, summed over the models that were asked;
+        None if no model reports them.
     away
-        Whether nothing was heard of the teacher, which was asked.
+        Whether the teacher was asked and nothing came back.
 
     Examples
     --------
@@ -77,7 +76,7 @@ class JointAnswer:
     deferred: Array
     degraded: Array
     late: str | None = None
-    stage: Array = None  # of two models: whether the teacher was asked
+    stage: Array = None  # None: 1 where deferred, else 0
     spent: Array = None
     away: bool = False
 
@@ -88,7 +87,7 @@ class JointAnswer:
 
 @dataclass(frozen=True, eq=False)
 class LateRows:
-    """Rows (k,) of one answer, by its `id`, that wait for the teacher: k inputs and outputs."""
+    """Rows (k,) of the answer `id` that wait for the teacher: their inputs and outputs."""
 
     id: str
     rows: np.ndarray
@@ -97,25 +96,24 @@ class LateRows:
 
 
 def check_policy(when_unavailable: str) -> str:
-    """What to do when the teacher cannot be reached, if it is one of `POLICIES`."""
+    """Return a policy for an unreachable teacher; ValueError if it is not in `POLICIES`."""
     check_choice("when_unavailable", when_unavailable, POLICIES)
     return when_unavailable
 
 
 class JointModel:
-    """Student, router and teacher as one model (eq. 7). A task's folder has its final.
+    """Student, router and teacher as one model (eq. 7). Each task's folder has its final.
 
-    The teacher runs only on the deferred rows, gathered into one dense batch and scattered back;
-    where none is deferred it is not called. Student and teacher get the same inputs and may
-    prepare them differently, each for itself; a teacher that continues from the student's features
-    gets these. More stages are a joint model as the student of another, whose score reads the
-    inner one's answer.
+    The teacher runs only on the deferred rows, gathered into one dense batch and scattered back; if
+    no row is deferred, it is not called. Both models get the same inputs and may prepare them in
+    their own way; a teacher that continues from the student's features gets these. For more stages,
+    use a joint model as the student of another: the outer score reads the inner answer.
     """
 
     kind: Task
-    classes: int | None = None  # of the teacher, where the student's are others
-    dollars: tuple[float | None, float | None] = None, None  # of each a row, if it does not say
-    features = ()  # no model continues from a joint one
+    classes: int | None = None  # the teacher's, if the student's differ
+    dollars: tuple[float | None, float | None] = None, None  # per row, if a model reports none
+    features = ()  # no model continues from a joint model
 
     def __init__(
         self,
@@ -133,33 +131,35 @@ class JointModel:
         for role, model in (("student", student), ("teacher", teacher)):
             if not callable(model):
                 raise TypeError(
-                    f"the {role} must be callable, a batch in and raw output out, "
-                    f"not {type(model).__name__}; ebjr.load_model makes one from a file"
+                    f"the {role} must be a callable, batch in and raw output out, "
+                    f"not {type(model).__name__}: load a file with ebjr.load_model"
                 )
         self.student = student
         self.teacher = teacher
         self._looked_at = False
-        self._warned: set[tuple[type, str]] = set()  # of what failures came from
+        self._warned: set[tuple[type, str]] = set()  # causes and kinds of failures
         self.router = router
         self.blend = as_blend(blend)
         self.rescale = rescale
         if not hasattr(self, "kind"):
-            raise NotImplementedError("use the final of a task, such as JointClassifier")
+            raise NotImplementedError("use a task's final, such as JointClassifier")
         check_pair(student, teacher, self.kind)
         self._taught = facts(teacher)
         self._may_be_silent = any(facts(one).url is not None for one in models_of(student))
-        self._before = len(models_of(student))  # the teacher's
+        self._before = len(models_of(student))  # stages before the teacher
         self.kind.check_score(router.score)
         self.kind.check_scale(rescale)
         self.kind.check_blend(self.blend)
         self.when_unavailable = check_policy(when_unavailable)
         if (late is None) == (when_unavailable == "queue"):
             raise ValueError(
-                "when_unavailable='queue' and late go together: "
-                "late=ebjr.LateAnswers('late.sqlite') keeps the rows"
+                "when_unavailable='queue' and late go together: give "
+                "late=ebjr.LateAnswers('late.sqlite'), which keeps the rows"
             )
         if late is not None and self._taught.continues:
-            raise ValueError("rows of a teacher that continues from features cannot wait: no late=")
+            raise ValueError(
+                "rows for a teacher that continues from features cannot wait: remove late"
+            )
         self.late = late
 
     def __call__(self, inputs: Batch) -> JointAnswer:
@@ -168,36 +168,38 @@ class JointModel:
         Raises
         ------
         ModelError
-            The student did not return one row for each input it was given.
+            The student did not return one row per input.
         TeacherUnavailable
-            The teacher gave no sound answer, and the policy is ``"error"``, or the student gave
-            none either. Under the other policies an `OutputWarning` tells of a teacher that was
-            there and failed.
+            The teacher gave no valid answer, and the policy is ``"error"`` or the student gave none
+            either. Under other policies an `OutputWarning` reports a teacher that was reached but
+            failed.
         """
         found = self.unchecked(inputs)
         if (lost := self.unanswered(found)) is not None:
             raise TeacherUnavailable(
-                f"{np.count_nonzero(lost)} of {len(lost)} rows were answered neither by "
-                f"{model_name(self.student)} nor by {model_name(self.teacher)}"
+                f"{np.count_nonzero(lost)} of {len(lost)} rows have no answer from "
+                f"{model_name(self.student)} or {model_name(self.teacher)}"
             )
         return found
 
     def unanswered(self, found: JointAnswer) -> np.ndarray | None:
-        """(n,) bool: the rows of an `unchecked` answer that no model has given; None: all are."""
+        """Return the rows, (n,) bool, that an `unchecked` answer leaves open; None if none."""
         return silent_rows(found.output) if self._may_be_silent else None
 
     def unchecked(self, inputs: Batch) -> JointAnswer:
-        """As a call, but rows that no model has answered are NaN: a later teacher may answer."""
+        """Like a call, but rows that no model answered are NaN, for a later teacher to answer."""
         n = row_count(inputs)
         found = self.ask_student(inputs)
         score, deferred = self.router(found.output)
         output, late = self.of_student(found.output), None
         stage = found.stages(n)
+        # a deferred row is the teacher's, and so is its mark
         marked = found.degraded
         own_marks = False if marked is None else convert_like(marked, deferred)
         degraded, spent = ~deferred & own_marks, found.spent
         away, asked_rows = False, to_numpy(deferred).nonzero()[0]
         if len(rows := asked_rows):
+            # if every row is deferred, nothing is gathered or scattered
             everything = len(rows) == n
             asked = self.for_teacher(inputs, found)
             hard = asked if everything else take_rows(asked, rows)
@@ -220,16 +222,15 @@ class JointModel:
         return JointAnswer(*said, late, stage, spent, away)
 
     def stream(self, batches: Iterable[Batch], *, overlap: int = 2) -> Iterator[JointAnswer]:
-        """Answer batches one after another, in order, several of them in work at once.
+        """Answer batches in order, with several in flight.
 
-        While the teacher answers what was deferred of one batch, the student answers the next: two
-        models on one thread each leave less of a processor idle than one model on two threads, and
-        the way to a remote teacher takes no time of its own.
+        While the teacher answers one batch's deferred rows, the student answers the next batch: two
+        models on one thread each use the processor better than one model on two threads, and the
+        round trip to a remote teacher is hidden.
 
-        Batches are taken one by one, when there is room for another. `overlap` of them are in work
-        at once, each in a thread of its own. Both models are then called from as many threads;
-        those of EBJR's own backends bear that. Errors are those of a call, when the batch's turn
-        comes.
+        A batch is taken from `batches` when there is room for it. `overlap` batches are in flight,
+        each in its own thread, so both models are called from that many threads; EBJR's own
+        backends are safe for that. A batch's error is raised at its turn.
 
         Raises
         ------
@@ -249,14 +250,14 @@ class JointModel:
             raise ValueError(f"overlap must be at least 1, but is {overlap}")
         if overlap == 1:
             return map(self, batches)
+        # one batch is read ahead, so that no worker waits for data
         return in_order(self, batches, workers=overlap, ahead=overlap + 1, name="ebjr-joint")
 
     def defer(self, inputs: Batch, output: Batch) -> tuple[Answer | None, np.ndarray]:
-        """`ask_teacher`, and what the policy makes of a teacher that cannot be reached.
+        """Ask the teacher, and apply the policy if it cannot be reached.
 
-        Returns the answer, None where there is none; and which inputs, by their places, keep the
-        student's. Raises what `ask_teacher` raises, `TeacherUnavailable` where the policy is
-        ``"error"``.
+        Returns the answer, or None, and the places of the inputs that keep the student's answer.
+        Raises what `ask_teacher` raises; `TeacherUnavailable` only if the policy is ``"error"``.
         """
         try:
             taught = self.ask_teacher(inputs, output)
@@ -284,23 +285,23 @@ class JointModel:
         return taught, missed
 
     def _warn(self, cause: type, what: str) -> None:
-        """Tell of a model that fails, once for each kind of failure: it may be a mistake."""
+        """Warn of a failed model, once per kind of failure: it may be a mistake in the model."""
         kind = cause, what.partition(":")[0]
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(what, OutputWarning, stacklevel=5)
 
     def _keep(self, rows: np.ndarray, inputs: Batch, output: Batch) -> str | None:
-        """Keep rows for later where that is the policy: under which id."""
+        """Keep rows for later if the policy says so, and return their id."""
         if self.late is None:
             return None
         entry = LateRows(self.late.new_id(), rows, inputs, output)
         return entry.id if self.late.keep([entry], self.kind) else None
 
     def ask_student(self, inputs: Batch) -> Answer:
-        """The student's raw output, which the router reads, and which rows it marks as degraded.
+        """Return the student's raw output, for the router, with the rows it marks as degraded.
 
-        Rows that a student elsewhere has not answered are NaN, which is deferred.
+        Rows that a remote student did not answer are NaN, so that they are deferred.
         """
         rows, student = row_count(inputs), self.student
         student = student.unchecked if isinstance(student, JointModel) else student
@@ -323,27 +324,26 @@ class JointModel:
         return found
 
     def _look_at(self, output: Batch) -> None:
-        """Warn where the student's first answers are not the logits that scores read."""
         several = len(self.kind.form(output)) == 1 and self.kind.form(output)[0] > 1
         seen = self.kind.output_kind_of(output, hard=False) if several else None
         if seen is not None and facts(self.student).probabilities is not False:
             warnings.warn(
                 f"{OUTPUT_SEEN[seen].format('student')}: load it with "
-                f"output_kind={seen!r}, or 'logits' if it is to be read so",
+                f"output_kind={seen!r}, or 'logits' if they are logits",
                 OutputWarning,
                 stacklevel=5,
             )
 
     def for_teacher(self, inputs: Batch, found: Answer) -> Batch:
-        """What the teacher is asked about: the inputs, or the features of the student's answer."""
+        """Return the teacher's batch: the inputs, or the features of the student's answer."""
         return found.features if self._taught.continues else inputs
 
     def stage_of(self, taught: Answer, rows: int) -> np.ndarray:
-        """(rows,): which of the joint model's models gave an answer of the teacher's."""
+        """Return the stage, (rows,), of each of the teacher's answers."""
         return taught.stages(rows) + self._before
 
     def of_student(self, raw: Batch) -> Batch:
-        """What the joint model says where the student answers, of the student's raw output."""
+        """Return the joint model's output for rows that the student answers."""
         kind = self.kind
         return kind.shared(
             kind.translate(raw, self.classes),
@@ -351,14 +351,14 @@ class JointModel:
         )
 
     def ask_teacher(self, inputs: Batch, output: Batch) -> Answer:
-        """The answer to deferred inputs, one dense batch, and which rows the teacher marks.
+        """Return the answer to deferred inputs, one dense batch, with the rows it marks.
 
-        `output` is what `of_student` says of the same inputs: it is blended in.
+        `output` is `of_student` of the same inputs, which is blended in.
 
         Raises
         ------
         TeacherUnavailable
-            The teacher could not be reached; as `TeacherFailed`, it gave no sound answer.
+            The teacher could not be reached; as `TeacherFailed`, it gave no valid answer.
         """
         found = self.ask_teacher_alone(inputs, output)
         if not self.blend:
@@ -368,9 +368,9 @@ class JointModel:
         return replace(found, output=self.mix(output, found.output))
 
     def ask_teacher_alone(self, inputs: Batch, output: Batch) -> Answer:
-        """As `ask_teacher`, before anything is blended in: the gate of every teacher's answer.
+        """`ask_teacher` without the blend: every answer of a teacher passes this check.
 
-        Numbers in the student's form pass, and rows that are not finite count as not answered.
+        Numbers in the student's form pass; rows that are not finite count as not answered.
         """
         name = model_name(self.teacher)
         try:
@@ -380,20 +380,21 @@ class JointModel:
             taught = replace(found, output=taught)
         except TeacherUnavailable:
             raise
-        except Exception as error:
+        except Exception as error:  # a teacher may raise anything, and the student has an answer
             words = f"{name} failed with {type(error).__name__}: {one_line(error)}"
             raise TeacherFailed(str(error) if isinstance(error, EbjrError) else words) from error
         return taught if sound is None else _sound_rows(taught, sound, name)
 
     def of_teacher(self, raw: Batch, output: Batch) -> Batch:
-        """What the joint model says where the teacher answers, in the form of the student's."""
+        """Return the joint model's output for rows that the teacher answers, like the student's."""
         kind = self.kind
         change = None if self.rescale is None else self.rescale.teacher
+        # to the student's library and device: models may differ in both
         taught = kind.shared(convert_like(raw, output), change)
         if kind.form(taught) != kind.form(output):
             raise ModelError(
-                f"student and teacher must answer alike, but {model_name(self.student)} gave rows "
-                f"of shape {kind.form(output)} and {model_name(self.teacher)} {kind.form(taught)}"
+                f"student and teacher must answer alike, but {model_name(self.student)} returned "
+                f"rows of {kind.form(output)} and {model_name(self.teacher)} of {kind.form(taught)}"
             )
         return taught
 
@@ -404,20 +405,20 @@ class JointModel:
 
     @property
     def known_classes(self) -> tuple[int, ...] | None:
-        """The teacher's labels that a specialized student knows; None where it knows all."""
+        """The teacher's labels that a specialized student knows; None if it knows all."""
         return self.kind.known_classes
 
     def predict(self, output: Batch) -> Batch:
-        """(n,): the answers that raw output means."""
+        """Return the answers, (n,), of raw output."""
         return self.kind.predict(output)
 
     def mix(self, student: Batch, teacher: Batch) -> Batch:
-        """The raw output of deferred rows with the student's answer blended in."""
+        """Return the raw output of deferred rows with the student's answer blended in."""
         return self.kind.mix(student, teacher, self.blend)
 
 
 def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
-    """An answer without the rows that are not finite; `TeacherFailed` where none is."""
+    """Remove rows that are not finite from an answer; raise `TeacherFailed` if none is left."""
     rows, count = np.flatnonzero(sound), len(sound)
     why = f"{name} returned NaN or infinity in {count - len(rows)} of {count} rows"
     if not len(rows):
@@ -425,6 +426,7 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
         failed.spent = found.spent
         raise failed
     answered = np.ones(count, bool) if found.answered is None else to_numpy(found.answered).copy()
+    # `sound` is about the answered rows only
     answered[np.flatnonzero(answered)[~sound]] = False
     marks: dict[str, Any] = {
         name: None if (own := getattr(found, name)) is None else take_rows(own, rows)
@@ -435,9 +437,9 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
 
 
 def silent_rows(output: Batch) -> np.ndarray | None:
-    """(n,): the rows whose raw output is NaN, as where a model had no answer; None: there is none.
+    """Return the rows, (n,) bool, whose raw output is NaN because no model answered; None if none.
 
-    Minus infinity is an answer: a class that is impossible.
+    Minus infinity is an answer: it makes a class impossible.
     """
     if isinstance(output, list | tuple):
         return None
@@ -446,7 +448,7 @@ def silent_rows(output: Batch) -> np.ndarray | None:
 
 
 def _with_silence(found: Answer) -> Answer:
-    """An answer with a row of NaN for each input that was not answered."""
+    """Fill in a row of NaN for each input that was not answered."""
     rows = np.flatnonzero(to_numpy(found.answered))
     marks: dict[str, Any] = {"degraded": found.degraded, "stage": found.stage}
     for name, own in marks.items():
@@ -458,7 +460,7 @@ def _with_silence(found: Answer) -> Answer:
 
 
 def with_spent(before: Any, rows: np.ndarray, more: Any, n: int) -> Any:
-    """(n, 3): what was spent on n rows, with more on some of them; None is nothing known."""
+    """Add what was spent on some rows to (n, 3) of all; None means that nothing is known."""
     if more is None:
         return before
     spent = np.zeros((n, 3)) if before is None else np.array(before)
@@ -467,13 +469,13 @@ def with_spent(before: Any, rows: np.ndarray, more: Any, n: int) -> Any:
 
 
 def router_table(router: Router, blend: float | Blend) -> dict[str, Any]:
-    """A router with the blend of what it defers, as TOML and JSON have them."""
+    """Return a router with its blend for TOML and JSON."""
     own = {"score": str(router.score), "threshold": router.threshold, "blend": blend_text(blend)}
     return own if router.skip is None else {**own, "skip": router.skip}
 
 
 def models_of(model: Model) -> list[Model]:
-    """The models of all stages, the first student first; of a model that is not joint itself."""
+    """Return the models of all stages, the first student first; [model] if it is not joint."""
     if not isinstance(model, JointModel):
         return [model]
     return [*models_of(model.student), *models_of(model.teacher)]

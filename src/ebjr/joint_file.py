@@ -67,39 +67,42 @@ _CALIBRATION_KEYS = (
 
 @dataclass(frozen=True)
 class JointConfig:
-    """Everything that ``joint.toml`` says.
+    """The content of ``joint.toml``.
 
     Parameters
     ----------
     student, teacher
-        The models: files, or of the teacher an address.
+        The models: files, or for the teacher an address.
     score, threshold, blend
         The router, and the student's weight in a deferred answer.
     task, name, labels
-        What it does, what it is called, and the classes' names.
+        The task, the model's name, and the classes' names.
     calibration
-        How the threshold was chosen: the goal, the fingerprints of the data and of both models'
-        preprocessing, what a specialized student then knew, the certificate if there is one
-        (`certified`), the figures on the calibration half (`chosen_on`) and on the other
-        (`held_out`), the calibration half's scores at 101 evenly spaced shares
-        (`score_quantiles`), lowest first, by which a deferral rate is a threshold, and rows of the
-        curve on the other half (`curve`: threshold, deferral_rate, quality), which say what another
-        threshold would do. For the monitor of a server, of that half too: what a `DriftMonitor`
-        keeps of its scores (`drift`), and how many rows the student keeps where the teacher says
-        something else (`disagreement`).
+        How the threshold was chosen:
+
+        - the goal; the fingerprints of the data and of both models' preprocessing; the classes that
+          a specialized student knew
+        - the certificate, if there is one (`certified`)
+        - the figures on the calibration half (`chosen_on`) and on the held-out half (`held_out`)
+        - the calibration half's scores at 101 evenly spaced quantiles, ascending
+          (`score_quantiles`), which turn a deferral rate into a threshold
+        - rows of the held-out half's curve (`curve`: threshold, deferral_rate, quality), which show
+          the effect of another threshold
+        - for a server's monitor, on the held-out half: the state of a `DriftMonitor` (`drift`), and
+          how often student and teacher disagree on rows that the student keeps (`disagreement`)
     operating_points
         Other thresholds by name, each with its figures.
     rescale
-        For detection: what puts both detectors' scores on one scale.
+        For detection: the common scale of both detectors' scores.
     known_classes, classes
-        Of a specialized student: the teacher's labels that it knows, and how many there are.
+        For a specialized student: the teacher's labels that it knows, and the number of labels.
     imports
-        The files and modules that were imported for scores and metrics of the user's own. They
-        are named where such a score is unknown, and never run because a file names them.
+        The files and modules that define the user's own scores and metrics. A message names them if
+        such a score is unknown; they are never run because a file names them.
     columns
-        Where inputs are numbers or texts of a table: the columns' names, in the models' order.
+        For a table of numbers or texts: the columns' names, in the models' order.
     skip
-        Of a file that is a stage of another: see `Router`.
+        For a file that is a stage of another: see `Router`.
 
     Examples
     --------
@@ -132,18 +135,18 @@ class JointConfig:
     def __post_init__(self) -> None:
         if any(isinstance(part, RemoteEntry) for part in self.student.parts):
             raise ValueError(
-                "only the last teacher may be elsewhere: the student answers every input and must "
-                "be a file, as all of its stages: give its path"
+                "only the last teacher may be remote: the student answers every input, so that all "
+                "its stages must be files: give its path"
             )
         for role, entry in (("student", self.student), ("teacher", self.teacher)):
             if not isinstance(entry, JointEntry):
                 continue
             if entry.task != self.task:
                 raise ValueError(
-                    f"the {role} is a joint model of task {entry.task}, and this one is of "
-                    f"{self.task}: stages are all of one task"
+                    f"the {role} is a joint model of task {entry.task}, but this one is of "
+                    f"{self.task}: all stages must have one task"
                 )
-            again = "name the classes alike"
+            again = "give both the same class names"
             check_same_classes(str(entry.path), entry.labels, "joint.toml", self.labels, again)
         for role, entry in (("student", self.student), ("teacher", self.teacher)):
             for part in entry.parts:
@@ -155,13 +158,13 @@ class JointConfig:
         kind = as_task(self.task, self.known_classes)
         kind.check_scale(self.rescale)
         kind.check_classes(self.classes)
-        object.__setattr__(self, "known_classes", kind.known_classes)
+        object.__setattr__(self, "known_classes", kind.known_classes)  # the dataclass is frozen
         router = Router(self.score, self.threshold, self.skip)
         object.__setattr__(self, "blend", as_blend(self.blend))
         if not router.score.named:
             raise ValueError(
-                f"joint.toml can only name a score, and {self.score} has no registered name; "
-                "give it one with ebjr.register_score"
+                f"joint.toml stores a score by name, but {self.score} has no registered name; "
+                "register it with ebjr.register_score"
             )
 
     @classmethod
@@ -173,7 +176,7 @@ class JointConfig:
         name: str = "joint",
         imports: Sequence[str] = (),
     ) -> Self:
-        """The configuration that a study leads to; `imports` is what was imported for its score."""
+        """Make the configuration of a study; `imports` are the files that define its score."""
         fraction, seed = study.split
         point, table = study.point, study.outcomes
         figures = ("threshold", "deferral_rate", "quality", "cost")
@@ -206,7 +209,7 @@ class JointConfig:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, and its long lists to one beside it: both, or none."""
+        """Write the file, and its long lists to a second one: both, or neither."""
         target, folder = Path(path), Path(path).resolve().parent
         table = {
             "name": self.name,
@@ -229,7 +232,7 @@ class JointConfig:
         }
         own, lists = _parted(table)
         with write_beside(path) as draft:
-            if lists:  # named by what is in it: no other joint.toml loses its own
+            if lists:  # named by its hash, so that two joint.toml in a folder do not share one
                 text = tomli_w.dumps(lists).encode()
                 found = hashlib.sha256(text).hexdigest()
                 own["lists"] = {"path": f"{target.stem}.lists-{found[:8]}.toml", "sha256": found}
@@ -237,7 +240,7 @@ class JointConfig:
             (draft / target.name).write_bytes((self._header(own) + _toml(own)).encode())
 
     def _header(self, own: Mapping[str, Any]) -> str:
-        """What the file says first, as comments: the knob, the goal, the verdict, the promise."""
+        """Return the comments at the top: the knob, the goal, the verdict, the promise."""
         known, lists = self.calibration, own.get("lists")
         words = [
             "The knob is threshold: inputs whose score is under it go to the teacher.",
@@ -256,13 +259,13 @@ class JointConfig:
         Raises
         ------
         FileNotFoundError
-            There is none.
+            `path` does not exist.
         ValueError
-            It is not TOML, misses a key or its long lists, or has a key that is not known.
+            The file is not TOML, lacks a key or its long lists, or has an unknown key.
         """
         file = Path(path)
         if not file.is_file():
-            raise FileNotFoundError(f"there is no {path}; `ebjr calibrate` makes one")
+            raise FileNotFoundError(f"{path} does not exist; `ebjr calibrate` writes one")
         if file.suffix.lower() == ".onnx":
             raise ValueError(f"{path} is an exported file: give the joint.toml it was made from")
         text, folder = read_text(file), file.resolve().parent
@@ -277,7 +280,7 @@ class JointConfig:
     def _from_table(cls, table: Mapping[str, Any], file: Path) -> Self:
         of_router = (*ROUTER_KEYS, "rescale")
         if "chat" in table:
-            raise ValueError("it describes one chat model: give it to `ebjr record` with another")
+            raise ValueError("it describes one chat model: give two models to `ebjr record`")
         own = [f.name for f in fields(cls) if f.name not in of_router]
         check_keys(table, ("router", *own), "the file", ("router", "student", "teacher"))
         router = table["router"]
@@ -310,20 +313,20 @@ class JointConfig:
 
     @property
     def parts(self) -> tuple[Single, ...]:
-        """The models of all stages, the first student first."""
+        """The entries of all models, the first student first."""
         return (*self.student.parts, *self.teacher.parts)
 
     @property
     def certificate(self) -> Certificate | None:
-        """What is promised of the threshold, if it is still the one that was certified."""
+        """The certificate, if the file is still as it was certified."""
         certified = self.calibration.get("certified")
         return None if certified is None or self.changes else Certificate.from_dict(certified)
 
     @property
     def changes(self) -> list[str]:
-        """What is not as it was calibrated, one clause each.
+        """What differs from the calibration, one clause each.
 
-        The threshold is a knob, and may be anything where nothing was certified.
+        The threshold is a knob, which may differ if nothing was certified.
         """
         chosen = self.calibration.get("chosen_on", {})
         certified = "certified" in self.calibration
@@ -339,21 +342,21 @@ class JointConfig:
                 for key in watched
                 if key in chosen and chosen[key] != now[key]
             ),
-            *(["a router between the first stages is another one"] if changed else []),
+            *(["a router between the first stages has changed"] if changed else []),
         ]
 
     def check(self) -> None:
-        """Check that the threshold was calibrated for what the file says of the models.
+        """Check that the threshold was calibrated for these models and their inputs.
 
         Raises
         ------
         ModelError
-            The preprocessing, or what a specialized student knows, has changed.
+            The preprocessing, or the classes of a specialized student, have changed.
 
         Warns
         -----
         PromiseWarning
-            Score, blend, or a certified threshold is not what was calibrated.
+            Score, blend, or a certified threshold differs from the calibration.
         """
         meaning = _meaning(self.student, self.teacher, self)
         for key, words in _MEANING.items():
@@ -365,7 +368,7 @@ class JointConfig:
         if self.changes:
             void = "promise is" if "certified" in self.calibration else "figures are"
             warnings.warn(
-                f"joint.toml is not as it was calibrated ({'; '.join(self.changes)}), so that "
+                f"joint.toml has changed since it was calibrated ({'; '.join(self.changes)}), so "
                 f"its {void} void; calibrate again",
                 PromiseWarning,
                 stacklevel=3,
@@ -374,27 +377,27 @@ class JointConfig:
     def load(
         self, *, student: Model | None = None, teacher: Model | None = None, **options: Any
     ) -> JointModel:
-        """Load both models and join them, once `check` has passed.
+        """Load both models and join them, after `check`.
 
         Parameters
         ----------
         student, teacher
-            In place of the file's, where that is loaded somewhere else.
+            Models to use instead of the file's, if these run elsewhere.
         **options
-            For `load_model`; `trust` runs Python code that the file names, too.
+            Options of `load_model`; `trust` allows Python code that the file names.
 
         Raises
         ------
         ModelError
-            A model file has changed or cannot be loaded or trusted, or as of `check`.
+            A model file has changed or cannot be loaded or trusted, or `check` fails.
         ValueError
-            A model calls its classes, or the columns that it reads, otherwise than the file.
+            A model has other names of classes or columns than the file.
         """
         self.check()
         if teacher is not None and self.teacher.options.get("continues"):
-            raise ValueError("a teacher that continues from features cannot be loaded elsewhere")
+            raise ValueError("a teacher that continues from features cannot run elsewhere")
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
-        asked_elsewhere = teacher is not None
+        asked_elsewhere = teacher is not None  # its caller has the policy for failures
         student = self.student.load(**options) if student is None else student
         teacher = self.teacher.load(**options) if teacher is None else teacher
         for role, model in (("student", student), ("teacher", teacher)):
@@ -415,13 +418,13 @@ class JointConfig:
         return found
 
     def _check_names(self, role: str, known: ModelFacts) -> None:
-        """Check that a model calls its classes and columns as the file does; else ValueError.
+        """Check that a model's names of classes and columns are the file's; else a ValueError.
 
-        The classes may all have other names than the model's: then they are the user's own.
+        If no class has the model's name, the file's names are the user's own.
         """
-        way = "write them in joint.toml as the model has them, in its order"
+        way = "write the model's names in joint.toml, in its order"
         said, labels = known.labels or (), self.labels or ()
-        if self.known_classes is not None and role == "student":  # the last is all others
+        if self.known_classes is not None and role == "student":  # the last class is "other"
             said, known_to = said[:-1], self.known_classes
             labels = tuple(labels[label] for label in known_to if label < len(labels))
         if self.task != "detection" and not {*said}.isdisjoint(labels):
@@ -429,23 +432,31 @@ class JointConfig:
         said, columns = known.columns or (), self.columns or ()
         if said and columns and said != columns and (len(said), len(columns)) != (1, 1):
             raise ValueError(
-                f"{known.name} reads the columns {', '.join(said)}, and joint.toml says "
+                f"{known.name} reads the columns {', '.join(said)}, but joint.toml has "
                 f"{', '.join(columns)}: {way}"
             )
 
     def study(self, outcomes: Outcomes, *, fraction: float = 0.5, seed: int = 0) -> "Study":
-        """The study of the file's threshold, on examples it was not chosen on.
+        """Study the file's threshold on examples that it was not chosen on.
 
         Outcomes that it was calibrated on are split and drawn as they were then; others are split
-        by `fraction` and `seed`, as for `Outcomes.split`. A PromiseWarning says that a model's file
-        has changed since, so that nothing is promised. A ValueError refuses outcomes of another
-        task, of other models, or of other classes.
+        by `fraction` and `seed`, as for `Outcomes.split`.
+
+        Raises
+        ------
+        ValueError
+            `outcomes` are of another task, of other models, or of other classes.
+
+        Warns
+        -----
+        PromiseWarning
+            A model's file has changed since, so that its promise is void.
         """
         from ebjr.study import study_point
 
         outcomes, point = self.point_on(outcomes)
         known = self.calibration
-        if known.get("outcomes") == outcomes.fingerprint:
+        if known.get("outcomes") == outcomes.fingerprint:  # never judge on rows that chose it
             fraction = known.get("split_fraction", fraction)
             seed = known.get("split_seed", seed)
         how: dict[str, Any] = {"fraction": fraction, "seed": seed, "traffic": self.traffic}
@@ -453,26 +464,24 @@ class JointConfig:
 
     @property
     def goal(self) -> Goal | None:
-        """What the threshold was chosen for; None where the file does not say it."""
+        """The goal of the calibration; None if the file has none."""
         return Goal.from_dict(self.calibration) if "goal" in self.calibration else None
 
     @property
     def traffic(self) -> "Traffic | None":
-        """The mix that the threshold was chosen in, where it was drawn."""
+        """The mix of classes that the calibration drew, if it did."""
         from ebjr.tasks.specialized.known_classes import Traffic
 
         mix = self.calibration.get("traffic")
         return None if mix is None else Traffic(mix["popular"], mix["popular_classes"])
 
     def point_on(self, outcomes: Outcomes) -> tuple[Outcomes, OperatingPoint]:
-        """The outcomes of the file's models as those of a pair, and its threshold on all of them.
+        """Reduce outcomes to the file's pair, and evaluate its threshold on all of them.
 
         Warnings and errors are those of `study`.
         """
         if self.skip is not None:
-            raise ValueError(
-                "a joint.toml with skip is a stage: evaluate the one that it is a stage of"
-            )
+            raise ValueError("a joint.toml with skip is a stage: evaluate the outer joint.toml")
         stages = self._stages(outcomes)
         outcomes = reduced(outcomes, stages)
         self._check_same(outcomes)
@@ -486,9 +495,10 @@ class JointConfig:
         return outcomes, point
 
     def _stages(self, outcomes: Outcomes) -> list[Stage]:
-        """The file's models, the last one without its router, by their roles in some outcomes.
+        """Return the file's stages, by their roles in some outcomes; the last has no router.
 
-        A ValueError says which model is not there. Outcomes that name no models must be of as many.
+        A ValueError names a model that is missing from the outcomes. Outcomes without entries must
+        have the same number of models.
         """
         routers = self.student.routers
         if not routers and len(outcomes.roles) == 2:
@@ -501,9 +511,8 @@ class JointConfig:
             if not same and (outcomes.models or len(outcomes.roles) != len(self.parts)):
                 look = "" if part.preprocess is None else f" ({part.preprocess.as_text()})"
                 raise ValueError(
-                    "the outcomes are not of all models of joint.toml: "
-                    f"{own.get('path', own.get('url'))}{look} is not among them; record all of "
-                    "them at once"
+                    "the outcomes must be of all models of joint.toml, but lack "
+                    f"{own.get('path', own.get('url'))}{look}; record all of them at once"
                 )
             roles.append(same[0] if same else outcomes.roles[len(roles)])
         inner = zip(roles[1:-1], routers, strict=True)
@@ -511,7 +520,7 @@ class JointConfig:
         return [Stage(roles[0]), *stages, Stage(roles[-1])]
 
     def _check_same(self, outcomes: Outcomes) -> None:
-        """Check that outcomes are of the task, the models and the classes that the file is of."""
+        """Check that outcomes are of the file's task, models and classes."""
         again = "record again with the models of joint.toml"
         same = ("task", "known_classes", "columns")
         facts = {name: (getattr(self, name), getattr(outcomes, name)) for name in same}
@@ -523,34 +532,35 @@ class JointConfig:
         answered = outcomes.kind.common_classes(outcomes.student, outcomes.teacher)
         facts["number of classes"] = count, answered
         if [len(names or ()) for names in facts["columns"]] == [1, 1]:
-            del facts["columns"]  # a lone column may be called anything
+            del facts["columns"]  # a single column may have any name
         for what, (expected, came) in facts.items():
             if None not in (expected, came) and came != expected:
                 raise ValueError(
-                    f"the outcomes are of another {what} than joint.toml: {came!s:.80} and not "
+                    f"the outcomes are of another {what} than joint.toml: {came!s:.80}, not "
                     f"{expected!s:.80}; {again}"
                 )
         check_same_classes("the outcomes", outcomes.labels, "joint.toml", self.labels, again)
 
     def _models_changed(self) -> bool:
-        """Whether a model's file that is there has changed, which is said."""
+        """Tell, with a warning, whether a model's file has changed."""
         for entry in self.parts:
             try:
                 entry.check()
-            except FileNotFoundError:  # outcomes may be evaluated where the models are not
+            except FileNotFoundError:  # outcomes can be evaluated on another machine
                 continue
             except ModelError as error:
-                warnings.warn(f"{error}; the figures are not its own", PromiseWarning, stacklevel=5)
+                told = f"{error}; the figures are of the model as it was"
+                warnings.warn(told, PromiseWarning, stacklevel=5)
                 return True
-            if isinstance(entry, ModelEntry) and import_path(entry.path):
-                note(f"the weights of {entry.path} are compared where it is loaded, and not here")
+            if isinstance(entry, ModelEntry) and import_path(entry.path):  # would have to run code
+                note(f"the weights of {entry.path} are checked only when it is loaded")
         return False
 
     def threads_for(self, overlap: int) -> int | None:
-        """The threads of each model where so many batches are in work at once.
+        """Return the threads of each model with `overlap` batches in flight.
 
-        They share the cores that there are; None where the file says how many, or a model is not
-        ONNX Runtime's and takes none.
+        The batches share the cores. None if the file has `threads`, or if a model is not run by
+        ONNX Runtime.
         """
         here = [each for each in self.parts if isinstance(each, ModelEntry)]
         if any("threads" in each.options or not each.path.endswith(".onnx") for each in here):
@@ -558,7 +568,7 @@ class JointConfig:
         return shared_cores(overlap)
 
     def _policy(self) -> dict[str, Any]:
-        """What is done when the teacher is away, which one that is here never is."""
+        """Return the policy for a remote teacher; nothing for a local one."""
         if not isinstance(self.teacher, FarEntry):
             return {}
         link, late = self.teacher.link, None
@@ -579,25 +589,25 @@ def save_joint(
     labels: tuple[str, ...] | None = None,
     name: str = "joint",
 ) -> None:
-    """Write a joint model whose models `load_model` read to ``joint.toml``.
+    """Write a joint model, whose models come from `load_model`, to ``joint.toml``.
 
     Parameters
     ----------
     path
         The file. Model paths in it are relative to its folder.
     joint
-        The joint model; its router's threshold is what is written.
+        The joint model, written with its router's current threshold.
     point
-        The operating point that `calibrate` chose: its figures are kept beside the threshold.
+        The operating point from `calibrate`, to store its figures with the threshold.
     labels
         The classes' names.
     name
-        What a server calls the model.
+        The model's name on a server.
 
     Raises
     ------
     TypeError
-        A model came from no file, address or import path; the message says how to name it.
+        A model came from no file, address or import path; the message says how to give it one.
     ValueError
         The score has no registered name, or the student is remote.
 
@@ -628,24 +638,25 @@ def save_joint(
 
 
 def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | ExportedJoint:
-    """The joint model that a ``joint.toml`` describes, or that `ebjr export` wrote.
+    """Load a joint model from a ``joint.toml``, or from a file of `ebjr export`.
 
     Parameters
     ----------
     path
         The ``joint.toml``, or the ``.onnx`` file.
     **options
-        For `load_model`, over those in the file: threads, providers, batch_size; of an exported
-        one, threads and providers. `trust` reads pickles, and runs Python code that it names.
+        Options of `load_model` that override the file's: threads, providers, batch_size; for an
+        exported file, threads and providers. `trust` allows pickles, and Python code that the file
+        names.
 
     Raises
     ------
     FileNotFoundError
         The file, or a model that it names, is missing.
     ValueError
-        It is not TOML, misses a key, or has one that is not known.
+        The file is not TOML, lacks a key, or has an unknown one.
     ModelError
-        A model file has changed since the threshold was calibrated, or is no joint model.
+        A model file has changed since the threshold was calibrated, or is not a joint model.
 
     Examples
     --------
@@ -670,7 +681,7 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | Exp
 def read_joint(
     path: str | os.PathLike[str], *, threads: int | None = None, overlap: int = 1
 ) -> JointConfig | ExportedJoint:
-    """What a ``joint.toml`` says; or an exported file, on `threads` or its share of the cores."""
+    """Read a ``joint.toml``, or load an exported file on `threads` or its share of the cores."""
     if Path(path).suffix.lower() != ".onnx":
         return JointConfig.read(path)
     return ExportedJoint(path, threads=threads or shared_cores(overlap))
@@ -679,7 +690,7 @@ def read_joint(
 def chosen_threshold(
     joint: JointConfig | ExportedJoint, threshold: float | None = None, name: str | None = None
 ) -> float:
-    """The threshold to use: as given, of a named operating point, or the file's own."""
+    """Return the threshold to use: given, of a named operating point, or the file's own."""
     if threshold is not None and name is not None:
         raise ValueError("give --threshold or --operating-point, not both")
     if threshold is not None:
@@ -688,7 +699,7 @@ def chosen_threshold(
         return joint.threshold if isinstance(joint, JointConfig) else joint.router.threshold
     if name not in joint.operating_points:
         known = ", ".join(joint.operating_points) or "none"
-        raise ValueError(f"there is no operating point {name!r}; the file names {known}")
+        raise ValueError(f"there is no operating point {name!r}; the file has {known}")
     return float(joint.operating_points[name]["threshold"])
 
 
@@ -699,12 +710,12 @@ def _chosen(point: OperatingPoint) -> dict[str, Any]:
 
 
 _IDENTITY = ("sha256", "weights_sha256", "metadata", "preprocess")
-"""The keys of an entry that say which model it is, and how it is asked."""
+"""The keys of an entry that identify the model and its input."""
 
 
 def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     said = [(key, one.get(key), other.get(key)) for key in _IDENTITY]
-    unsaid = "url" in one and None in said[0]  # its server may have begun to say a hash
+    unsaid = "url" in one and None in said[0]  # a server may have begun to give a hash since
     return all(was == found for _, was, found in (said[1:] if unsaid else said))
 
 
@@ -718,7 +729,7 @@ _MEANING = {
 def _meaning(
     student: Entry, teacher: Entry, of: JointConfig | JointModel | Outcomes
 ) -> dict[str, Any]:
-    """What the models' files do not say of what goes in and what comes out, by `_MEANING`."""
+    """Return what the files' hashes do not cover of inputs and outputs, by `_MEANING`."""
     how = [
         each.preprocess and each.preprocess.as_dict() for each in (*student.parts, *teacher.parts)
     ]
@@ -732,13 +743,13 @@ def _known(of: JointConfig | JointModel | Outcomes) -> dict[str, Any]:
 
 
 def _toml(table: Mapping[str, Any]) -> str:
-    """A table as TOML, each list of numbers or names on one line."""
+    """Write a table as TOML, with each list of numbers or names on one line."""
     lists = re.compile(r"\[\n    ([^\s\[{].*(?:,\n    .*)*),\n\]")
     return lists.sub(lambda one: "[" + one[1].replace(",\n    ", ", ") + "]", tomli_w.dumps(table))
 
 
 def _parted(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A table without what is None and without lists of more than 20 entries; and these."""
+    """Split a table without its None values into short entries, and lists longer than 20."""
     own, lists = {}, {}
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -749,41 +760,39 @@ def _parted(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _with_lists(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A table with the long lists that are in the file that it names, which must be as written."""
+    """Merge the long lists from the file that a table names, after checking its hash."""
     if (beside := table.pop("lists", None)) is None:
         return table
     check_keys(beside, ("path", "sha256"), "lists", ("path", "sha256"))
     file = folder / (name := str(beside["path"]))
     if file.name != name:
-        raise ValueError(f"its long lists are in a file beside it, and not in {name!r:.80}")
+        raise ValueError(f"the file of its long lists must be beside it, not {name!r:.80}")
     if not file.is_file() or sha256_of(file) != beside["sha256"]:
         state = "has changed" if file.is_file() else "is missing"
         raise ValueError(
-            f"its long lists' file {file} {state}: copy both files together from where they were "
-            "written, or calibrate again"
+            f"the file of its long lists, {file}, {state}: copy both files together, or calibrate "
+            "again"
         )
     return _joined(table, tomllib.loads(read_text(file)))
 
 
 def _joined(table: dict[str, Any], lists: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with lists put into it; a ValueError refuses one that is there already."""
+    """Merge lists into a table; a ValueError refuses a key that is there already."""
     for key, value in lists.items():
         if isinstance(value, Mapping) and isinstance(table.setdefault(key, {}), dict):
             _joined(table[key], value)
         elif table.setdefault(key, value) is not value:
-            raise ValueError(f"{key} is in it and among its long lists: leave one out")
+            raise ValueError(f"{key} is both in the file and in its long lists: remove one")
     return table
 
 
 def _check_score(score: Any, imports: Sequence[str]) -> None:
-    """Check that a score is known; else say what must be imported first."""
+    """Check that a score is known; else name the files to import."""
     try:
         as_score(score)
     except ValueError as error:
         if "no score named" not in str(error):
             raise
         words = " ".join(f"--import {name}" for name in imports)
-        hint = (
-            f"it was calibrated with {words}" if imports else "--import FILE makes your own known"
-        )
+        hint = f"it was calibrated with {words}" if imports else "--import FILE registers your own"
         raise ValueError(f"{error}; {hint}") from None

@@ -1,8 +1,8 @@
-"""Journal: what a long run has done so far, on disk beside its output, through any number of kills.
+"""Journal: the finished part of a long run, on disk beside its output, so that it can resume.
 
-``OUTPUT.part`` begins with a line of JSON that says whose it is. A record for each batch follows: a
-line of JSON with facts and the number of bytes after it, then these bytes. What a kill left
-unfinished is cut off when the same run goes on.
+``OUTPUT.part`` begins with a line of JSON that identifies the run. A record for each batch follows:
+a line of JSON with facts and the number of bytes after it, then these bytes. An incomplete last
+record is cut off when the run resumes.
 """
 
 import json
@@ -16,18 +16,24 @@ from ebjr.files import full_disk_named
 
 try:
     import fcntl
-except ImportError:  # Windows, where two runs at once are not noticed
+except ImportError:  # Windows: two runs at once are not noticed
     fcntl = None  # type: ignore[assignment]
 
 CONTENTS = "contents"
-"""What `whose` calls the fingerprint of the data: another one means that the data have changed."""
+"""The key of the data's fingerprint in `whose`, by which changed data are noticed."""
 
 
 class Journal:
-    """The records beside one output, which is locked: one process writes them until it is done.
+    """The records beside one output, locked by one process; a context manager.
 
-    To be used in a `with` block. `restart` forgets what an earlier run left. A BlockingIOError says
-    that another run is writing the same output; an OSError, that the journal cannot be opened.
+    `restart` discards the records of an earlier run.
+
+    Raises
+    ------
+    BlockingIOError
+        Another run is writing the same output.
+    OSError
+        The journal cannot be opened.
     """
 
     def __init__(self, output: str | os.PathLike[str], *, restart: bool = False) -> None:
@@ -35,7 +41,7 @@ class Journal:
         self.path = output.with_name(f"{output.name}.part")
         self._file = self._locked(output)
         self._restart = restart
-        self._count: int | None = None  # of whole records; None while it is not known whose
+        self._count: int | None = None  # complete records; None before `resume`
 
     def __enter__(self) -> Self:
         return self
@@ -44,43 +50,41 @@ class Journal:
         if self._file.closed:
             return
         if self._count == 0 or not os.fstat(self._file.fileno()).st_size:
-            self.remove()  # there is nothing to go on from
+            self.remove()  # nothing to resume from
         elif error is not None and self._count:
-            error.add_note(
-                f"what was done until then is in {self.path}; the same command goes on from there"
-            )
+            error.add_note(f"the finished part is in {self.path}; the same command resumes from it")
         self._file.close()
 
     def resume(self, whose: Mapping[str, Any]) -> None:
-        """Take up what an earlier run left, or begin; ValueError: the facts of that are others."""
+        """Resume an earlier run, or begin; a ValueError if that run had another `whose`."""
         own = _line({"whose": whose})
         with self.path.open("rb") as file:
             header = file.readline()
-            anew = self._restart and header.startswith(own[:10])  # no other program's file is cut
+            anew = self._restart and header.startswith(own[:10])  # never cut another program's file
             if not own.startswith(header) and not anew:
                 raise ValueError(f"{self.path} {_difference(header, own)}")
             self._count, end = 0, file.tell() if header == own and not anew else 0
             while end and _next(file):
                 self._count, end = self._count + 1, file.tell()
         self._file.truncate(end)
-        if not end:  # a new file, or one whose run was killed at once
+        if not end:  # a new file, or one whose header is incomplete
             self._write(own)
 
     def records(self) -> Iterator[tuple[dict[str, Any], bytes]]:
-        """The facts and the content of each record, in their order."""
+        """Yield the facts and the content of each record, in order."""
         with self.path.open("rb") as file:
             file.readline()
             while (record := _next(file)) is not None:
                 yield record
 
     def add(self, facts: Mapping[str, Any], content: bytes) -> None:
-        """Add a record, which is whole once this returns; an OSError tells of a full disk."""
+        """Add a record, complete when this returns; an OSError if the disk is full."""
         self._write(_line({**facts, "bytes": len(content)}) + content)
         self._count = (self._count or 0) + 1
 
     def remove(self) -> None:
-        """Remove the journal, whose output is there now; the lock goes last."""
-        if fcntl is None:  # Windows removes no open file
+        """Remove the journal after its output is written, and then release the lock."""
+        if fcntl is None:  # Windows cannot remove an open file
             self._file.close()
         self.path.unlink(missing_ok=True)
         self._file.close()
@@ -92,7 +96,7 @@ class Journal:
                 left = left[self._file.write(left) :]
 
     def _locked(self, output: Path) -> IO[bytes]:
-        """The open journal, locked; one that another run removes meanwhile is opened again."""
+        """Open and lock the journal; open it again if another run removed it meanwhile."""
         while True:
             file = self.path.open("ab", buffering=0)
             try:
@@ -101,11 +105,12 @@ class Journal:
             except BlockingIOError:
                 file.close()
                 raise BlockingIOError(
-                    f"another run is writing {output}; wait until it ends, or give another output "
+                    f"another run is writing {output}; wait for its end, or give another output "
                     "(--output)"
                 ) from None
             except OSError:  # a file system without locks: two runs at once are not noticed
                 pass
+            # the lock is on the open file, which may not be the one at this path any more
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                     return file
@@ -113,7 +118,7 @@ class Journal:
 
 
 def _next(file: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
-    """The record that begins here; None at the end, and where a kill cut it short."""
+    """Read the next record; None at the end, and for an incomplete one."""
     line = file.readline()
     with suppress(ValueError, KeyError):
         facts = json.loads(line)
@@ -135,9 +140,9 @@ def _difference(before: bytes, now: bytes) -> str:
         return "was not written by an interrupted run: move it away"
     changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     if changed == [CONTENTS]:
-        how = "over data that have changed since: bring these back to finish it"
+        how = "over data that have changed since: restore these to finish it"
     else:
         told = (f"{key} {old.get(key)!r:.80}, now {new.get(key)!r:.80}" for key in changed)
         named = [text for text in told if not text.startswith(CONTENTS)]
-        how = f"of something else ({', '.join(named)}): repeat that run to finish it"
-    return f"is of an interrupted run {how}, or begin anew with restart (--restart)"
+        how = f"with other settings ({', '.join(named)}): repeat these to finish it"
+    return f"is of an interrupted run {how}, or start over with restart (--restart)"

@@ -10,27 +10,27 @@ import numpy as np
 
 
 def are_names(labels: Sequence[str] | None) -> bool:
-    """Whether labels are known and say more than 0, 1, 2, ..."""
+    """Tell whether labels are known and are more than 0, 1, 2, ..."""
     return labels is not None and list(labels) != list(map(str, range(len(labels))))
 
 
 def check_same_names(student: Sequence[str], teacher: Sequence[str]) -> None:
-    """Check that two models name the same classes in the same order; else ValueError."""
+    """Check that two models name the same classes in the same order; else a ValueError."""
     order = "in another order" if {*student} == {*teacher} else "by other names"
-    # the numbers of classes are compared where the models answer
+    # not strict: the numbers of classes are compared on the models' outputs
     for k, (one, other) in enumerate(zip(student, teacher, strict=False)):
         if one != other:
             raise ValueError(
-                "student and teacher must answer the same classes in the same order, but they name "
+                "student and teacher must have the same classes in the same order, but they name "
                 f"them {order}: class {k} is {one!r} for the student and {other!r} for the "
-                "teacher; put the outputs of one in the other's order"
+                "teacher; reorder the outputs of one"
             )
 
 
 def check_same_classes(
     who: str, names: Sequence[str] | None, whose: str, expected: Sequence[str] | None, way: str
 ) -> None:
-    """Check that two name the same classes in the same order, where both name them."""
+    """Check that two lists of classes, if both have names, are equal."""
     for k, (one, other) in enumerate(zip_longest(names or (), expected or ())):
         if one != other and are_names(names) and are_names(expected):
             raise ValueError(f"class {k} is {one!r} in {who} and {other!r} in {whose}: {way}")
@@ -38,15 +38,15 @@ def check_same_classes(
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Where the labels of some data are among the classes that the models answer."""
+    """The mapping from the labels of some data to the models' classes."""
 
-    labels: tuple[str, ...] | None  # the classes' names, in the order of the models, if known
-    place: np.ndarray | None = None  # (k,): the class of each label 0..k - 1; None: the label
-    by_name: bool = False  # whether a label, text or a number, is looked up in `labels`
-    said: str | None = None  # what to tell the user of it
+    labels: tuple[str, ...] | None  # the classes' names, in the models' order, if known
+    place: np.ndarray | None = None  # (k,): the class of each label 0..k - 1; None: the same
+    by_name: bool = False  # look labels, text or numbers, up in `labels`
+    said: str | None = None  # a note for the user
 
     def of(self, targets: Any, classes: int) -> Any:
-        """Targets as the models number them: of (n,) labels, or of (n, labels) label sets."""
+        """Map labels (n,), or label sets (n, labels), to the models' classes."""
         if not isinstance(targets, np.ndarray):
             return targets
         if targets.dtype.kind == "U" or self.by_name:
@@ -58,14 +58,14 @@ class Places:
             return targets
         if targets.ndim == 2:
             if targets.shape[1] != len(self.place):
-                return targets  # refused by its shape
+                return targets  # its shape is refused later
             placed = np.zeros((len(targets), classes), targets.dtype)
             placed[:, self.place] = targets
             return placed
         outside = (targets < 0) | (targets >= len(self.place))
         if outside.any():
             raise ValueError(
-                f"labels must lie in 0..{len(self.place) - 1}, as the data name "
+                f"labels must lie in 0..{len(self.place) - 1}, since the data name "
                 f"{len(self.place)} classes, but one is {targets[outside][0]}"
             )
         return self.place[targets]
@@ -74,16 +74,21 @@ class Places:
 def places(
     names: Sequence[str] | None, models: Sequence[str] | None, classes: int, named_by: str | None
 ) -> Places:
-    """Where the labels of data, called `names`, are among the classes of the models; or ValueError.
+    """Map the data's labels, named `names`, to the models' classes.
 
-    `models` is what the models call their `classes` classes, in order; None if they do not.
-    `named_by` says where `names` come from: ``"folders"`` may be of some classes alone and called
-    by their numbers; ``"given"`` are the user's word for what the models call otherwise.
+    `models` are the models' names of their `classes` classes, in order, or None. `named_by` is the
+    source of `names`: ``"folders"`` may be only some classes, or named by their numbers;
+    ``"given"`` are the user's names, which replace the models'.
+
+    Raises
+    ------
+    ValueError
+        `names` and the models' classes do not match.
     """
     named = tuple(models) if models is not None and are_names(models) else None
     if named is not None and len(named) != classes:
         raise ValueError(
-            f"the models name {len(named)} classes ({some(named)}) and answer {classes}"
+            f"the models name {len(named)} classes ({some(named)}), but return {classes}"
         )
     if names is None:
         return Places(named, by_name=named is not None and whole_numbers(named) is not None)
@@ -102,8 +107,8 @@ def places(
         return Places(named, found, said=_told(names, found, "their numbers"))
     if len(names) != classes:
         raise ValueError(
-            f"the data have {len(names)} classes ({some(names)}), and the models answer "
-            f"{classes}: name the models' classes, in their order, with --classes (classes=)"
+            f"the data have {len(names)} classes ({some(names)}), but the models return {classes}: "
+            "name the models' classes, in their order, with --classes (classes=)"
         )
     if named is not None and named_by != "given":
         raise ValueError(_unknown(names[0], named))
@@ -114,18 +119,18 @@ def places(
 
 
 def whole_numbers(names: Sequence[str]) -> list[int] | None:
-    """Names as whole numbers, where all of them are."""
+    """Return names as whole numbers, or None if one is not a number."""
     return list(map(int, names)) if all(re.fullmatch(r"-?[0-9]+", name) for name in names) else None
 
 
 def as_names(array: np.ndarray) -> np.ndarray:
-    """An array of objects that are all text, as one of text; any other as it is."""
+    """Turn an object array of texts into a text array; leave others unchanged."""
     words = array.dtype.kind == "O" and all(isinstance(each, str) for each in array.flat)
     return array.astype(str) if words else array
 
 
 def label_text(label: Any) -> str:
-    """What a class is called: a number that is whole, or a bool, as a whole number."""
+    """Return the name of a class; a whole float or a bool is named by its integer."""
     whole = isinstance(label, bool | np.bool_ | float | np.floating) and label % 1 == 0
     return str(int(label) if whole else label)
 
@@ -139,27 +144,27 @@ def _found(names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
 
 
 def unnamed(targets: np.ndarray) -> str:
-    """What is wrong where labels are text and nobody names the classes."""
+    """Return the message about text labels of unnamed classes."""
     return (
-        f"targets must be integer labels where neither model says what its classes are called, but "
-        f"one is {str(targets[0])!r}: name them in the models' order with --classes (classes=), or "
-        "as `labels` in an .npz of raw outputs"
+        "targets must be integer labels since neither model names its classes, but one is "
+        f"{str(targets[0])!r}: name the classes in the models' order with --classes (classes=), or "
+        "with `labels` in an .npz of raw outputs"
     )
 
 
 def _unknown(name: str, labels: Sequence[str]) -> str:
     return (
-        f"the data have the class {name!r}, which is none of the models' {len(labels)} classes "
-        f"({some(labels)}); say with --classes (classes=) what these are called in the data"
+        f"the data have the class {name!r}, which is not one of the models' {len(labels)} classes "
+        f"({some(labels)}); give the data's names of these with --classes (classes=)"
     )
 
 
 def _told(names: Sequence[str], found: np.ndarray, way: str) -> str:
     pairs = [f"{name} is class {place}" for name, place in zip(names, found.tolist(), strict=True)]
     more = f" and {len(pairs) - 8} more" if len(pairs) > 8 else ""
-    return f"the data's classes are taken by {way}: {', '.join(pairs[:8])}{more}"
+    return f"the data's classes are matched by {way}: {', '.join(pairs[:8])}{more}"
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
+    """Return the first few names, for a message."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

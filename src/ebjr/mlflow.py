@@ -1,7 +1,7 @@
 """A joint model in MLflow: the flavor `ebjr`, and a pyfunc with a signature.
 
-``ebjr.mlflow.log_model("joint.toml")`` logs the folder of `ebjr.hub.pack_joint`; nothing is
-pickled. ``mlflow.pyfunc.load_model`` then needs `mlflow`, `ebjr` and what runs the models.
+``ebjr.mlflow.log_model("joint.toml")`` logs the folder of `ebjr.hub.pack_joint`, without a pickle.
+``mlflow.pyfunc.load_model`` needs `mlflow`, `ebjr` and the models' runtimes.
 """
 
 import os
@@ -36,7 +36,7 @@ with needs("mlflow", "ebjr.mlflow"):
 
 FLAVOR, FOLDER = "ebjr", "joint"
 TOLD = {"score": "double", "deferred": "boolean", "degraded": "boolean"}
-"""What is told of each row beside its answer."""
+"""Columns of each row beside its answer."""
 FIGURES = ("quality", "student_quality", "teacher_quality", "deferral_rate")
 
 
@@ -52,9 +52,9 @@ def save_model(
 ) -> None:
     """Save the joint model of a ``joint.toml`` as an MLflow model in a new folder, `path`.
 
-    `trust` loads models that are pickles or Python code, to see what they take. `signature` is by
-    default what the models' facts and the task give, `pip_requirements` this version of ebjr with
-    the extras that run the models; `more` is what `mlflow.pyfunc.save_model` takes.
+    `trust` allows loading pickles and Python code, to find the models' inputs. `signature` defaults
+    to that of the models and the task, `pip_requirements` to this version of ebjr with the models'
+    extras; `more` are arguments of `mlflow.pyfunc.save_model`.
 
     Raises
     ------
@@ -75,16 +75,16 @@ def save_model(
             data_path=str(packed.path.parent),
             mlflow_model=model,
             pip_requirements=pip_requirements or requirements_of(config),
-            model_config={"trust": False},  # which whoever loads it may say otherwise
+            model_config={"trust": False},  # the loading side may override it
             **more,
         )
 
 
 def log_model(joint: str | os.PathLike[str], name: str = "joint", **more: Any) -> ModelInfo:
-    """Log a joint model to MLflow, and the figures on its held-out half to the run, if one is open.
+    """Log a joint model to MLflow, and the figures on its held-out half to the active run, if any.
 
-    `name` is what MLflow calls it; `more` is what `save_model` and ``Model.log`` take, such as
-    ``registered_model_name``. Errors are those of `save_model`.
+    `name` is the model's name in MLflow; `more` are arguments of `save_model` and ``Model.log``,
+    like ``registered_model_name``. Errors are those of `save_model`.
     """
     logged = Model.log(None, sys.modules[__name__], name=name, joint=str(joint), **more)
     if mlflow.active_run() is not None:
@@ -95,33 +95,33 @@ def log_model(joint: str | os.PathLike[str], name: str = "joint", **more: Any) -
 
 
 def load_model(uri: str, *, trust: bool = False, **options: Any) -> JointModel:
-    """The joint model of an MLflow model, as `ebjr.load_joint` gives it.
+    """Load the joint model of an MLflow model, like `ebjr.load_joint`.
 
     Raises
     ------
     ValueError
         The model at `uri` has no flavor `ebjr`.
     ModelError
-        As of `ebjr.load_joint`.
+        A model has changed, or cannot be loaded or trusted.
     """
     folder = Path(mlflow.artifacts.download_artifacts(uri))
     flavor = Model.load(str(folder)).flavors.get(FLAVOR)
     if flavor is None:
-        raise ValueError(f"{uri} is no joint model: log one with ebjr.mlflow.log_model")
+        raise ValueError(f"{uri} is not a joint model: log one with ebjr.mlflow.log_model")
     return JointConfig.read(folder / flavor["joint"]).load(trust=trust, **options)
 
 
 def signature_of(served: Served) -> ModelSignature:
-    """What goes in, by the models' facts; what comes out, by the task; and the knob as params."""
+    """Return the signature: the models' inputs, the task's outputs, and the knob as params."""
     columns, known = _columns(served), facts(models_of(served.joint)[0])
-    inputs = None  # what a function takes is not known
+    inputs = None  # unknown for a function
     if columns is not None:
         kind = "string" if served.takes_texts else "double"
         inputs = Schema([ColSpec(kind, name) for name in columns])
     elif served.takes_images or known.input_shape is not None:
         told = served.input()
         named = served.takes_images or known.input_dtype is not None
-        dtype = DATATYPES[told.datatype] if named else np.dtype(np.float64)  # as it was calibrated
+        dtype = DATATYPES[told.datatype] if named else np.dtype(np.float64)  # as `open_data` reads
         inputs = Schema([TensorSpec(dtype, told.shape)])
     task = served.joint.kind
     plain = {"classification": "long", "specialized": "long", "regression": "double"}
@@ -135,7 +135,7 @@ def signature_of(served: Served) -> ModelSignature:
 
 
 def requirements_of(config: JointConfig) -> list[str]:
-    """What runs it: this version of ebjr, with the extras of its models."""
+    """Return the pip requirements: this version of ebjr, with the extras of the models."""
     files = [each.path for each in config.parts if isinstance(each, ModelEntry)]
     extras = {"remote"} if len(files) < len(config.parts) else set()
     for path in (path for path in files if not import_path(path)):
@@ -146,15 +146,18 @@ def requirements_of(config: JointConfig) -> list[str]:
 
 
 class JointPyfunc:
-    """A joint model as MLflow asks it: a frame or an array in, a frame of answers out."""
+    """A joint model as MLflow calls it: a frame or an array in, a frame of answers out."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
-        """A row for each input: prediction, label where classes have names, score, deferred.
+        """Return a row for each input: prediction, label if classes have names, score, deferred.
 
-        A ValueError refuses `params` that name more than one place for the knob, or none that is.
+        Raises
+        ------
+        ValueError
+            `params` set the knob twice, or name an unknown operating point.
         """
         served = self.served
         wish = {name: value for name, value in (params or {}).items() if value is not None}
@@ -165,13 +168,13 @@ class JointPyfunc:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> JointPyfunc:
-    """What MLflow calls to load the pyfunc of a folder."""
+    """Load the pyfunc of a folder; MLflow calls it."""
     config = JointConfig.read(Path(path) / FILE)
     return JointPyfunc(served_of(config, trust=bool((model_config or {}).get("trust"))))
 
 
 def _at(joint: JointModel, threshold: float | None) -> JointModel:
-    """The joint model with another threshold, for one call."""
+    """Return the joint model with another threshold, for one call."""
     if threshold is None:
         return joint
     other = copy(joint)
@@ -181,16 +184,16 @@ def _at(joint: JointModel, threshold: float | None) -> JointModel:
 
 
 def _columns(served: Served) -> tuple[str, ...] | None:
-    """The columns of a frame that the models read; None where they take an array."""
+    """Return the columns of a frame that the models read; None if they take an array."""
     return served.columns or ((served.input().name,) if served.takes_texts else None)
 
 
 def _inputs(served: Served, given: Any) -> Any:
-    """What MLflow gives, as the models take it."""
+    """Convert MLflow's input to the models' input."""
     columns = _columns(served)
     if columns is None:
         return given
     frame = given[list(columns)]
     if not served.takes_texts:
-        return frame.to_numpy(np.float64)  # as tables are read elsewhere
+        return frame.to_numpy(np.float64)  # the type of tables in `open_data`
     return frame[columns[0]].tolist() if len(columns) == 1 else frame.to_numpy(object)

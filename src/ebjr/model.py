@@ -1,7 +1,7 @@
-"""Model: what a student or a teacher is. The project's one seam.
+"""Model: the one interface of students and teachers.
 
-A model is a callable: a batch in, its raw output out, one row for each input. A torch module, an
-ONNX session, a remote endpoint, an estimator and a lambda are the same thing to the joint loop.
+A model is a callable from a batch to raw output, a row for each input. A torch module, an ONNX
+session, a remote endpoint, an estimator and a lambda are the same thing to the joint loop.
 """
 
 import os
@@ -18,7 +18,7 @@ from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.labels import are_names, label_text
 from ebjr.task import Task
 
-InputShape = tuple[int | None, ...]  # of a batch of inputs; an open dimension is None
+InputShape = tuple[int | None, ...]  # of a batch of inputs; a dynamic dimension is None
 
 
 @runtime_checkable
@@ -26,9 +26,9 @@ class Model(Protocol):
     """A batch of n inputs in, raw output with n rows out. Synchronous.
 
     A batch is an array (n, ...) of NumPy or PyTorch, or a list of n inputs (images of different
-    sizes). The raw output of a classifier is its logits, (n, classes); of a regressor (n,)
-    predictions, or (n, 1 + k), the prediction first and then what its score reads; of a detector a
-    list of n `Detections`.
+    sizes). A classifier's raw output is its logits, (n, classes). A regressor's is (n,)
+    predictions, or (n, 1 + k), the prediction and then the numbers that its score reads. A
+    detector's is a list of n `Detections`.
 
     Examples
     --------
@@ -43,32 +43,28 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model says of itself, beside its answers; None is "not known".
+    """A model's description of itself; None is unknown.
 
-    - `name`: What to call the model in a message.
+    - `name`: The model's name in messages.
     - `path`, `url`: The file, or the address, that the model came from.
-    - `labels`: The model's own name of each class, in the order of its raw output.
-    - `input_name`, `input_shape`, `input_dtype`: What a batch of inputs is called, its shape (the
-      rows first) and its type.
-    - `options`: What `load_model` takes, beside `path` or `url`, to load the same model; those that
-      have their defaults are left out.
-    - `metadata`: What the server of a remote model says of it.
-    - `sha256`: What a remote model is made of, as one hash, where its server says it.
-    - `cost`: What an example costs, where the model knows.
-    - `multilabel`: Whether an input may have several labels at once.
-    - `probabilities`: Whether the raw output is probabilities, and not logits.
-    - `preprocess`: Where the model takes decoded images: how they are prepared, as
-      `Preprocess.as_dict` says.
-    - `sends_files`: Whether each input travels to the model as the file of an image.
-    - `calls`: How many batches at once the model is asked with profit; None where it runs here.
-    - `bytes_moved`: Bytes that a remote model has sent and received so far; None of a model that is
-      here.
-    - `features`: Shape and type of the features that its answers carry; () where they carry none.
-    - `continues`: Whether the model is asked about the features that the student's answer carries,
-      in place of the inputs.
-    - `columns`: What the columns of a row are called that it reads, in its order: a table's are
-      taken by these names.
-    - `device`: Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
+    - `labels`: The model's names of its classes, in the order of its raw output.
+    - `input_name`, `input_shape`, `input_dtype`: Name, shape (rows first) and type of a batch.
+    - `options`: The options of `load_model` that differ from their defaults.
+    - `metadata`: A remote model's metadata.
+    - `sha256`: A remote model's hash, if its server gives it.
+    - `cost`: The cost of an example, if the model knows it.
+    - `multilabel`: An input may have several labels.
+    - `probabilities`: The raw output is probabilities, not logits.
+    - `preprocess`: The preprocessing of a model that takes decoded images, as in
+      `Preprocess.as_dict`.
+    - `sends_files`: Inputs are sent to the model as image files.
+    - `calls`: How many concurrent calls are useful; None for a local model.
+    - `bytes_moved`: Bytes that a remote model has sent and received; None for a local model.
+    - `features`: Shape and type of the features in its answers; () if they carry none.
+    - `continues`: The model's input is the features in the student's answer.
+    - `columns`: The columns of a row that the model reads, in order, by which a table's columns are
+      chosen.
+    - `device`: Where the model runs: ``"cpu"``, a PyTorch device, or an ONNX Runtime provider.
     """
 
     name: str
@@ -95,17 +91,16 @@ class ModelFacts:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The only number of rows that the model takes, if it is fixed to one."""
+        """The number of rows of a batch, if the model fixes it."""
         return self.input_shape[0] if self.input_shape else None
 
 
 def facts(model: Any) -> ModelFacts:
-    """What a model says of itself, or what can be seen of one that says nothing.
+    """Return a model's own `facts`, or gather them from its attributes.
 
-    A model's own `facts` come first: those of a wrapper are the model's inside, with what the
-    wrapper adds. Of any other callable the attributes that are called as those of `ModelFacts` are
-    taken, where they have the right type; of an estimator its classes and features; of a torch
-    module its device.
+    A wrapper's facts are the inner model's with its own additions. From any other callable the
+    attributes with names in `ModelFacts` are taken if they have the right type, from an estimator
+    its classes and features, and from a torch module its device.
 
     Examples
     --------
@@ -134,7 +129,7 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("columns", "columns", tuple, tuple),
     ("calls", "calls", int, int),
 )
-"""A fact, the attribute that tells it, the type it must have, and what makes the fact of it."""
+"""A fact, the attribute that holds it, the attribute's type, and its conversion."""
 
 
 def _seen(model: Any) -> ModelFacts:
@@ -147,7 +142,7 @@ def _seen(model: Any) -> ModelFacts:
 
 
 def _device(model: Any) -> str:
-    """The first device, other than the processor, of a model and of the models in it."""
+    """Return the first device other than the CPU of a model and of the models in it."""
     parts = [getattr(model, name, None) for name in ("model", "student", "teacher")]
     devices = [facts(part).device for part in parts if callable(part)]
     return next((device for device in (*devices, _own_device(model)) if device != "cpu"), "cpu")
@@ -162,22 +157,25 @@ def _own_device(model: Any) -> str:
 
 
 def device_name(device: Any) -> str:
-    """A device of PyTorch's, or a provider of ONNX Runtime's, as `ModelFacts.device` says it."""
+    """Return `ModelFacts.device` for a PyTorch device or an ONNX Runtime provider."""
     name = str(getattr(device, "type", device or "cpu"))
     return "cpu" if name.startswith("cpu") or name == "CPUExecutionProvider" else name
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Raw output of a model that says more of its rows.
+    """Raw output with more about its rows.
 
-    `output` has a row for each input that was answered, and `degraded` a bool for each of these
-    rows: whether it is not what it should be; None is unknown. `answered`, (n,) bool, says which
-    inputs were answered; None is all of them. `why` says why some were answered with nonsense.
-    `stage` says which of a joint model's models answered each row, the first being 0; None is all
-    by one. `features`, a row for each input, are what a model that continues from them is asked.
-    `spent`, (n, 3) for all inputs, answered or not: tokens in, tokens out and dollars of each; NaN
-    is unknown, and None is a model that nobody charges for. `away` says that nothing was heard.
+    - `output`: A row for each answered input.
+    - `degraded`: A bool for each of these rows, true if the row should have been deferred; None is
+      unknown.
+    - `answered`: (n,) bool, which inputs were answered; None is all.
+    - `why`: The reason why some rows have no usable answer.
+    - `stage`: The index of the model that answered each row in a joint model; None is one model.
+    - `features`: A row for each input, the input of a model that continues from them.
+    - `spent`: (n, 3) for all inputs, answered or not: tokens in, tokens out and dollars; NaN is
+      unknown, None a model without a price.
+    - `away`: The model could not be reached.
     """
 
     output: Any
@@ -190,25 +188,25 @@ class Answer:
     away: bool = False
 
     def stages(self, rows: int) -> np.ndarray:
-        """(rows,): the stage of each row that was answered; 0 where it says none."""
+        """Return the stage of each answered row, (rows,), 0 if it has none."""
         return np.zeros(rows, np.int64) if self.stage is None else to_numpy(self.stage)
 
 
 class TeacherFailed(TeacherUnavailable):
-    """The teacher was there and gave no sound answer; where it raised an error, that is the cause.
+    """The teacher was reached but gave no valid answer; an error that it raised is the cause.
 
-    It counts as away. Asked the same again, it is likely to fail again.
+    It counts as away. The same inputs are likely to fail again.
     """
 
 
 class Around:
-    """A model around another, `model`, which is asked for all else."""
+    """A wrapper around `model`, to which it passes on all other attributes."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.name = model, model_name(model)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "model":  # while it is unpickled there is none yet
+        if name.startswith("__") or name == "model":  # unpickling asks before `model` is set
             raise AttributeError(name)
         return getattr(self.model, name)
 
@@ -217,7 +215,7 @@ class Around:
 
 
 def as_answer(said: Any) -> Answer:
-    """What a model has returned as an `Answer`; a joint model's answer carries its raw output."""
+    """Turn what a model returned, raw output or a joint model's answer, into an `Answer`."""
     if isinstance(said, Answer):
         return said
     marks: dict[str, Any] = {
@@ -227,17 +225,19 @@ def as_answer(said: Any) -> Answer:
 
 
 def model_name(model: Model) -> str:
-    """What to call a model in a message."""
+    """Return a model's name for messages."""
     name = getattr(model, "name", None) or getattr(model, "__name__", None)
     return name if isinstance(name, str) else type(model).__name__
 
 
 def check_pair(student: Model, teacher: Model, kind: Task) -> None:
-    """Check that what both models say of themselves fits a task and each other.
+    """Check that the facts of both models fit a task and each other.
 
-    ValueError: a model answers label sets and the task is of single labels, or the other way round;
-    both name their classes, and not alike; or the teacher continues from features that the
-    student's answers do not carry.
+    Raises
+    ------
+    ValueError
+        A model returns label sets but the task has single labels, or the reverse; both name their
+        classes, but differently; or the teacher continues from features that the student lacks.
     """
     said = {"student": facts(student), "teacher": facts(teacher)}
     _check_continues(**said)
@@ -251,20 +251,23 @@ def check_pair(student: Model, teacher: Model, kind: Task) -> None:
 
 
 def _check_continues(student: ModelFacts, teacher: ModelFacts) -> None:
-    """A teacher that continues is here, and takes what the student's answers carry."""
+    """Check that a teacher that continues is local, and takes the student's features."""
     if student.continues:
         raise ValueError(f"{student.name} continues from features, so it can only be a teacher")
     if teacher.continues and (teacher.url is not None or teacher.preprocess is not None):
         way = "give its file" if teacher.preprocess is None else "leave its preprocessing out"
-        raise ValueError(f"{teacher.name} continues from features that are no images here: {way}")
+        raise ValueError(f"{teacher.name} continues from local features, not from images: {way}")
     if teacher.continues and student.features is not None:
         _check_features(student.name, student.features, teacher)
 
 
 def trunk_of(found: Answer, rows: int, student: str, teacher: ModelFacts) -> Batch:
-    """The features of a student's answer to `rows` inputs, checked: a teacher continues from them.
+    """Return the features in a student's answer to `rows` inputs, checked for a teacher.
 
-    ValueError: it carries none for each row, or others than the teacher takes.
+    Raises
+    ------
+    ValueError
+        The answer does not have features for each row, or the teacher takes others.
     """
     said = found.features
     known = said is not None and row_count(said) == rows
@@ -274,7 +277,7 @@ def trunk_of(found: Answer, rows: int, student: str, teacher: ModelFacts) -> Bat
 
 
 def _check_features(student: str, said: tuple[Any, ...], teacher: ModelFacts) -> None:
-    """Check that features of a shape and type, as far as these are known, are a teacher's input."""
+    """Check that features fit a teacher's input, as far as shapes and types are known."""
     (shape, dtype), takes = said or (None, None), (teacher.input_shape, teacher.input_dtype)
     known = [None if one is None else len(one) for one in (shape, takes[0])]
     sides = zip((shape or ())[1:], (takes[0] or ())[1:], strict=False)
@@ -284,21 +287,21 @@ def _check_features(student: str, said: tuple[Any, ...], teacher: ModelFacts) ->
         carry = f"{shape and shape[1:]} of {dtype}" if said else "none for each row"
         raise ValueError(
             f"{teacher.name} continues from features {takes[0] and takes[0][1:]} of {takes[1]},"
-            f" but the answers of {student} carry {carry}: features= names those of one model"
+            f" but the answers of {student} carry {carry}: choose the student's with features="
         )
 
 
 def _check_labels_each(role: str, known: ModelFacts, kind: Task) -> None:
-    """Models that are known to answer label sets are for the task multilabel; no others are."""
+    """Check that models with label sets, and only these, are used for the task multilabel."""
     wanted = kind.targets_are == "label sets"
     if known.multilabel and not wanted:
         raise ValueError(
-            f"the {role}, {known.name}, answers any number of labels for each input: give "
+            f"the {role}, {known.name}, returns any number of labels for each input: give "
             "--task multilabel (task='multilabel')"
         )
     if known.multilabel is False and wanted:
         raise ValueError(
-            f"the {role}, {known.name}, answers one label for each input, and task multilabel "
+            f"the {role}, {known.name}, returns one label for each input, but task multilabel "
             "needs models with a logit for each label; give --task classification "
             "(task='classification') if one label is right"
         )
@@ -307,11 +310,15 @@ def _check_labels_each(role: str, known: ModelFacts, kind: Task) -> None:
 def answer(
     model: Model, batch: Any, rows: int, kind: Task | None = None, dollars: float | None = None
 ) -> Answer:
-    """Run a model and check that it gave one row of raw output for each of `rows` inputs.
+    """Run a model and check that it returns one row of raw output for each of `rows` inputs.
 
-    `kind` is the task, which knows what raw output is; without it any array with rows will do.
-    `dollars` is what a row costs where the model does not say it. ModelError: the output has no
-    rows, or not as many as were answered, or marks that are none.
+    `kind` is the task, which defines raw output; without it any array with rows will do. `dollars`
+    is the price of a row if the model has none.
+
+    Raises
+    ------
+    ModelError
+        The output does not have a row for each answered input, or its marks are not booleans.
     """
     found = as_answer(model(batch))
     expected = rows if found.answered is None else int(to_numpy(found.answered).sum())
@@ -332,10 +339,10 @@ def answer(
 
 
 def _charged(found: Answer, rows: int, dollars: float) -> Any:
-    """(rows, 3): what was spent, with dollars where they are not known; None if nothing was."""
+    """Return what was spent, (rows, 3), with unknown dollars filled in; None if nothing was."""
     if found.spent is None and not dollars:
         return None
-    if found.spent is None:  # such a model has no tokens, and was asked what it has answered
+    if found.spent is None:  # a model without tokens: only answered rows are paid
         asked = np.ones(rows, bool) if found.answered is None else to_numpy(found.answered)
         return asked[:, None] * np.array([0.0, 0.0, dollars])
     spent = np.array(to_numpy(found.spent))

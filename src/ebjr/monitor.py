@@ -1,9 +1,9 @@
 """Monitor: is the promise of a calibrated threshold still kept?
 
-`RiskMonitor` watches the risk itself, from labels or from kept answers that the teacher audits at
-random. `DriftMonitor` needs no labels: it watches whether live scores, and the deferral rate, are
-still those of calibration. Both are sequential tests: they may be looked at after every row and
-for as long as one likes, and still raise a false alarm with probability at most `alpha` in all.
+`RiskMonitor` watches the risk, from labels or from kept answers that the teacher audits at random.
+`DriftMonitor` needs no labels: it checks whether live scores and the deferral rate are still those
+of calibration. Both are sequential tests: you can look after every row, for as long as you like,
+and a false alarm is raised with probability at most `alpha` in total.
 
 The tests are bets against the promise, see `ebjr.betting`.
 
@@ -41,23 +41,28 @@ LOSS_VALUES = {
     "risk": tuple(np.linspace(0.0, 1.0, 33).tolist()),
     "rate": (0.0, 1.0),
 }
-"""By promise: the values of a loss on which rows are counted; the ends are its range."""
+"""By promise: the values of a loss at which rows are counted; the ends are its range."""
 
 _RATE_ODDS = np.geomspace(0.03, 30.0, 8)
 _SIZES = np.array([0.05, 0.2, 0.8])
 _GROUPS = 32
 _ONE = 2**32
-_CHUNK = 2**20  # so many fractions of 32 bits add up exactly in a double
+_CHUNK = 2**20  # a double adds up this many 32-bit fractions exactly
 
 
 def harm(
     student_prediction: Any, teacher_prediction: Any, deferred: Any, targets: Any = None
 ) -> np.ndarray:
-    """Where the student kept the answer, was wrong, and the teacher was right: 1, else 0.
+    """Return 1 where a kept answer was wrong and the teacher's right, else 0.
 
-    Predictions and targets are (n,) labels, `deferred` (n,) bool. Without targets the teacher's
-    answer is taken for the truth; in deferred rows it is not looked at. The result, (n,), is the
-    loss of `RiskMonitor` under the promise ``"harm"``. ValueError: the lengths differ.
+    Predictions and targets are labels, (n,), and `deferred` is bool, (n,). Without targets the
+    teacher's answer is the truth; deferred rows do not read it. The result, (n,), is the loss of
+    `RiskMonitor` for the promise ``"harm"``.
+
+    Raises
+    ------
+    ValueError
+        The lengths differ.
 
     Examples
     --------
@@ -72,10 +77,15 @@ def harm(
 
 
 def excess(joint_prediction: Any, teacher_prediction: Any, targets: Any) -> np.ndarray:
-    """Error of the joint model minus error of the teacher: -1, 0 or 1 for each row.
+    """Return the joint model's error minus the teacher's: -1, 0 or 1 per row.
 
-    The arguments are (n,) labels. The result, (n,), is the loss of `RiskMonitor` under the promise
-    ``"excess"``. ValueError: the lengths differ.
+    Arguments are labels, (n,). The result, (n,), is the loss of `RiskMonitor` for the promise
+    ``"excess"``.
+
+    Raises
+    ------
+    ValueError
+        The lengths differ.
 
     Examples
     --------
@@ -91,12 +101,16 @@ def excess(joint_prediction: Any, teacher_prediction: Any, targets: Any) -> np.n
 def draw_audits(
     deferred: Any, probability: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are audited: kept ones at random, deferred ones always.
+    """Draw the rows to audit: kept rows at random, deferred ones always.
 
-    The teacher has answered a deferred row already, so that looking at it costs nothing. `deferred`
-    is (n,) bool, and `probability` that of asking the teacher about a kept row. The result is what
-    `RiskMonitor.update` takes: which rows are audited, (n,) bool, and the probability with which
-    each of them was to be, (n,). ValueError: `probability` is outside (0, 1].
+    The teacher has answered deferred rows already, so auditing them is free. `deferred` is bool,
+    (n,), and `probability` the chance that a kept row is audited. The result goes to
+    `RiskMonitor.update`: the audited rows, (n,) bool, and each row's probability, (n,).
+
+    Raises
+    ------
+    ValueError
+        `probability` is outside (0, 1].
 
     Examples
     --------
@@ -109,32 +123,36 @@ def draw_audits(
 
 
 class RiskMonitor(SequentialTest):
-    """Watches the live risk, and alarms when it exceeds its tolerance.
+    """Watches the live risk, and raises an alarm when it exceeds its tolerance.
 
-    The promise is that the expected loss of each row, given all before it, is at most `tolerance`.
-    While it is kept, `status` ever becomes ``"broken"`` with probability at most `alpha`, over all
-    time. `lower` and `upper` bound the average of these expected losses so far, each at all times
-    with probability ``1 - alpha``, also while the risk changes. ValueError: a number is out of
-    range, or `promise` is unknown.
+    The promise is that each row's expected loss, given all rows before it, is at most `tolerance`.
+    While that holds, `status` becomes ``"broken"`` with probability at most `alpha`, over all time.
+    `lower` and `upper` bound the average of these expected losses so far, each at all times with
+    probability ``1 - alpha``, even if the risk changes.
 
     - `tolerance`: The promise, in the loss's unit: 0.01 is a harm of 1 % of all inputs.
     - `alpha`: The probability of ever raising a false alarm, between 0 and 1.
-    - `promise`: ``"harm"``: a loss of 0 or 1. ``"excess"``: -1, 0 or 1 (anything between is
-      allowed). ``"risk"``: any loss between 0 and 1. ``"rate"``: 1 where a row was deferred, else
-      0. The same words as a `Certificate`'s, whose promise and tolerance can be given here.
-    - `audit_probability`: The least probability with which the loss of a row becomes known, in (0,
-      1]. 1: every row has a label, or the teacher's answer.
+    - `promise`: ``"harm"``: a loss of 0 or 1. ``"excess"``: -1 to 1. ``"risk"``: 0 to 1.
+      ``"rate"``: 1 for a deferred row, else 0. They are a `Certificate`'s promises, whose tolerance
+      can be given here too.
+    - `audit_probability`: The least probability with which a row's loss becomes known, in (0, 1].
+      1: every row has a label, or the teacher's answer.
+
+    Raises
+    ------
+    ValueError
+        A number is out of range, or `promise` is unknown.
 
     Notes
     -----
-    The monitor sees every row; one whose loss did not become known counts as 0, one audited with
-    probability q as ``loss / q``: the mean is that of all rows. With losses y between a and b, a
-    bet of size c multiplies its money by ``(1 + c (y - a)) / (1 + c (m - a))``, of mean 1 or less
-    while the mean of y is at most m. The bounds are the m at which the money of bets from the
-    first row reaches ``1 / alpha``. They hold for the average of changing means since, by the
-    inequality of arithmetic and geometric means, ``prod (1 + c (m_i - a))`` is at most the power
-    of its value at the average m. In between the counted values a loss is split between its two
-    neighbors; the logarithm being concave, that can only lower the money.
+    The monitor sees every row. A row whose loss is unknown counts as 0, and a row audited with
+    probability q as ``loss / q``, so that the mean is that of all rows. For losses y between a and
+    b, a bet of size c multiplies its money by ``(1 + c (y - a)) / (1 + c (m - a))``, whose mean is
+    at most 1 while the mean of y is at most m. The bounds are the m at which the money of bets
+    from the first row reaches ``1 / alpha``. They hold for the average of changing means: by the
+    inequality of arithmetic and geometric means, ``prod (1 + c (m_i - a))`` is at most the power of
+    its value at the average m. A loss between two counted values is split between them; the
+    logarithm is concave, so this can only lower the money.
 
     Examples
     --------
@@ -174,14 +192,17 @@ class RiskMonitor(SequentialTest):
         self._mass = [0] * len(self._grid)
 
     def update(self, loss: Any, audited: Any = None, probability: Any = None) -> str:
-        """Take in the next rows, in the order in which they were served, and return `status`.
+        """Add the next rows, in the order they were served, and return `status`.
 
-        All are (n,). `loss` is that of every row served, and is looked at where `audited`, bool,
-        says that it is known; left out, that is everywhere, which takes an `audit_probability` of
-        1. `probability` is that with which each row was to be audited, at least
-        `audit_probability`, which it is when left out; 1 for rows whose loss is known anyway and
-        need not be 0. ValueError: the lengths differ, or a known loss or a probability is out of
-        range.
+        All are (n,). `loss` is read where `audited`, bool, says that it is known; without
+        `audited` it must be known everywhere, with an `audit_probability` of 1. `probability` is
+        each row's chance to be audited, at least `audit_probability`, its default; 1 for rows whose
+        loss is known anyway and may be nonzero.
+
+        Raises
+        ------
+        ValueError
+            The lengths differ, or a known loss or a probability is out of range.
         """
         value = self._weighted(loss, audited, probability)
         for rows in blocks(self._bets.rows, len(value)):
@@ -191,12 +212,11 @@ class RiskMonitor(SequentialTest):
         return self.status
 
     def _weighted(self, loss: Any, audited: Any, probability: Any) -> np.ndarray:
-        """(n,): ``audit_probability * loss / probability``, 0 where the loss is not known."""
+        """Return ``audit_probability * loss / probability``, (n,), and 0 for unknown losses."""
         given = _vector("loss", loss)
         if audited is None and self.audit_probability < 1:
             raise ValueError(
-                f"with an audit probability of {self.audit_probability:g}, say which rows were "
-                "audited"
+                f"with audit_probability {self.audit_probability:g}, `audited` must be given"
             )
         known = np.ones(len(given), bool) if audited is None else np.asarray(audited)
         if known.dtype != bool:
@@ -214,8 +234,7 @@ class RiskMonitor(SequentialTest):
         chance = same_length(loss=given, probability=_vector("probability", probability))[1]
         if not ((chance >= self.audit_probability) & (chance <= 1)).all():
             raise ValueError(
-                f"every probability must lie between {self.audit_probability:g}, the least that "
-                "was announced, and 1"
+                f"probability must lie between {self.audit_probability:g} (audit_probability) and 1"
             )
         return value * (self.audit_probability / chance)
 
@@ -237,7 +256,7 @@ class RiskMonitor(SequentialTest):
 
     @property
     def risk(self) -> float:
-        """The average loss so far, each audited row weighted for those that were not; or NaN."""
+        """The average loss so far, with audited rows weighted for the others; NaN without rows."""
         if not self.rows:
             return math.nan
         total = sum(mass / _ONE * value for mass, value in zip(self._mass, self._grid, strict=True))
@@ -245,38 +264,38 @@ class RiskMonitor(SequentialTest):
 
     @property
     def lower(self) -> float:
-        """The risk so far is at least this, at all times with probability ``1 - alpha``."""
+        """A lower bound of the risk so far, at all times with probability ``1 - alpha``."""
         found = self._low + self._bound(self._grid - self._low)
         return min(max(found / self.audit_probability, self._low), self._high)
 
     @property
     def upper(self) -> float:
-        """The risk so far is at most this, at all times with probability ``1 - alpha``."""
+        """An upper bound of the risk so far, at all times with probability ``1 - alpha``."""
         fractional = any(mass % _ONE for mass in self._mass)
         rounding = (self._grid[1] - self._low) / _ONE if fractional else 0.0
         found = self._high - self._bound(self._high - self._grid) + rounding
         return min(max(found / self.audit_probability, self._low), self._high)
 
     def _bound(self, value: np.ndarray) -> float:
-        """The largest mean of `value`, which is that of `_grid` changed, that the bets refute."""
+        """Return the largest mean of `value`, a transform of `_grid`, that the bets refute."""
         return refuted_mean(value, np.array(self._mass, np.float64) / _ONE, self.alpha)
 
     @property
     def alarm(self) -> int | None:
-        """After how many rows the alarm went off; None if it has not."""
+        """The row at which the alarm was raised, or None."""
         return self._bets.alarm
 
     @property
     def evidence(self) -> float:
-        """The most that 1 of capital ever became, as log10; the alarm is at ``-log10(alpha)``."""
+        """The largest capital that 1 ever became, as log10; the alarm is at ``-log10(alpha)``."""
         return self._bets.evidence
 
     @property
     def status(self) -> str:
-        """``"broken"`` once the alarm went off, ``"kept"`` while `upper` is within, or "undecided".
+        """``"broken"`` after an alarm, ``"kept"`` while `upper` is within the tolerance, or
+        ``"undecided"``.
 
-        What is kept is the average so far; what is broken has been broken at some time, and stays
-        so: calibrate again and start a new monitor.
+        A broken promise stays broken: calibrate again and start a new monitor.
         """
         if self.alarm is not None:
             return "broken"
@@ -286,12 +305,12 @@ class RiskMonitor(SequentialTest):
     def statement(self) -> str:
         """What is known, in one sentence."""
         if not self.rows:
-            return "Undecided: nothing has been seen yet."
+            return "Undecided: no rows yet."
         name = {"excess": "excess risk", "rate": "deferral rate"}.get(self.promise, self.promise)
         if self.status == "broken":
             return (
                 f"Broken: by row {self.alarm:,} the {name} had exceeded its tolerance of "
-                f"{self.tolerance:g} (ever a false alarm with probability at most "
+                f"{self.tolerance:g} (a false alarm with probability at most "
                 f"{self.alpha:g}); its average over {self.rows:,} rows is {self.risk:.4g}, at "
                 f"least {self.lower:.4g}."
             )
@@ -308,7 +327,7 @@ class RiskMonitor(SequentialTest):
         )
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on later, for JSON."""
+        """Return everything needed to resume, for JSON."""
         settings = {name: getattr(self, name) for name in SETTINGS}
         counts = {"mass": list(self._mass), "bets": self._bets.state()}
         return {"format": self.FORMAT, **settings, **counts}
@@ -319,51 +338,53 @@ class RiskMonitor(SequentialTest):
         monitor._bets.resume(state["bets"])
         mass = [read_count(value, "mass") for value in state["mass"]]
         if len(mass) != len(monitor._grid) or sum(mass) != monitor.rows * _ONE:
-            raise ValueError("its counts do not add up to its rows")
+            raise ValueError("the counts do not add up to the rows")
         monitor._mass = mass
         return monitor
 
 
 SETTINGS = ("promise", "tolerance", "alpha", "audit_probability")
-"""What a `RiskMonitor` is made with."""
+"""The arguments of a `RiskMonitor`."""
 
 
 class DriftMonitor(SequentialTest):
     """Watches, without labels, whether live scores are still those of calibration.
 
     Two tests share `alpha`. *Scores*: live scores are exchangeable with those of calibration.
-    *Deferral rate*, where a threshold is given: the live rate is that of calibration within
-    `rate_tolerance`. While both hold, `status` ever becomes ``"drifted"`` with probability at most
-    `alpha`. ``"steady"`` means that no drift has been shown, not that there is none. ValueError:
-    fewer than 20 scores, or a number out of range.
+    *Deferral rate*, if there is a threshold: the live rate is that of calibration, within
+    `rate_tolerance`. While both hold, `status` becomes ``"drifted"`` with probability at most
+    `alpha`. ``"steady"`` means that no drift was shown, not that there is none.
 
-    - `scores`: (N,): of the calibration examples, or better of others that nothing was fitted on: a
-      score trained on these very rows looks different on new ones. NaN counts as ``-inf``. Only 31
-      quantiles of them are stored.
+    - `scores`: (N,), best of examples on which nothing was fitted: a score looks different on rows
+      that trained it. NaN counts as ``-inf``. Only 31 quantiles are stored.
     - `alpha`: The probability of ever raising a false alarm, between 0 and 1.
     - `threshold`: In the score's unit; rows under it are deferred. None: no test of the deferral
       rate.
-    - `rate_tolerance`: How far the deferral rate may move before it matters, from 0 to below 1.
+    - `rate_tolerance`: How far the deferral rate may move before it matters, in [0, 1).
     - `seed`: For breaking ties.
+
+    Raises
+    ------
+    ValueError
+        `scores` has fewer than 20 scores, or a number is out of range.
 
     Notes
     -----
-    *Finite calibration data.* N calibration scores cut the line into N + 1 gaps. If calibration
-    and live scores are exchangeable, and ties are broken at random, the rank of each new score
-    among all before it is uniform; so it falls into a gap that holds c live scores already with
-    probability exactly ``(1 + c) / (N + 1 + t)`` after t live rows (Polya's urn), whatever the
-    scores' distribution. Gaps are joined to 32 groups by ranks fixed beforehand, so that the
-    probabilities add up. A group is the interval that it fills on [0, 1] under these
-    probabilities, and a bet multiplies its money by the mean over that interval of
-    ``1 + e P(u)``, with a shifted Legendre polynomial P of degree 1, 2 or 3 (location, spread,
-    skewness), at most 1 in size and of mean 0: the game is exactly fair. Ranking against the
-    calibration scores alone, as if their quantiles were the true ones, would not be: it raises a
-    false alarm sooner or later with certainty.
+    *Finite calibration data.* N calibration scores cut the line into N + 1 gaps. If calibration and
+    live scores are exchangeable, and ties are broken at random, each new score's rank among all
+    before it is uniform. So after t live rows it falls into a gap that already holds c live scores
+    with probability exactly ``(1 + c) / (N + 1 + t)`` (Polya's urn), for any distribution. Gaps are
+    joined to 32 groups by ranks fixed in advance, so that the probabilities add up. A group is the
+    interval that it fills on [0, 1] under these probabilities. A bet multiplies its money by the
+    mean over that interval of ``1 + e P(u)``, with a shifted Legendre polynomial P of degree 1, 2
+    or 3 (location, spread, skewness), at most 1 in size and of mean 0: the game is exactly fair.
+    Ranking against the calibration scores alone, as if their quantiles were the true ones, would be
+    unfair and sooner or later raise a false alarm with certainty.
 
-    *Deferral rate.* The calibrated rate is known up to a Clopper-Pearson interval, which fails
-    with probability ``alpha / 4``; widened by the tolerance, it is what the bets play against, at
-    ``alpha / 4``; the scores' test has ``alpha / 2``. The exact test of the scores finds any
-    difference in the end, a harmless one too; `shift` and `deferral_rate` say how large it is.
+    *Deferral rate.* The calibrated rate is known up to a Clopper-Pearson interval, which fails with
+    probability ``alpha / 4``. The bets play against that interval, widened by the tolerance, at
+    ``alpha / 4``; the test of scores has ``alpha / 2``. That exact test finds any difference in the
+    end, even a harmless one; `shift` and `deferral_rate` say how large it is.
 
     Examples
     --------
@@ -411,10 +432,14 @@ class DriftMonitor(SequentialTest):
         )
 
     def update(self, scores: Any) -> str:
-        """Take in the scores (n,) of the next rows, in the order served, and return `status`.
+        """Add the scores (n,) of the next rows, in the order served, and return `status`.
 
-        A NaN counts as ``-inf``: the router defers it. ValueError: `scores` are not one number for
-        each row.
+        NaN counts as ``-inf``, because the router defers it.
+
+        Raises
+        ------
+        ValueError
+            `scores` is not one number per row.
         """
         values = deferral_key(_vector("scores", scores))
         for start in range(0, len(values), _CHUNK):
@@ -431,7 +456,7 @@ class DriftMonitor(SequentialTest):
         self._deferred += 0 if deferred is None else int(deferred.sum())
 
     def _group(self, values: np.ndarray) -> np.ndarray:
-        """(n,): how many edges lie below each score, ties broken at random but reproducibly."""
+        """Return how many edges, (n,), lie below each score, with ties broken reproducibly."""
         edges, ties = self._reference.edges, self._reference.ties
         group = np.searchsorted(edges, values, side="left")
         tied = np.flatnonzero(np.searchsorted(edges, values, side="right") > group)
@@ -443,7 +468,7 @@ class DriftMonitor(SequentialTest):
         return group
 
     def _growth(self, group: np.ndarray) -> np.ndarray:
-        """(bets, rows): logarithms of what each bet is multiplied by, under Polya's urn."""
+        """Return the log growth of each bet, (bets, rows), under Polya's urn."""
         place, row = np.arange(len(self._gaps))[:, None], np.arange(len(group))
         after = np.cumsum(np.column_stack([self._seen + self._gaps, group == place]), axis=1)
         before, self._seen = after[:, :-1], after[:, -1] - self._gaps
@@ -455,7 +480,7 @@ class DriftMonitor(SequentialTest):
 
     @property
     def reference(self) -> dict[str, Any]:
-        """The quantiles of the calibration scores, for a file: `of_reference` begins anew with it.
+        """The quantiles of the calibration scores, for a file that `of_reference` reads.
 
         Examples
         --------
@@ -467,18 +492,21 @@ class DriftMonitor(SequentialTest):
 
     @classmethod
     def of_reference(cls, reference: Mapping[str, Any], alpha: float = 0.05) -> Self:
-        """A new monitor with another one's `reference`.
+        """Make a new monitor from another one's `reference`.
 
-        ValueError: the reference is incomplete or damaged, or a number is out of range.
+        Raises
+        ------
+        ValueError
+            `reference` is incomplete or damaged, or a number is out of range.
         """
         with resuming():
             return cls(_Reference.read(reference), alpha)
 
     @property
     def shift(self) -> float:
-        """The largest difference of the shares of live and of calibration scores under a score.
+        """The largest difference between live and calibration scores in the share under a score.
 
-        Taken over all live rows so far, at the quantiles that are stored; 0 to 1, or NaN.
+        Over all live rows so far, at the stored quantiles; 0 to 1, or NaN without rows.
         """
         if not self.rows:
             return math.nan
@@ -487,7 +515,7 @@ class DriftMonitor(SequentialTest):
 
     @property
     def deferral_rate(self) -> float:
-        """Of the live rows so far; NaN without a threshold or rows."""
+        """The deferral rate of the live rows; NaN without a threshold or rows."""
         return math.nan if self.threshold is None or not self.rows else self._deferred / self.rows
 
     @property
@@ -498,24 +526,24 @@ class DriftMonitor(SequentialTest):
 
     @property
     def alarms(self) -> dict[str, int | None]:
-        """For each test, after how many rows its alarm went off; None if it has not."""
+        """By test: the row at which its alarm was raised, or None."""
         return {"scores": self._bets.alarm, "deferral_rate": self._rate_bets.alarm}
 
     @property
     def evidence(self) -> dict[str, float]:
-        """For each test, the most that 1 of capital ever became, as log10."""
+        """By test: the largest capital that 1 ever became, as log10."""
         return {"scores": self._bets.evidence, "deferral_rate": self._rate_bets.evidence}
 
     @property
     def status(self) -> str:
-        """``"drifted"`` once an alarm went off, and from then on; ``"steady"`` before."""
+        """``"drifted"`` after an alarm, for good; ``"steady"`` before."""
         return "steady" if all(row is None for row in self.alarms.values()) else "drifted"
 
     @property
     def statement(self) -> str:
         """What is known, in one sentence."""
         if not self.rows:
-            return "Steady: nothing has been seen yet."
+            return "Steady: no rows yet."
         size = f"over {self.rows:,} rows the largest shift of a share of scores is {self.shift:.4g}"
         if self.threshold is not None:
             at_first = f"({self.calibrated_rate:.4g} at calibration)"
@@ -528,12 +556,12 @@ class DriftMonitor(SequentialTest):
         if not rang:
             return f"Steady: no drift has been shown; {size}."
         return (
-            f"Drifted: {' and '.join(rang)} (ever a false alarm with probability at most "
+            f"Drifted: {' and '.join(rang)} (a false alarm with probability at most "
             f"{self.alpha:g}); {size}; calibrate again."
         )
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on later, for JSON."""
+        """Return everything needed to resume, for JSON."""
         reference = self._reference
         return {
             "format": self.FORMAT,
@@ -572,12 +600,12 @@ class DriftMonitor(SequentialTest):
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """Calibration scores as a monitor of drift needs them: how many, quantiles, who deferred."""
+    """What a drift monitor stores of calibration scores: their number, quantiles and deferrals."""
 
     n: int
     edges: np.ndarray  # (k,): the quantiles, in ascending order
-    ties: np.ndarray  # (k,): what breaks ties with them
-    ranks: np.ndarray  # (k,): theirs among all, from 1
+    ties: np.ndarray  # (k,): their random tie breakers
+    ranks: np.ndarray  # (k,): their ranks among all, from 1
     threshold: float | None = None
     deferred: int = 0
 
@@ -597,7 +625,7 @@ class _Reference:
 
     @classmethod
     def read(cls, figures: Mapping[str, Any]) -> Self:
-        """What `as_dict` wrote, if it fits together."""
+        """Read what `as_dict` returned, if it is consistent."""
         edges = np.array([float(edge) for edge in figures["edges"]])
         threshold = figures.get("threshold")
         found = cls(
@@ -618,11 +646,11 @@ class _Reference:
 
     @property
     def gaps(self) -> np.ndarray:
-        """(k + 1,): how many gaps between neighboring scores each group of them joins."""
+        """How many gaps between neighboring scores each group joins, (k + 1,)."""
         return np.diff(self.ranks, prepend=0, append=self.n + 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists."""
+        """Return plain numbers and lists."""
         columns = {name: getattr(self, name).tolist() for name in ("edges", "ties", "ranks")}
         figures = {"n": self.n, **columns}
         if self.threshold is None:
@@ -632,12 +660,12 @@ class _Reference:
 
 def _check_counts(fit: bool) -> None:
     if not fit:
-        raise ValueError("its counts do not fit together")
+        raise ValueError("the counts do not fit together")
 
 
 def _mean_legendre(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(3, n): means of the Legendre polynomials of degree 1 to 3 between points of [-1, 1]."""
-    # from the power sums of the ends, not from a difference, so that narrow intervals are exact
+    """Return means, (3, n), of the Legendre polynomials of degree 1 to 3 between two points."""
+    # power sums of the ends, not a difference of integrals: narrow intervals stay exact
     first = (left + right) / 2
     second = (left * left + left * right + right * right) / 3
     third = first * (left * left + right * right) / 2
@@ -645,7 +673,7 @@ def _mean_legendre(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _share(name: str, value: float, top: bool = False) -> float:
-    """A number between 0 and 1, 0 excluded, and 1 unless `top`."""
+    """Return a number in (0, 1), or in (0, 1] with `top`; ValueError for others."""
     number = float(value)
     if not 0 < number < 1 and not (top and number == 1):
         raise ValueError(f"{name} must lie between 0 and 1{' or be 1' if top else ''}, not {value}")
@@ -656,6 +684,6 @@ def _vector(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "biuf"):
         raise ValueError(
-            f"{name} must be one real number for each row, not {array.dtype} of shape {array.shape}"
+            f"{name} must be one real number per row, not {array.dtype} of shape {array.shape}"
         )
     return array.astype(np.float64)

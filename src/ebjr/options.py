@@ -1,7 +1,7 @@
-"""Options of the command line: declared once, in the groups that `--help` shows.
+"""The command line's options, declared once, in the groups that `--help` shows.
 
-Options that belong together are the fields of a dataclass, which `spread` turns into one option
-each. It also adds `--import`, and checks that no command writes a file that it reads: outputs are
+Related options are the fields of a dataclass, and `spread` makes one option of each field. `spread`
+also adds `--import` and refuses a command that would overwrite one of its inputs: the outputs are
 the paths in the group "Output".
 """
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 
 def option(group: str, help: str, *names: str, **more: Any) -> Any:
-    """An option in a group of `--help`, which may name what is listed elsewhere, see `LISTED`.
+    """Declare an option in a group of `--help`; `$NAME` in its text lists the names in `LISTED`.
 
-    A secret, which has an `envvar`, is refused where that is empty: typer takes it for not set.
+    A secret (an option with `envvar`) may not be empty, which typer would take for not given.
     """
 
     def filled(value: Any) -> Any:
@@ -57,24 +57,21 @@ def option(group: str, help: str, *names: str, **more: Any) -> Any:
 
 
 def declared(group: str, help: str, *names: str, default: Any = None, **more: Any) -> Any:
-    """What a parameter of a command, or a field of a group, is: an option, and its default.
-
-    An option without a default, that is with ``...``, must be given.
-    """
+    """Declare a command's parameter or a group's field as an option; ``...`` makes it required."""
     return field(default=default, metadata={"option": option(group, help, *names, **more)})
 
 
 def parse_number(text: str) -> float:
-    """A number, for options without bounds; a share is no percentage."""
+    """Read a number, for options without bounds; a percentage is refused."""
     try:
         return float(text)
     except ValueError:
         share = re.fullmatch(r"\s*([\d.]+)\s*%\s*", text)
         hint = f"write {float(share[1]) / 100:g}" if share else "it must be like 0.005 or 2e6"
-        raise typer.BadParameter(f"{text!r} is no number: {hint}") from None
+        raise typer.BadParameter(f"{text!r} is not a number: {hint}") from None
 
 
-# An option in a group of `--help`, see `declared`
+# one function per group of `--help`, see `declared`
 in_data, in_models, in_task, in_link, in_goal, in_guarantee, in_score = (
     partial(declared, group)
     for group in ("Data", "Models", "Task", "Link", "Goal", "Guarantee", "Score")
@@ -90,14 +87,14 @@ LISTED = {
     "METHODS": ("ebjr.quantize", "METHODS"),
     "UNITS": ("ebjr.costs", "UNITS"),
 }
-"""What a help text may name, its module, which is imported when that help is shown, and where."""
+"""The lists that a help text may name: each one's module, imported when help is shown, and name."""
 
 
 class Command(TyperCommand):
-    """A command whose help shows its options in their groups, each text whole."""
+    """A command whose help shows options by group and never cuts a text."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The arguments and options, with what their help names."""
+        """Return the arguments and options, with `LISTED` names filled in."""
         found: list[Any] = super().get_params(ctx)
         for each in found:
             each.help = re.sub(r"\$([A-Z]+)", _listed, getattr(each, "help", None) or "")
@@ -117,7 +114,7 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """All commands, with the first line of each one's help whole."""
+    """The group of commands, with the first line of each command's help in full."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list."""
@@ -133,10 +130,10 @@ def _listed(found: re.Match[str]) -> str:
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for Typer: groups of options are spread out, and `--import` is done first.
+    """Make a function for Typer: one option per field of each group, and `--import`.
 
-    Before that, outputs that cannot be written, or are read too, are refused. A command that wants
-    to know what was imported has a parameter `imports`.
+    It checks the outputs, runs the imports, and calls `command`, which gets the imported names if
+    it has a parameter `imports`.
     """
     parameters = dict(inspect.signature(command, eval_str=True).parameters)
     wanted = parameters.pop("imports", None)
@@ -162,7 +159,8 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     options = [*_flat(parameters, groups), _IMPORTS]
     for each in options:
         kind, *about = get_args(each.annotation) or (None,)
-        if kind in (float, float | None) and about[0].min is None:  # a parser would see no bounds
+        # an option with bounds gets no parser: typer would not check its bounds
+        if kind in (float, float | None) and about[0].min is None:
             about[0].parser, about[0].metavar = parse_number, "<float>"
     flags = _output_flags(options)
     run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -171,16 +169,16 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-_WRITTEN: ContextVar[Written] = ContextVar("written", default={})  # noqa: B039  # never changed
+_WRITTEN: ContextVar[Written] = ContextVar("written", default={})  # noqa: B039  # only replaced
 
 
 def _output_flags(options: list[inspect.Parameter]) -> dict[str, str]:
-    """The flags of the options that are files to write, by name."""
+    """Return the flags of the options that are files to write, by name."""
     found = {}
     for each in options:
         about: Any = getattr(each.annotation, "__metadata__", (None,))[0]
         if getattr(about, "rich_help_panel", None) == "Output" and about.file_okay:
-            named = isinstance(about.default, str)  # where Typer keeps the first name of an option
+            named = isinstance(about.default, str)  # Typer keeps an option's first name here
             found[each.name] = about.default if named else f"--{each.name.replace('_', '-')}"
     return found
 
@@ -188,7 +186,7 @@ def _output_flags(options: list[inspect.Parameter]) -> dict[str, str]:
 def _flat(
     parameters: Mapping[str, inspect.Parameter], groups: Mapping[str, Any]
 ) -> Iterator[inspect.Parameter]:
-    """The parameters of a command as Typer reads them, each group's fields in its place."""
+    """Yield a command's parameters as Typer reads them, with each group's fields in its place."""
     for name, each in parameters.items():
         if name not in groups:
             yield _parameter(name, each.annotation, each.default)
@@ -199,7 +197,7 @@ def _flat(
 
 
 def _parameter(name: str, kind: Any, told: Any) -> inspect.Parameter:
-    """A parameter of a type, by its default or by what `declared` says."""
+    """Return one parameter, with its default or what `declared` says of it."""
     if isinstance(told, Field):
         if (about := told.metadata.get("option")) is not None:
             kind = Annotated[kind, about]
@@ -218,49 +216,52 @@ Imports = Annotated[
     list[str] | None,
     option(
         "Options",
-        "Your own scores and metrics: a Python file, or a module like package.module, that is run "
-        "first. May be given several times.",
+        "Run this first, to add your own scores and metrics: a Python file or a module like "
+        "package.module. Repeatable.",
         "--import",
         metavar="<file or module>",
     ),
 ]
 _IMPORTS = _parameter("imports", Imports, None)
-Json = Annotated[bool, option("Output", "Print JSON for a machine.", "--json")]
+Json = Annotated[bool, option("Output", "Print JSON.", "--json")]
 Details = Annotated[bool, option("Output", "Print every score, interval and test.", "--details")]
-Report = Annotated[Path | None, option("Output", "Write an HTML report here.")]
+Report = Annotated[Path | None, option("Output", "The HTML report to write.")]
 DataPath = Annotated[
     Path,
     option(
-        "Data", "Images in a folder, .npz, .npy, .csv, .jsonl, .parquet, COCO's .json.", "--data"
+        "Data", "An image folder, .npz, .npy, .csv, .jsonl, .parquet or a COCO .json.", "--data"
     ),
 ]
-Images = Annotated[Path | None, option("Data", "COCO's .json: the folder or .zip of its images.")]
+Images = Annotated[
+    Path | None, option("Data", "For a COCO .json: the folder or .zip of its images.")
+]
 InputColumns = Annotated[
     str | None,
     option(
         "Data",
-        "A table's inputs: columns of numbers or texts, as a,b,c, or one of images.",
+        "A table's input columns: numbers or texts, as a,b,c, or one column of images.",
         *("--input-columns", "--image-column"),
     ),
 ]
 OutcomesTask = Annotated[
-    str | None, option("Task", "Of an .npz of raw outputs that does not name it: $TASKS.", "--task")
+    str | None, option("Task", "The task, if an .npz of raw outputs names none: $TASKS.", "--task")
 ]
 Strict = Annotated[bool, option("Data", "Stop at the first image that cannot be read.", "--strict")]
-BatchSize = Annotated[int, option("Run", "Inputs given to a model at once.", min=1)]
-Threads = Annotated[int | None, option("Run", "Threads of each model.", min=1)]
+BatchSize = Annotated[int, option("Run", "Inputs per batch.", min=1)]
+Threads = Annotated[int | None, option("Run", "Threads per model.", min=1)]
 Restart = Annotated[
-    bool, option("Run", "Begin anew, whatever an interrupted run left.", "--restart")
+    bool, option("Run", "Start over instead of resuming an interrupted run.", "--restart")
 ]
-Threshold = Annotated[float | None, option("Knob", "Instead of the file's.")]
+Threshold = Annotated[float | None, option("Knob", "The threshold, instead of the file's.")]
 OperatingPointName = Annotated[
-    str | None, option("Knob", "One that the file names, instead of its threshold.")
+    str | None, option("Knob", "A named operating point of the file, instead of its threshold.")
 ]
 Metric = Annotated[
     str | None,
     option(
         "Task",
-        "regression: rmse, mse, mae or r2; detection: ap, ap50 or f1; multilabel: "
+        "How answers are judged. regression: rmse, mse, mae or r2; detection: ap, ap50 or f1; "
+        "multilabel: "
         "subset_accuracy or micro_f1.",
         "--metric",
     ),
@@ -269,38 +270,45 @@ LinkText = Annotated[
     str | None,
     option(
         "Link",
-        "How a far teacher is asked, like 'send=jpeg,timeout_seconds=2,retries=1,"
-        "when_unavailable=queue': any of joint.toml's keys for it.",
+        "How to call a remote teacher, with joint.toml's keys, like 'send=jpeg,"
+        "timeout_seconds=2,retries=1,when_unavailable=queue'.",
         "--link",
     ),
 ]
 Preprocessing = Annotated[
-    str | None, option("Models", "Like 'size=160,resize=crop,mean=0.5/0.5/0.5', or a .toml file.")
+    str | None,
+    option(
+        "Models",
+        "How the model's images are prepared, like 'size=160,resize=crop,mean=0.5/0.5/0.5', or a "
+        ".toml file.",
+    ),
 ]
 Layout = Annotated[
-    str, option("Models", "detection: how its outputs are read, as detr or yolov8; or auto.")
+    str, option("Models", "detection: the layout of its outputs, like detr or yolov8, or auto.")
 ]
 Trust = Annotated[
     bool,
     option(
         "Models",
-        "Read pickles (.joblib, .pkl), and run Python code that joint.toml names: both can do "
-        "anything.",
+        "Load pickles (.joblib, .pkl) and run the Python code that joint.toml names. Either can do "
+        "anything on this machine.",
         "--trust",
     ),
 ]
-Several = list[str] | None  # of an option that may be given several times
-FlopsGiven = Annotated[float | None, option("Models", "Instead of counting them.")]
+Several = list[str] | None  # a repeatable option
+FlopsGiven = Annotated[
+    float | None, option("Models", "FLOPs per example, instead of counting them.")
+]
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What is read, and how."""
+    """Which data are read, and how."""
 
     data: DataPath
-    classes: Path | None = in_data("A file with the classes' names in the models' order.")
+    classes: Path | None = in_data("A file of class names, one per line, in the models' order.")
     input_columns: InputColumns = None
-    label_column: str | None = in_data("A table's column of labels, if its name does not tell.")
+    label_column: str | None = in_data("A table's label column, if its name does not show it.")
     images: Images = None
     strict: Strict = False
 
@@ -311,14 +319,14 @@ class DataOptions:
         columns: tuple[str, ...] | None = None,
         models: Sequence[Model] = (),
     ) -> Data:
-        """The data, with the targets of a task, for models of these labels and input columns."""
+        """Open the data, for a task and for models with these labels and input columns."""
         from ebjr.data.open import open_data
         from ebjr.labels import check_same_classes
         from ebjr.outputs import check_unread
         from ebjr.tasks import as_task
 
         names = None if self.classes is None else read_names(self.classes)
-        check_same_classes("--classes", names, "the joint model", labels, "leave --classes out")
+        check_same_classes("--classes", names, "the joint model", labels, "remove --classes")
         found = open_data(
             self.data,
             classes=names,
@@ -337,63 +345,65 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """The models, and how their inputs are prepared."""
+    """The models to record, and how their inputs are prepared."""
 
     student: str | None = in_models(
-        "The cheap model: .onnx, .pt2, file.py:name or package.module:name (a function, a "
-        "module, an estimator, or what makes one), an estimator's .skops or .joblib."
+        "The cheap model: .onnx, .pt2, .skops, .joblib, or Python code as file.py:name or "
+        "package.module:name (a model, or a function or class that makes one)."
     )
-    teacher: str | None = in_models("The expensive model: the same, or an http(s):// address.")
+    teacher: str | None = in_models(
+        "The expensive model: the same kinds, or an http(s):// address."
+    )
     model: Several = in_models(
-        "In place of both: given for each of any number, the cheapest first."
+        "A model, instead of --student and --teacher. Repeat it, cheapest model first."
     )
     look: Several = in_models(
-        "A second look of the first, as one more: mirror, shift=2/0, size=192."
+        "Add a second look of the first model: mirror, shift=2/0 or size=192. Repeatable."
     )
     trust: Trust = False
     preprocess: Several = in_models(
-        "As --student-preprocess: of all models, or given for each in order."
+        "Like --student-preprocess, for all models; or repeat it, once per model."
     )
     student_preprocess: Preprocessing = None
-    teacher_preprocess: str | None = in_models("The same for it.")
+    teacher_preprocess: str | None = in_models("The same for the teacher.")
     student_flops: FlopsGiven = None
     teacher_flops: FlopsGiven = None
-    student_dollars: float | None = in_models("What an example costs, instead of measuring it.")
-    teacher_dollars: float | None = in_models("The same for it.")
+    student_dollars: float | None = in_models("Dollars per example, instead of measuring them.")
+    teacher_dollars: float | None = in_models("The same for the teacher.")
     student_layout: Layout = "auto"
     teacher_layout: Layout = "auto"
-    student_output: str | None = in_models("The output that is its raw output, if it has several.")
-    teacher_output: str | None = in_models("The same for it.")
+    student_output: str | None = in_models("The raw output's name, if the model has several.")
+    teacher_output: str | None = in_models("The same for the teacher.")
     output_kind: str = in_models(
-        "What all answer: logits, probabilities, or auto: what it looks like.", default="auto"
+        "What the models return: logits, probabilities, or auto to detect it.", default="auto"
     )
     student_options: str | None = in_models(
-        "How it is run, like 'batch_size=8,dtype=bfloat16,providers=CUDAExecutionProvider': "
-        "any of joint.toml's keys for a model."
+        "How the model runs, with joint.toml's keys, like 'batch_size=8,dtype=bfloat16,"
+        "providers=CUDAExecutionProvider'."
     )
-    teacher_options: str | None = in_models("The same for it.")
+    teacher_options: str | None = in_models("The same for the teacher.")
 
     @property
     def paths(self) -> dict[str, str]:
-        """The files or addresses of the models by role, the cheapest first."""
+        """The models' files or addresses by role, cheapest first."""
         from ebjr.outcomes import roles_of
 
         of_pair = [one for one in fields(self) if one.name.startswith(("student", "teacher"))]
         mixed = [one.name for one in of_pair if getattr(self, one.name) != one.default]
         if self.model and mixed:
             raise ValueError(
-                f"--{mixed[0].replace('_', '-')} is of a student and a teacher: name these two "
-                "alone, or each model with --model"
+                f"--{mixed[0].replace('_', '-')} does not go with --model, which names all models: "
+                "remove one of them"
             )
         given = self.model or [path for path in (self.student, self.teacher) if path is not None]
         if len(given) < 2:
-            raise ValueError("give --student and --teacher, or --model for each of two or more")
+            raise ValueError("give --student and --teacher, or --model at least twice")
         return dict(zip(roles_of(len(given)), given, strict=True))
 
     def load_all(
         self, task: str, data: DataOptions, threads: int | None, link: str | None
     ) -> tuple[list[Model], Data, dict[str, Any]]:
-        """The models, with looks after the first, their data, and what `record_all` is told."""
+        """Return the models, with looks after the first, the data, and `record_all`'s arguments."""
         from ebjr.costs import Cost
         from ebjr.data.looks import look
         from ebjr.tasks import as_task
@@ -401,11 +411,11 @@ class PairOptions:
         paths, given = self.paths, self.preprocess or ["infer"]
         changes = [parse_look(text) for text in self.look or ()]
         if any(change in changes[:place] for place, change in enumerate(changes)):
-            raise ValueError("a --look is given twice: each is one more pass of the same model")
+            raise ValueError("the same --look is given twice: remove one")
         ways = given * len(paths) if len(given) == 1 else [*given]
         if len(ways) != (count := len(paths)):
             raise ValueError(
-                f"--preprocess is given once, or for each of {count} models, not {len(ways)} times"
+                f"give --preprocess once, or once for each of {count} models, not {len(ways)} times"
             )
         ways[0], ways[-1] = self.student_preprocess or ways[0], self.teacher_preprocess or ways[-1]
         costs = [Cost()] * count
@@ -431,7 +441,7 @@ class PairOptions:
         threads: int | None,
         link: str | None,
     ) -> Model:
-        """One model: a file, or an address that is asked as `link` says."""
+        """Load one model: a file, or an address that is called as `link` says."""
         from ebjr.backends import load_model
         from ebjr.backends.entry import check_remote, parse_link, parse_options
         from ebjr.backends.python import import_path
@@ -440,12 +450,12 @@ class PairOptions:
         layout = getattr(self, f"{role}_layout", "auto")
         output, given = (getattr(self, f"{role}_{name}", None) for name in ("output", "options"))
         if layout != "auto" and boxes is None:
-            raise ValueError(f"a layout is for detection, not for {task}")
+            raise ValueError(f"--{role}-layout is for detection, not for {task}")
         chosen = {} if output is None else {"output": output}
         if path.startswith(("http://", "https://")):
             check_remote(task)
             if given is not None:
-                raise ValueError(f"--{role}-options are for a file; --link says how one is asked")
+                raise ValueError(f"--{role}-options are for a file: use --link for an address")
             options, how = parse_link(link or "")
             return FarTeacher(load_model(path, **options, **chosen), how)
         options = {} if threads is None or path.endswith(".toml") else {"threads": threads}
@@ -461,56 +471,59 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class GoalOptions:
-    """What a threshold is chosen for, and whether that is guaranteed: arguments of `calibrate`."""
+    """What a threshold must reach, and whether with a guarantee: arguments of `calibrate`."""
 
-    goal: str = in_goal("match-teacher, accuracy, budget or crossing.", default="match-teacher")
-    tolerance: float | None = in_goal(
-        "match-teacher: how far below the teacher it may be, as 0.005."
+    goal: str = in_goal(
+        "What to choose the threshold for: match-teacher, accuracy, budget or crossing.",
+        default="match-teacher",
     )
-    target: float | None = in_goal("accuracy: what to reach, as 0.95, or an RMSE.")
-    flops: float | None = in_goal("budget: FLOPs per example.")
-    dollars: float | None = in_goal("budget: dollars per example.")
-    seconds: float | None = in_goal("budget: seconds per example.")
-    joules: float | None = in_goal("budget: joules per example.")
-    bytes: float | None = in_goal("budget: bytes per example over the link to the teacher.")
-    deferral_rate: float | None = in_goal("budget: the most to defer, as 0.2.")
+    tolerance: float | None = in_goal(
+        "match-teacher: how far quality may be below the teacher's, like 0.005."
+    )
+    target: float | None = in_goal("accuracy: the quality to reach, like 0.95, or an RMSE.")
+    flops: float | None = in_goal("budget: the most FLOPs per example.")
+    dollars: float | None = in_goal("budget: the most dollars per example.")
+    seconds: float | None = in_goal("budget: the most seconds per example.")
+    joules: float | None = in_goal("budget: the most joules per example.")
+    bytes: float | None = in_goal("budget: the most bytes per example over the link.")
+    deferral_rate: float | None = in_goal("budget: the highest deferral rate, like 0.2.")
     margin: float | None = in_goal(
-        "match-teacher, accuracy: by how many standard errors to exceed it, 0.75 if left out; "
-        "0 is the plain pick, which falls short elsewhere."
+        "match-teacher, accuracy: standard errors to exceed the goal by, 0.75 by default; "
+        "with 0, new examples often fall short of the goal."
     )
     delta: float | None = in_guarantee(
-        "Guarantee the goal: it may fail with this probability, as 0.1."
+        "Guarantee the goal, with at most this probability of failure, like 0.1."
     )
     promise: str | None = in_guarantee(
-        "What delta guarantees: excess (match-teacher's default), harm, risk, rate."
+        "What --delta guarantees: excess (match-teacher's default), harm, risk or rate."
     )
     loss_bound: float | None = in_guarantee(
-        "regression with delta: the largest loss of an example that counts."
+        "regression with --delta: the loss of an example counts up to this bound."
     )
 
 
 @dataclass(frozen=True)
 class PromiseOptions:
-    """What is promised about the answers to these very data, instead of the file's threshold."""
+    """A promise about the answers to these data, instead of the file's threshold."""
 
     promise: list[str] | None = in_promise(
-        "Ask the teacher about a sample of these data, and promise something of all answers: "
-        "agreement=0.97 with the teacher; precision=0.9, recall=0.9 or both of --positive; "
-        "accuracy=0.9, with --labels. Without a number: what --teacher-calls can promise."
+        "Promise something about these answers, by asking the teacher about a sample: "
+        "agreement=0.97 with the teacher; precision=0.9, recall=0.9 or both, with --positive; "
+        "accuracy=0.9, with --labels. Without a number: as much as --teacher-calls allow."
     )
-    delta: float | None = in_promise("The chance that the promise is broken, as 0.1.")
+    delta: float | None = in_promise("The probability that the promise is broken, like 0.1.")
     teacher_calls: int | None = in_promise(
-        "The most rows that the teacher may be asked about, sampled ones included.", min=1
+        "The most rows to ask the teacher about, with the sample.", min=1
     )
-    positive: str | None = in_promise("The class of precision and recall, by name or number.")
+    positive: str | None = in_promise("The class for precision and recall, by name or number.")
     labels: Path | None = in_promise(
-        "accuracy: a .csv with the columns name and label, of rows that were drawn at random."
+        "accuracy: a .csv with columns name and label, for rows drawn at random."
     )
-    window: int | None = in_promise("Promise it of so many rows at a time.", min=1)
-    seed: int = in_promise("Of the draw.", default=0, min=0)
+    window: int | None = in_promise("Make one promise per this many rows.", min=1)
+    seed: int = in_promise("The seed of the sample.", default=0, min=0)
 
     def wanted(self) -> Wanted | None:
-        """What is promised; None where nothing is."""
+        """Return what is promised; None without a promise."""
         from ebjr.within import Wanted
 
         given: dict[str, Any] = {"--delta": self.delta, "--teacher-calls": self.teacher_calls}
@@ -522,74 +535,76 @@ class PromiseOptions:
         promised: dict[str, float | None] = {}
         for name, has, share in (text.partition("=") for text in self.promise):
             if name.strip() in promised:
-                raise ValueError(f"--promise {name.strip()} is given twice: say it once")
+                raise ValueError(f"--promise {name.strip()} is given twice: give it once")
             promised[name.strip()] = parse_number(share) if has else None
         return Wanted(promised, None, self.delta, self.teacher_calls, self.positive)
 
     def targets(self, names: tuple[str, ...] | None) -> dict[str, int] | None:
-        """The labels of some rows by name, as numbers."""
+        """Return the given labels as numbers, by row name."""
         if self.labels is None:
             return None
         rows = list(csv.DictReader(read_text(self.labels).splitlines()))
         if not rows or not {"name", "label"} <= rows[0].keys():
             raise ValueError(
-                f"{self.labels} must have the columns name and label, and a row or more"
+                f"{self.labels} must have the columns name and label, and at least one row"
             )
         odd = next((row for row in rows if None in row or None in row.values()), None)
         if odd is not None:
             raise ValueError(
-                f"{self.labels} must have as many cells in each row as columns, not as that of "
-                f"{odd['name']!r}: quote a label with a comma"
+                f"{self.labels} must have one cell per column in each row, unlike the row of "
+                f"{odd['name']!r}: quote a label that has a comma"
             )
         found = {row["name"]: _label(row["label"], names) for row in rows}
         if len(found) < len(rows):
-            raise ValueError(f"{self.labels} has two labels for one name")
+            raise ValueError(f"{self.labels} names a row twice")
         return found
 
 
 @dataclass(frozen=True)
 class ChoiceOptions:
-    """How the student's fit is scored, and its share in deferred answers."""
+    """The score that is compared with the threshold, and the blend."""
 
     score: str = in_score(
-        "A score's name, like 'energy' or 'softmax(temperature=2)', or 'auto'.", default="auto"
+        "The score, like 'energy' or 'softmax(temperature=2)', or 'auto'.", default="auto"
     )
     blend: str = in_score(
-        "The student's weight in a deferred answer, or 'auto'; 0 is the paper.", default="auto"
+        "The student's weight in deferred answers, or 'auto'; 0 is the paper's.", default="auto"
     )
     stages: str | None = in_score(
-        "Of more than two models: 'auto' chooses which of them, in which order; or their "
-        "names in the outcomes, like student,model-2,teacher."
+        "With more than two models: 'auto' to choose a chain of them, or the chain by name, "
+        "like student,model-2,teacher."
     )
-    most_stages: int = in_score("The most models of a chain.", default=3, min=2)
-    unit: str | None = in_score("What chains are compared by, the first known if left out: $UNITS.")
+    most_stages: int = in_score("The most models in a chain.", default=3, min=2)
+    unit: str | None = in_score(
+        "The cost to compare chains by, by default the first known: $UNITS."
+    )
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """Which outcomes a threshold is chosen on, and which are reported on."""
+    """How the outcomes are split to calibrate and to report."""
 
     fraction: float = in_data(
-        "The share of the outcomes to calibrate on; the rest is reported on.", default=0.5
+        "The share of the outcomes to calibrate on; the rest is for the report.", default=0.5
     )
-    seed: int = in_data("Of the split.", default=0)
+    seed: int = in_data("The seed of the split.", default=0)
 
 
 @dataclass(frozen=True)
 class TrafficOptions:
-    """The mix of examples, where it is another than was recorded."""
+    """The expected traffic, where it differs from the recorded examples."""
 
     traffic: str | None = in_data(
-        "Draw the examples in another mix than recorded, like popular=0.75: so much of a "
-        "popular class."
+        "Resample the examples to the expected traffic, like popular=0.75: the share of popular "
+        "classes."
     )
     popular: str | None = in_data(
-        "The popular classes, listed like --known-classes; else those that the student knows "
-        "(of several the one that knows the most)."
+        "The popular classes, listed as in --known-classes; by default the classes that the "
+        "student knows (of several students, the one that knows most)."
     )
 
     def of(self, tables: Mapping[str, Outcomes]) -> Traffic | None:
-        """The mix of the traffic, and which classes are the popular ones."""
+        """Return the mix of the traffic and its popular classes."""
         from ebjr.tasks.specialized.known_classes import Traffic
 
         if self.traffic is None:
@@ -601,75 +616,77 @@ class TrafficOptions:
             labels = next(iter(tables.values())).labels
             return Traffic.parse(self.traffic, parse_classes(self.popular, labels))
         if not known:
-            raise ValueError("no student here is specialized: say with --popular what is popular")
+            raise ValueError(
+                "no student here is specialized: name the popular classes with --popular"
+            )
         return Traffic.parse(self.traffic, max(known, key=len))
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where a server listens, and how it answers: arguments of `run_server`."""
+    """Where a server listens and how it answers: arguments of `run_server`."""
 
     host: str = in_network("The address to listen on.", default="127.0.0.1")
-    port: int = in_network("0 takes a free one.", default=8080, min=0, max=65535)
+    port: int = in_network("The port; 0 takes a free one.", default=8080, min=0, max=65535)
     grpc_port: int | None = in_network(
-        "Listen for gRPC too; 0 takes a free port.", min=0, max=65535
+        "Also serve gRPC on this port; 0 takes a free one.", min=0, max=65535
     )
     timeout_seconds: float = in_network(
-        "Seconds for a request that names none.", "--timeout", default=30.0
+        "Timeout in seconds, for requests that set none.", "--timeout", default=30.0
     )
-    student_batch: int = in_batches("The student's most rows.", default=32, min=1)
-    teacher_batch: int = in_batches("The teacher's most rows.", default=64, min=1)
+    student_batch: int = in_batches("The student's largest batch, in rows.", default=32, min=1)
+    teacher_batch: int = in_batches("The teacher's largest batch, in rows.", default=64, min=1)
     max_wait_seconds: float = in_batches(
         "Seconds to wait for a batch to fill under load.", "--max-wait", default=0.0, min=0.0
     )
-    queue_rows: int = in_batches("The most rows that may wait.", default=4096, min=1)
-    token: str | None = in_knob("Who moves the knob must show it as a bearer.", envvar="EBJR_TOKEN")
-    token_file: Path | None = in_knob("The same, one in each line; read again when it changes.")
+    queue_rows: int = in_batches("The most rows in a queue.", default=4096, min=1)
+    token: str | None = in_knob("Bearer token required to move the knob.", envvar="EBJR_TOKEN")
+    token_file: Path | None = in_knob("File of such tokens, one per line; reread when it changes.")
     infer_token: str | None = in_network(
-        "Who asks for answers must show it, or --token, as a bearer.", envvar="EBJR_INFER_TOKEN"
+        "Bearer token required to ask for answers; --token works too.", envvar="EBJR_INFER_TOKEN"
     )
     infer_token_file: Path | None = in_network(
-        "The same, one in each line; read again when it changes."
+        "File of such tokens, one per line; reread when it changes."
     )
     ssl_certfile: Path | None = in_network(
-        "Speak TLS with this certificate (PEM); read again when it changes."
+        "Serve TLS with this certificate (PEM); reread when it changes."
     )
-    ssl_keyfile: Path | None = in_network("Its key, where that is in another file.")
+    ssl_keyfile: Path | None = in_network("The certificate's key, if it is in another file.")
     ssl_keyfile_password: str | None = in_network(
         "The key's password.", envvar="EBJR_SSL_KEYFILE_PASSWORD"
     )
     ssl_ca_certs: Path | None = in_network(
-        "Take clients alone whose certificates these authorities have signed."
+        "Accept only clients whose certificate these authorities (PEM) signed."
     )
     ready: str = in_network(
-        "Who must be there for the server to be ready: student, or teacher where it is at an "
-        "address.",
+        "Which model must be reachable for the server to be ready: student or teacher (a remote "
+        "one).",
         default="student",
     )
     no_warm_up: bool = in_run(
-        "Start without a first batch of zeros for each model.", "--no-warm-up", default=False
+        "Start without a warm-up batch per model.", "--no-warm-up", default=False
     )
     hosts: list[str] | None = in_network(
-        "One more name that the server is read by, as by a proxy here.", "--allow-host"
+        "Accept this Host name too, like that of a proxy. Repeatable.", "--allow-host"
     )
-    audit_log: Path | None = in_output(
-        "A file to which each move of the knob is appended, a JSON line each."
-    )
+    audit_log: Path | None = in_output("A file to append each move of the knob to, as a JSON line.")
     hold: str | None = in_knob(
-        "The autopilot holds p99=50ms, deferral_rate=0.2, flops=50M or dollars=0.0004."
+        "What the autopilot holds: p99=50ms, deferral_rate=0.2, flops=50M or dollars=0.0004."
     )
     audit_rate: float = in_monitor(
-        "The share of kept answers that the teacher checks when idle, as 0.01.",
+        "The share of kept answers that an idle teacher checks, like 0.01.",
         default=0.0,
         min=0.0,
         max=1.0,
     )
-    state: Path | None = in_monitor("A folder for the monitor's state; else that of the audit log.")
+    state: Path | None = in_monitor(
+        "The folder for the monitor's state; by default the audit log's."
+    )
     log: str = in_monitor(
-        "words, or json: with a line for each request, and its id.", default="words"
+        "The log format: words, or json with a line per request and its id.", default="words"
     )
     otel: bool = in_monitor(
-        "Send OpenTelemetry traces (the extra `otel`).", "--otel", default=False
+        "Send OpenTelemetry traces (needs the `otel` extra).", "--otel", default=False
     )
 
 
@@ -677,23 +694,23 @@ class ServerOptions:
 
 
 def read_names(file: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
+    """Return a text file's lines, without empty ones."""
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def parse_look(text: str) -> dict[str, Any]:
-    """How a model sees an image once more, as arguments of `ebjr.look`."""
+    """Read a `--look` as arguments of `ebjr.look`."""
     from ebjr.data.looks import LOOK_KEYS
     from ebjr.data.preprocess import Preprocess
 
     change = Preprocess.parse(re.sub(r"\bmirror\b(?!\s*=)", "mirror=true", text)).as_dict()
     if not change or change.keys() - LOOK_KEYS:
-        raise ValueError(f"--look is mirror, shift=2/0 or size=192, not {text!r}")
+        raise ValueError(f"--look must be like mirror, shift=2/0 or size=192, not {text!r}")
     return change
 
 
 def class_names(teacher: Model, source: Data) -> tuple[str, ...] | None:
-    """What the classes are called, in the teacher's order; None where that is not known yet."""
+    """Return the class names in the teacher's order; None if they are not known yet."""
     from ebjr.labels import are_names
     from ebjr.model import facts
 
@@ -705,7 +722,7 @@ def class_names(teacher: Model, source: Data) -> tuple[str, ...] | None:
 
 
 def parse_classes(text: str, names: tuple[str, ...] | None) -> list[int]:
-    """Labels from a list or a file of them, by number or by name."""
+    """Return classes as numbers, from a list or a file of numbers or names."""
     file = Path(text)
     listed = read_names(file) if file.is_file() else filter(None, map(str.strip, text.split(",")))
     return [_label(word, names) for word in listed]
@@ -716,12 +733,12 @@ def _label(word: str, names: tuple[str, ...] | None) -> int:
         return names.index(word)
     if word.isdecimal():
         return int(word)
-    known = f"; there are {', '.join(names)}" if names else ", and the data name no classes"
-    raise ValueError(f"the class {word!r} is no number and no class's name{known}")
+    known = f"; known are {', '.join(names)}" if names else ", and the data name no classes"
+    raise ValueError(f"{word!r} is neither a class number nor a class name{known}")
 
 
 def linked(outcomes: Outcomes, text: str | None) -> Outcomes:
-    """The outcomes with what a link adds to the teacher's cost, as ``--over-link`` gives it."""
+    """Return outcomes with a link's cost, as ``--over-link`` gives it, added to the teacher's."""
     if text is None:
         return outcomes
     from ebjr.link.far import over_link
@@ -730,28 +747,30 @@ def linked(outcomes: Outcomes, text: str | None) -> Outcomes:
         parts = dict(part.split("=") for part in text.split(","))
         return over_link(outcomes, **{name.strip(): float(n) for name, n in parts.items()})
     except (ValueError, TypeError):
-        raise ValueError(f"--over-link is like bytes=3000,seconds=0.04, not {text!r}") from None
+        raise ValueError(
+            f"--over-link must be like bytes=3000,seconds=0.04, not {text!r}"
+        ) from None
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    """A shape, as ``1,3,32,32`` gives it."""
+    """Read a shape like ``1,3,32,32``."""
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(
-            f"input shape must be whole numbers like 1,3,32,32, not {text!r}"
+            f"--input-shape must be whole numbers like 1,3,32,32, not {text!r}"
         ) from None
 
 
 @contextmanager
 def progress(console: Console) -> Iterator[Tell]:
-    """A progress bar for each thing that is being done."""
+    """Show a progress bar for each kind of work."""
     from rich import progress
 
     class Amount(progress.ProgressColumn):
-        """Bytes for a download, a count for everything else."""
+        """Bytes for a download, a count for other work."""
 
         def render(self, task: Any) -> Any:
             fetched = "fetch" in task.description or "download" in task.description

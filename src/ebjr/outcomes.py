@@ -1,6 +1,6 @@
-"""Outcomes: what student and teacher said on labeled examples. Models answer once.
+"""Outcomes: the models' answers to labeled examples. Models answer once.
 
-Calibration and evaluation read this one table, saved to one file, and never run a network.
+Calibration and evaluation read this table, saved in one file, and never run a model.
 """
 
 import hashlib
@@ -33,64 +33,64 @@ _ROLES = frozenset({"student", "teacher"})
 
 
 def roles_of(count: int) -> tuple[str, ...]:
-    """What so many models are called in outcomes, the cheapest first."""
+    """Return the roles of `count` models, the cheapest first."""
     return ("student", *(f"model-{number}" for number in range(2, count)), "teacher")
 
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What both models said on n labeled examples.
+    """Both models' answers to n labeled examples.
 
     Parameters
     ----------
     student, teacher
-        Raw outputs, finite. For classification logits, (n, classes), of the same classes in the
-        same order. For regression (n,) predictions or (n, 1 + k), the prediction first and then
-        what a score reads; k may differ between the two. For detection a list of n `Detections`. A
-        specialized student's are (n, C + 1): the logits of its C known classes, and that of "other"
-        last. For multilabel a logit for each label, (n, labels).
+        Raw outputs, finite. Classification: logits, (n, classes), of the same classes in the same
+        order. Regression: predictions (n,), or (n, 1 + k) with the prediction first and then what a
+        score reads; k may differ. Detection: a list of n `Detections`. A specialized student:
+        (n, C + 1), the logits of its C known classes, then of "other". Multilabel: a logit per
+        label, (n, labels).
     targets
         (n,): integer labels in ``[0, classes)``, the teacher's, or their names, which are looked up
-        in `labels`; for regression numbers; for multilabel (n, labels), 1 where a label is right,
-        else 0; for detection a list of n `GroundTruth`.
+        in `labels`. Regression: numbers. Multilabel: (n, labels), 1 where a label is right, else 0.
+        Detection: a list of n `GroundTruth`.
     task
         One of `ebjr.tasks`: ``"classification"``, ``"regression"``, ``"detection"``,
         ``"specialized"`` or ``"multilabel"``.
     student_cost, teacher_cost
-        What one example costs on each, where it is known.
+        Each model's cost per example, if known.
     labels
-        The classes' names, where they are known.
+        The class names, if known.
     models
         Where the answers came from, for ``joint.toml``: for ``"student"`` and ``"teacher"`` a
         mapping with `path`, `sha256` and `preprocess`.
     labeled
-        False where nobody labeled the examples and `targets` are the teacher's own answers: every
-        accuracy is then agreement with the teacher.
+        False if `targets` are the teacher's own answers: every accuracy is then agreement with the
+        teacher.
     metric
-        What the answers are judged by: ``"accuracy"``; for regression ``"rmse"`` (its default),
-        ``"mse"``, ``"mae"``, ``"r2"`` or one that `register_metric` named; for detection ``"ap"``
-        (its default), ``"ap50"`` or ``"f1"``; for multilabel ``"subset_accuracy"`` (its default)
-        or ``"micro_f1"``. Another one: ``dataclasses.replace(outcomes, metric="mae")``.
+        How answers are judged: ``"accuracy"``; regression: ``"rmse"`` (default), ``"mse"``,
+        ``"mae"``, ``"r2"`` or a name given to `register_metric`; detection: ``"ap"`` (default),
+        ``"ap50"`` or ``"f1"``; multilabel: ``"subset_accuracy"`` (default) or ``"micro_f1"``. To
+        change it: ``dataclasses.replace(outcomes, metric="mae")``.
     rescale
-        For detection: what puts both detectors' scores on one scale before they are judged,
-        usually fitted by `calibrate`; the scores that route see what the student said.
+        Detection: the common scale of both detectors' scores when answers are judged, usually
+        fitted by `calibrate`. Scores that route read the student's raw output.
     known_classes
-        For a specialized student, and needed there: the teacher's label of each class that it
-        knows, in its order.
+        A specialized student (required): the teacher's label of each class that it knows, in the
+        student's order.
     columns
-        Where inputs are numbers of a table: the columns' names, in the models' order.
+        Inputs from a table: the columns' names, in the models' order.
     between, between_costs
-        Where more than two models answered: the raw outputs of those between student and teacher,
-        the cheapest first, and what they cost. `calibrate_stages` reads them.
+        With more than two models: the raw outputs of those between student and teacher, cheapest
+        first, and their costs. `calibrate_stages` reads them.
     asked
-        (n, models) bool, where the student is a joint model: which rows each of its models was
-        asked about. `asked_costs` are theirs, of which `student_cost` is then the mean.
+        (n, models) bool, if the student is a joint model: which rows each of its models was asked
+        about. `asked_costs` are these models' costs, and `student_cost` is then their mean.
 
     Raises
     ------
     ValueError
-        `student`, `teacher` and `targets` do not match in length, rank or classes, are empty or not
-        finite, or `metric` is of another task.
+        `student`, `teacher` and `targets` differ in length, rank or classes, are empty or not
+        finite; or `metric` is of another task.
 
     Examples
     --------
@@ -109,7 +109,7 @@ class Outcomes:
     labels: tuple[str, ...] | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
     labeled: bool = True
-    metric: str = None  # type: ignore[assignment]  # the task's own; a name from here on
+    metric: str = None  # type: ignore[assignment]  # None: the task's default; a name after init
     rescale: "CommonScale | None" = None
     known_classes: tuple[int, ...] | None = None
     columns: tuple[str, ...] | None = None
@@ -133,9 +133,7 @@ class Outcomes:
         kind.check_range(targets, classes)
         kind.check_scale(self.rescale)
         if self.labels is not None and len(self.labels) != (classes or 0):
-            raise ValueError(
-                f"{classes or 0} classes need {classes or 0} labels, not {len(self.labels)}"
-            )
+            raise ValueError(f"labels must name {classes or 0} classes, not {len(self.labels)}")
         labels = None if self.labels is None else tuple(map(label_text, self.labels))
         vars(self).update(student=student, teacher=teacher, targets=targets, labels=labels)
         vars(self).update(metric=kind.metric(self.metric).name, known_classes=kind.known_classes)
@@ -144,14 +142,14 @@ class Outcomes:
     def _checked_between(self, kind: Task, teacher: Any) -> Iterator[Any]:
         if len(self.between) != len(self.between_costs):
             raise ValueError(
-                f"{len(self.between)} models between need as many costs, not "
-                f"{len(self.between_costs)}"
+                f"between_costs must have one cost for each of {len(self.between)} models between, "
+                f"not {len(self.between_costs)}"
             )
         for role, output in zip(roles_of(2 + len(self.between))[1:-1], self.between, strict=True):
             checked = kind.check_output(role, output)
             if len(checked) != len(teacher):
                 raise ValueError(
-                    f"{role} answered {len(checked)} examples, and the teacher {len(teacher)}"
+                    f"{role} answered {len(checked)} examples, but the teacher {len(teacher)}"
                 )
             try:
                 kind.common_classes(checked, teacher)
@@ -164,20 +162,20 @@ class Outcomes:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """What the models that answered are called: student, those between, teacher."""
+        """The models' names: student, those between, teacher."""
         return roles_of(2 + len(self.between))
 
     def said_by(self, role: str) -> Batch:
-        """The raw output of one of `roles`."""
+        """Return the raw output of one of `roles`."""
         return dict(zip(self.roles, (self.student, *self.between, self.teacher), strict=True))[role]
 
     def cost_of(self, role: str) -> Cost:
-        """What an example costs on one of `roles`."""
+        """Return the cost per example of one of `roles`."""
         costs = (self.student_cost, *self.between_costs, self.teacher_cost)
         return dict(zip(self.roles, costs, strict=True))[role]
 
     def pair(self, student: str, teacher: str) -> Self:
-        """The outcomes of two of `roles` alone."""
+        """Return the outcomes of two of `roles` alone."""
         if (student, teacher) == self.roles:
             return self
         models = {"student": self.models.get(student), "teacher": self.models.get(teacher)}
@@ -194,45 +192,45 @@ class Outcomes:
 
     @cached_property
     def kind(self) -> Task:
-        """What the task decides."""
+        """The task."""
         return as_task(self.task, self.known_classes)
 
     @property
     def classes(self) -> int | None:
-        """How many classes the teacher answers, where the student's are others; None elsewhere."""
+        """The number of the teacher's classes if the student's differ, else None."""
         return None if self.known_classes is None else int(self.teacher.shape[1])
 
     @cached_property
     def largest_output(self) -> float:
-        """The largest number of the student's raw output, whatever its sign."""
+        """The largest absolute number of the student's raw output."""
         return float(max(self.student.max(), -self.student.min()))
 
     @property
     def measure(self) -> Metric:
-        """The metric: how row qualities become a quality, and how it is shown."""
+        """The metric: it turns row qualities into one quality, and formats it."""
         return self.kind.metric(self.metric)
 
     @cached_property
     def student_quality(self) -> np.ndarray:
-        """(n,): each row's quality if the student answers: 1 where right, else 0; or minus a loss.
+        """Row qualities, (n,), if the student answers: 1 if right, else 0; or minus a loss.
 
-        A mean of rows becomes a quality by ``measure.quality``.
+        ``measure.quality`` turns their mean into a quality.
         """
         return self._rows(None)
 
     @cached_property
     def teacher_quality(self) -> np.ndarray:
-        """(n,): each row's quality if the teacher answers."""
+        """Row qualities, (n,), if the teacher answers."""
         return self._rows(0.0)
 
     def deferred_quality(self, blend: float | Blend = 0.0) -> np.ndarray:
-        """(n,): the quality of the answer of a deferred row, with the student blended in."""
+        """Return the row qualities, (n,), of deferred answers with the student blended in."""
         return self.teacher_quality if blend == 0 else self._rows(blend)
 
     def judged(self, blend: float | Blend | None = None) -> Any:
-        """What the metric reads: of the student's answers, or of deferred ones at a blend.
+        """Return what the metric reads: the student's answers, or deferred answers at a blend.
 
-        Predictions, or of detectors the `Matches` on the common scale. What took work is kept.
+        These are predictions, or for detectors `Matches` on the common scale, which are cached.
         """
         kind = self.kind
         if blend and kind.scale is None:
@@ -250,20 +248,20 @@ class Outcomes:
 
     @cached_property
     def _found(self) -> dict[Any, Any]:
-        """What took work to find: by role, before rescaling, by blend, and by part of a whole."""
+        """The cache of slow results: by role (before rescaling), blend, and part of a whole."""
         return {}
 
     def kept(self) -> Batch:
-        """The joint model's raw output of rows that the student keeps."""
+        """Return the joint model's raw output of rows that the student keeps."""
         return self._shared("student")
 
     def deferred(self, blend: float | Blend = 0.0) -> Batch:
-        """The joint model's raw output of deferred rows."""
+        """Return the joint model's raw output of deferred rows."""
         teacher = self._shared("teacher")
         return self.kind.mix(self.kept(), teacher, blend) if blend else teacher
 
     def predictions(self, role: str) -> Batch:
-        """(n,): what ``"student"`` or ``"teacher"`` alone answers, in the teacher's labels."""
+        """Return the answers, (n,), of ``"student"`` or ``"teacher"``, in the teacher's labels."""
         return self.kind.predict(self._shared(role))
 
     def _shared(self, role: str) -> Batch:
@@ -276,7 +274,7 @@ class Outcomes:
         return self._once("translated", lambda: self.kind.translate(self.student, self.classes))
 
     def whole(self, blend: float | Blend = 0.0) -> Whole | None:
-        """The quality of any choice of deferred rows, where it is no mean of rows; else None."""
+        """Return the quality as a function of the deferred rows, if it is not a mean of rows."""
         if (make := self.measure.whole) is None:
             return None
         found: Whole = self._once(
@@ -285,7 +283,7 @@ class Outcomes:
         return found
 
     def with_scale(self, rescale: "CommonScale | None") -> Self:
-        """The same with the scores of both detectors on a scale; None leaves them as they are."""
+        """Return the outcomes with both detectors' scores on a common scale, or with None raw."""
         if rescale == self.rescale:
             return self
         whole = replace(self, rescale=rescale)
@@ -293,10 +291,10 @@ class Outcomes:
         return whole
 
     def fit_scale(self) -> "CommonScale | None":
-        """One scale for both detectors, fitted to these examples.
+        """Fit one scale for both detectors to these examples.
 
-        None for other tasks, and where a detector is right, or wrong, with everything it found:
-        there is then nothing to go by, and scores stay as they are.
+        None for other tasks, or if all or none of a detector's boxes are right: then nothing can be
+        fitted and scores stay as they are.
         """
         if self.kind.scale is None:
             return None
@@ -307,7 +305,7 @@ class Outcomes:
             return None
 
     def quality(self, role: str) -> float:
-        """The quality of one of `roles` alone, as of a curve: higher is better.
+        """Return the quality of one of `roles` alone; higher is better.
 
         Examples
         --------
@@ -327,13 +325,13 @@ class Outcomes:
         else:
             assert self.measure.rows is not None
             rows = self.measure.rows(self.judged(blend), self.targets)
-        rows.flags.writeable = False  # kept and handed out again
+        rows.flags.writeable = False  # cached and shared
         return rows
 
     def take(self, rows: np.ndarray) -> Self:
-        """The outcomes of some rows, in their order."""
+        """Return the outcomes of some rows, in their order."""
         rows = np.arange(len(self))[rows]
-        if self.kind.scale is not None:  # match with the labels once, not in every part
+        if self.kind.scale is not None:  # match boxes with labels once, not in every part
             self.judged(), self.judged(0.0)
         some = replace(
             self,
@@ -348,26 +346,24 @@ class Outcomes:
         return some
 
     def split_rows(self, fraction: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of both parts of `split`, ascending."""
+        """Return the rows of both parts of `split`, ascending."""
         first = round(len(self) * fraction) if 0 < fraction < 1 else 0
         if not 0 < first < len(self):
-            raise ValueError(
-                f"a fraction of {fraction} does not cut {len(self)} examples into two parts"
-            )
+            raise ValueError(f"fraction {fraction} leaves a part of {len(self)} examples empty")
         if seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, not {seed}")
         order = np.random.default_rng(seed).permutation(len(self))
         return np.sort(order[:first]), np.sort(order[first:])
 
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Self, Self]:
-        """Cut at random into two: calibrate on the first, report on the second.
+        """Split at random into two parts: calibrate on the first, report on the second.
 
         Parameters
         ----------
         fraction
             The first part's share, between 0 and 1.
         seed
-            Same seed, same parts.
+            The same seed gives the same parts.
 
         Raises
         ------
@@ -385,7 +381,7 @@ class Outcomes:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of every number in the table: the same data, the same fingerprint."""
+        """A short hash of every number in the table."""
         digest = hashlib.sha256()
         for rows in (self.student, *self.between, self.teacher, self.targets):
             for array in self.kind.numbers(rows):
@@ -395,14 +391,14 @@ class Outcomes:
         return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
-        """Write the table to one ``.npz`` file, whole or not at all.
+        """Write the table to an ``.npz`` file, whole or not at all.
 
         Parameters
         ----------
         path
-            The file; numbers and one JSON text, nothing that needs unpickling.
+            The file. It holds numbers and a JSON text, and needs no unpickling.
         half
-            Keep the raw outputs in half precision, at half the size.
+            Store raw outputs in half precision, at half the size.
 
         Raises
         ------
@@ -421,29 +417,29 @@ class Outcomes:
             "rescale": None if self.rescale is None else self.rescale.as_dict(),
         }
         arrays["about"] = np.array(json.dumps(about, default=dict))
-        with write_whole(path, "wb") as file:  # packing floats takes long and saves a tenth
+        with write_whole(path, "wb") as file:  # compressing floats is slow and saves a tenth
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, task: str | None = None) -> Self:
-        """Read a table that `save` wrote, or an ``.npz`` of raw outputs that you made.
+        """Read a table that `save` wrote, or an ``.npz`` of your own raw outputs.
 
-        The latter holds the arrays `student`, `teacher` and `targets`, and may hold `task`,
-        `labels` and `known_classes`, all as of `Outcomes`.
+        Your file needs the arrays `student`, `teacher` and `targets`, and may have `task`, `labels`
+        and `known_classes`, all as in `Outcomes`.
 
         Parameters
         ----------
         path
             The file.
         task
-            That of raw outputs whose file does not name it; None is ``"classification"``.
+            The task, if the file names none; None is ``"classification"``.
 
         Raises
         ------
         FileNotFoundError
             `path` does not exist.
         ValueError
-            `path` is truncated, corrupt, something else than outcomes, or of another task.
+            `path` is truncated, corrupt, not an outcomes file, or of another task.
 
         Examples
         --------
@@ -454,7 +450,7 @@ class Outcomes:
         4
         """
         if not Path(path).exists():
-            raise FileNotFoundError(f"there is no outcomes file {path}; `ebjr record` makes one")
+            raise FileNotFoundError(f"there is no outcomes file {path}: make it with `ebjr record`")
         try:
             with Path(path).open("rb") as file:
                 if file.peek(2)[:2] not in (b"", b"PK"):
@@ -464,10 +460,10 @@ class Outcomes:
             about = _about(arrays)
             own = about.get("task", task or "classification")
             if task not in (None, own):
-                raise ValueError(f"its task is {own}, not {task}: leave --task (task=) out")
+                raise ValueError(f"its task is {own}, not {task}: remove --task (task=)")
             kind, between = as_task(own), about.get("between_costs", ())
             if (count := sum(name.startswith("model-") for name in arrays)) != len(between):
-                raise ValueError(f"it has {count} models between and costs of {len(between)}")
+                raise ValueError(f"it has {count} models between, but costs of {len(between)}")
             said = [kind.unpack(role, arrays) for role in roles_of(2 + len(between))]
             return cls(
                 student=said[0],
@@ -483,12 +479,12 @@ class Outcomes:
             )
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"cannot read outcomes from {path}: {_reason(error)}") from error
-        except Exception as error:  # zlib.error and what else a damaged archive may raise
+        except Exception as error:  # a damaged archive may raise anything, like zlib.error
             raise ValueError(f"cannot read outcomes from {path}: it is damaged") from error
 
 
 def _about(archive: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What a file says of its arrays; raw outputs that somebody made say little."""
+    """Return what a file says of its arrays; a file of your own says less."""
     if "about" in archive:
         about: dict[str, Any] = json.loads(str(archive["about"]))
         if about.get("format") != FORMAT:
@@ -496,9 +492,9 @@ def _about(archive: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return about
     if missing := [name for name in ("student", "teacher", "targets") if name not in archive]:
         raise ValueError(
-            "it is not one that `ebjr record` wrote, and raw outputs of your own need the arrays "
-            f"student, teacher and targets ({', '.join(_OPTIONAL)} are optional), but {missing[0]} "
-            f"is missing; it has {some([*archive]) or 'none'}"
+            "`ebjr record` did not write it, and your own raw outputs need the arrays student, "
+            f"teacher and targets (optional: {', '.join(_OPTIONAL)}), but {missing[0]} is missing; "
+            f"it has {some([*archive]) or 'none'}"
         )
     return {name: archive[name].tolist() for name in _OPTIONAL if name in archive}
 
@@ -531,5 +527,5 @@ def _reason(error: Exception) -> str:
         return f"{error.args[0]} is missing"
     text = str(error)
     if "allow_pickle" in text:
-        return "it holds Python objects, which are not read: save names as text, by .astype(str)"
+        return "it holds Python objects, which are not loaded: save names as text with .astype(str)"
     return text

@@ -1,4 +1,4 @@
-"""Outputs: a command never writes over a file that it reads, by whatever name or link."""
+"""Outputs: a command never overwrites a file that it reads, under any name or link."""
 
 import json
 import tomllib
@@ -15,14 +15,19 @@ from ebjr.backends.python import absolute, source_file
 from ebjr.files import check_writable, read_text
 
 Written = dict[tuple[int, int], str]
-"""By device and number of a file that is there: the flag and the name of what will write it."""
+"""By device and inode of an existing file: the flag and the name of the output to write."""
 
 
 def check_outputs(outputs: Mapping[str, Path], given: Iterable[Any]) -> Written:
-    """Check that outputs can be written, and are no file that is given or that such a file names.
+    """Check that outputs can be written, and are not read: not given, or named in a given file.
 
-    `outputs` are by flag, and `given` are the values of all other options. Returns what is there of
-    the outputs, for `check_unread`. ValueError: it is, or two outputs are one file.
+    `outputs` are by flag, and `given` are the values of all other options. Returns the outputs that
+    exist, for `check_unread`.
+
+    Raises
+    ------
+    ValueError
+        An output is read, or two outputs are one file.
     """
     places: dict[Path, str] = {}
     written: Written = {}
@@ -41,7 +46,7 @@ def check_outputs(outputs: Mapping[str, Path], given: Iterable[Any]) -> Written:
 
 
 def check_unread(written: Written, read: Iterable[Path]) -> None:
-    """Check that no file that is read will be written, see `check_outputs`."""
+    """Check that no file in `read` will be written, see `check_outputs`."""
     for file in read if written else ():
         with suppress(OSError):
             about = file.stat()
@@ -50,17 +55,17 @@ def check_unread(written: Written, read: Iterable[Path]) -> None:
 
 
 def _files_in(value: Any) -> Iterator[Path]:
-    """The files among the values of an option, and those that they name."""
+    """Yield the files among the values of an option, and those that they name."""
     for each in value if isinstance(value, list) else [value]:
-        with suppress(OSError, ValueError):  # no text that is no path is one
+        with suppress(OSError, ValueError):  # a text need not be a valid path
             if isinstance(each, str | Path) and (file := source_file(each)).is_file():
                 yield from _files_of(file)
 
 
 def _files_of(file: Path) -> Iterator[Path]:
-    """A file, and what it names: models and lists of a joint.toml, or a graph's weights."""
+    """Yield a file, and what it names: models and lists of a joint.toml, or a graph's weights."""
     yield file
-    with suppress(Exception):  # what is damaged is named where it is read
+    with suppress(Exception):  # a damaged file is reported when it is read
         if file.suffix.lower() == ".onnx":
             yield from external_files(file)
             return
@@ -74,7 +79,7 @@ def _files_of(file: Path) -> Iterator[Path]:
 
 
 def _named_in(table: Mapping[str, Any]) -> Iterator[str]:
-    """The paths in a table and in the tables inside it, as those of stages are."""
+    """Yield the paths in a table and in the tables inside it."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from _named_in(value)

@@ -1,7 +1,7 @@
-"""Predict: the joint model's answers to data of any size, in one file, through any number of kills.
+"""Predict: the joint model's answers to data of any size, in one file, in a run that can resume.
 
-The answers are written as they come to a journal beside the file, ``answers.jsonl.part``, after
-whose last whole record a run that was killed goes on when the same is asked again.
+Answers go to a journal beside the file, ``answers.jsonl.part``. If the run is killed, the same call
+resumes after the journal's last complete record.
 """
 
 import csv
@@ -34,19 +34,19 @@ from ebjr.within import BatchCertificate, PromisedRun
 Tell = Callable[[str, int, int | None], None]
 
 _ROWS_AT_ONCE = 4096
-HOW = ("score", "deferred", "degraded", "stage")  # of a `JointAnswer`, told beside the answer
-PATIENCE = 64  # rows in a row that have no answer, in batches that have none, end a run
-SPENT = ("tokens_in", "tokens_out", "dollars")  # of each row, where a model says it
+HOW = ("score", "deferred", "degraded", "stage")  # attributes of a `JointAnswer` to write
+PATIENCE = 64  # unanswered rows in a row, in batches without any answer, that end a run
+SPENT = ("tokens_in", "tokens_out", "dollars")  # of each row, if a model returns it
 _COUNTED = ("read", "examples", "deferred", "degraded")
 
 
 @dataclass
 class Progress:
-    """How far the answers are.
+    """The progress of a run.
 
-    `read` counts the examples that were read, the `unreadable` (name, reason) among them, and
-    `resumed` the answers that an earlier run had left. `dollars` is what all examples cost, those
-    without an answer too; None where one does not say it.
+    `read` counts the examples that were read, including the `unreadable` (name, reason); `resumed`
+    counts the answers of an earlier run. `dollars` is the cost of all examples, unanswered ones
+    included; None if one is unknown.
     """
 
     read: int = 0
@@ -58,7 +58,7 @@ class Progress:
     resumed: int = 0
 
     def add(self, facts: Mapping[str, Any]) -> None:
-        """Count what is in a record of the journal."""
+        """Add the counts in a record of the journal."""
         for name in _COUNTED:
             setattr(self, name, getattr(self, name) + facts[name])
         self.dollars = _sum([self.dollars, facts.get("dollars")])
@@ -79,24 +79,31 @@ def predict(
 ) -> Progress:
     """Answer every example of some data, in constant memory, and write the answers.
 
-    `output` is what its suffix says: ``.jsonl``, ``.csv`` (with boxes as JSON in a cell) or
-    ``.parquet``; a ValueError refuses others. It appears whole at the end; until then there is
-    ``output.part``, from which the same call goes on after a kill or an OSError such as a full
-    disk; with `restart` it begins anew. ValueError where what an earlier run left is of another
-    score, threshold or blend, of other data or data that have changed since, or of another `about`.
-    BlockingIOError where another run is writing the same output. `overlap` batches are in work at
-    once, as in `JointModel.stream`.
+    The suffix of `output` decides the format: ``.jsonl``, ``.csv`` (boxes as JSON in a cell) or
+    ``.parquet``. The file appears whole at the end. Until then there is ``output.part``, from which
+    the same call resumes after a kill or an OSError like a full disk; `restart` discards it.
+    `overlap` batches are in flight, as in `JointModel.stream`.
 
-    Rows that no model answers are named as unreadable ones are, and what they cost counts. Batches
-    without any answer end the run with TeacherUnavailable after `PATIENCE` rows in a row, and at
-    the end of the data if the teacher is away; rows of a teacher that is away are asked again.
+    Rows that no model answers are named like unreadable ones, and their cost counts. When the same
+    call resumes, rows that a teacher missed because it was away are asked again.
+
+    Raises
+    ------
+    ValueError
+        `output` has another suffix, or its ``.part`` is of another score, threshold, blend or
+        `about`, or of data that differ or have changed.
+    BlockingIOError
+        Another run is writing the same output.
+    TeacherUnavailable
+        `PATIENCE` rows in a row, in batches without any answer, were not answered, or the teacher
+        is away at the end of the data.
     """
     check_columns(data, joint)
     known = joint.about.get("stages") if isinstance(joint, ExportedJoint) else models_of(joint)
     stages = roles_of(len(known or ("student", "teacher")))
 
     def answer(part: Part) -> tuple[Answered, bool | None]:
-        """The answers to a part; and if it has none as the teacher is away, None if it is empty."""
+        """Answer a part; tell whether the teacher was away for all of it, None if it is empty."""
         batch, unreadable = part
         if batch is None:
             return Answered([], unreadable), None
@@ -116,15 +123,15 @@ def predict(
         for heard, away in in_order(answer, parts, workers=overlap, ahead=overlap + 1):
             held.append(heard)
             silent = 0 if heard.rows else silent + len(heard.lost)
-            if away is False or not silent:  # a model is there: what is held was refused
+            if away is False or not silent:  # a model answers: the rows held back were refused
                 yield from held
                 held = []
             if silent >= PATIENCE:
                 break
         if held or silent >= PATIENCE:
             raise TeacherUnavailable(
-                f"{silent} rows in a row have no answer of "
-                f"{' or '.join(map(model_name, models_of(joint)))}: run it again once these answer"
+                f"{silent} rows in a row have no answer from "
+                f"{' or '.join(map(model_name, models_of(joint)))}: run again when these answer"
             )
 
     whose = whose_answers(joint.router, joint.blend, data, about)
@@ -132,7 +139,7 @@ def predict(
 
 
 def _answered(joint: Any, inputs: Batch) -> tuple[Any, np.ndarray | None]:
-    """The answer to a batch, and (n,) bool which of its rows no model has answered, if some."""
+    """Return the answer to a batch, and which rows no model answered, (n,), None if all are."""
     if not isinstance(joint, JointModel):
         return joint(inputs), None
     found = joint.unchecked(inputs)
@@ -140,7 +147,7 @@ def _answered(joint: Any, inputs: Batch) -> tuple[Any, np.ndarray | None]:
 
 
 def _unanswered(dollars: float | None) -> str:
-    """What is said of a row that no model has answered."""
+    """Return the reason for a row that no model has answered."""
     return "no model has answered it" + (f", for ${dollars:.4g}" if dollars else "")
 
 
@@ -153,11 +160,11 @@ def predict_within(
     restart: bool = False,
     tell: Tell | None = None,
 ) -> tuple[Progress, list[BatchCertificate]]:
-    """Answer all of some data within a promise, each `window` rows with their own, and write it.
+    """Answer all data within a promise, one for each `window` rows, and write the answers.
 
-    What the teacher has said is kept in ``output.teacher.part`` until the output is there, so that
-    the same call goes on, and one with another promise asks nothing twice. `output`, `restart` and
-    the errors are those of `predict`, and of `ebjr.answer_within`.
+    The teacher's answers are kept in ``output.teacher.part`` until the output is written, so that
+    the same call resumes, and a call with another promise pays for no answer twice. `output`,
+    `restart` and the errors are those of `predict` and of `ebjr.answer_within`.
     """
     output, kind = Path(output), run.joint.kind
     _writer_of(output)
@@ -188,14 +195,14 @@ def predict_within(
 def whose_answers(
     router: Router, blend: float | Blend, data: Data, about: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What must be the same for a run to go on where another stopped, and what else is given."""
+    """Return what must be equal for a run to resume another: router, data, and `about`."""
     return {**router_table(router, blend), CONTENTS: data.fingerprint(), **(about or {})}
 
 
 class Answered(NamedTuple):
-    """Answers to consecutive examples, and (name, reason) of those that have none.
+    """Answers to consecutive examples, and (name, reason) of those without.
 
-    `lost` are the dollars of each example that was asked about in vain; None is unknown.
+    `lost` are the dollars spent on each unanswered example; None is unknown.
     """
 
     rows: list[dict[str, Any]]
@@ -212,10 +219,10 @@ def write_answers(
     restart: bool = False,
     tell: Tell | None = None,
 ) -> Progress:
-    """Write answers as they come, in the data's order, so that a killed run can go on.
+    """Write answers as they come, in the data's order, so that a killed run can resume.
 
-    `answer` gives the answers from an example on, `whose` is of `whose_answers`; the rest, and the
-    errors, are those of `predict`.
+    `answer` yields the answers from an example on, `whose` is from `whose_answers`; the rest, and
+    the errors, are those of `predict`.
     """
     output = Path(output)
     write = _writer_of(output)
@@ -240,17 +247,17 @@ def write_answers(
 
 
 def _sum(dollars: Sequence[float | None]) -> float | None:
-    """A sum; None where one of the numbers is not known."""
+    """Return a sum; None if a number is unknown."""
     known = [each for each in dollars if each is not None]
     return math.fsum(known) if len(known) == len(dollars) else None
 
 
 def _writer_of(output: Path) -> Callable[[Journal, Path], None]:
-    """What writes answers as the output's suffix says."""
+    """Return the writer of the output's suffix."""
     if (write := _WRITERS.get(output.suffix.lower())) is None:
         raise ValueError(
-            f"answers are written as their suffix says, {', '.join(_WRITERS)}, but the output is "
-            f"{output}: give one such as {output.with_suffix('.jsonl').name} (--output)"
+            f"the output must end in {', '.join(_WRITERS)}, but is {output}: give a name like "
+            f"{output.with_suffix('.jsonl').name} (--output)"
         )
     if write is _write_table:
         _import_pyarrow(output)
@@ -264,11 +271,11 @@ def answer_rows(
     stages: Sequence[str],
     more: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """What is written of each example: its name, what was `said` of it, and how that came about.
+    """Yield the row of each example: its name, what was `said`, and who answered.
 
-    `answer` has the attributes `HOW` and `more` of all of them, and may have `spent` and `late`, as
-    a `JointAnswer`. `stages` are what its models are called. JSON has neither infinity nor NaN,
-    which are None.
+    `answer` has the attributes `HOW` and `more`, and may have `spent` and `late`, like a
+    `JointAnswer`. `stages` are the models' names. JSON has neither infinity nor NaN: these become
+    None.
     """
     columns = {name: to_numpy(getattr(answer, name)).tolist() for name in (*HOW, *more)}
     columns["answered_by"] = [stages[stage] for stage in columns["stage"]]
@@ -292,7 +299,7 @@ def _write_lines(journal: Journal, output: Path) -> None:
 
 
 def _write_csv(journal: Journal, output: Path) -> None:
-    """The answers as CSV, in two passes: a column may show only in a late row."""
+    """Write CSV in two passes, since a column may appear first in a late row."""
     names = dict.fromkeys(name for rows in _chunks(journal) for row in rows for name in row)
     with write_whole(output) as file:
         writer = csv.DictWriter(file, [*names], lineterminator="\n")
@@ -302,12 +309,12 @@ def _write_csv(journal: Journal, output: Path) -> None:
 
 
 def _cell(value: Any) -> str:
-    """A value in CSV: text as it is, nothing for None, and the rest as in JSON."""
+    """Return a CSV cell: text unchanged, empty for None, and JSON for the rest."""
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def _write_table(journal: Journal, output: Path) -> None:
-    """The answers as Parquet, in two passes: the columns' types may show only in a late row."""
+    """Write Parquet in two passes, since a late row may decide a column's type."""
     pyarrow = _import_pyarrow(output)
     schema = pyarrow.schema([])
     for rows in _chunks(journal):

@@ -1,4 +1,4 @@
-"""`ebjr.data.preprocess`, under the name that it had before there was `ebjr.data`."""
+"""The earlier name of `ebjr.data.preprocess`, kept for compatibility."""
 
 from ebjr.data.preprocess import Preprocess as Preprocess
 from ebjr.data.preprocess import prepared as prepared

@@ -1,9 +1,9 @@
 """Open Inference Protocol v2: messages to arrays and back. Pure: bytes in, bytes out, no network.
 
-A message is a JSON object, and with the binary tensor extension the tensors' own bytes after it:
-the HTTP header `Inference-Header-Content-Length` then says how long the JSON is. Both directions
-are here, as a server reads requests and an edge device reads answers. Whatever comes in, either it
-is a message, or `ProtocolError` says in one sentence what is wrong with it.
+A message is a JSON object; with the binary tensor extension the tensors' bytes follow it, and the
+HTTP header `Inference-Header-Content-Length` is the length of the JSON. Both directions are here: a
+server reads requests, and an edge device reads answers. An invalid message raises a `ProtocolError`
+of one sentence.
 
 Source: the Open Inference Protocol, REST, and Triton's binary tensor data extension.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from ebjr.errors import ProtocolError, needs
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
-"""Says how many bytes of the body are JSON; the rest are tensors."""
+"""The number of bytes of the body that are JSON; the rest are tensors."""
 
 DATATYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -34,10 +34,10 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 
 MOST_DIMENSIONS = 32
 MOST_ELEMENTS = 2**59
-"""Of a shape without its zeros: NumPy counts bytes in 63 bits, even those of an empty array."""
+"""The product of a shape's nonzero sizes: NumPy counts bytes in 63 bits, even of an empty array."""
 
 MOST_JSON_BYTES = 2**26
-"""The longest JSON of a message: reading and writing it keeps the interpreter for 0.4 s."""
+"""The longest JSON of a message: reading it holds the interpreter's lock for 0.4 s."""
 
 _LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
@@ -47,9 +47,9 @@ Parameters = Mapping[str, bool | int | float | str]
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """An output that a request asks for, and whether its bytes are to come after the JSON.
+    """A requested output; `binary` asks for its bytes after the JSON.
 
-    `classes` asks for the names and values of this many best classes in its place: Triton's
+    `classes` asks instead for the names and values of this many best classes: Triton's
     classification extension.
     """
 
@@ -60,43 +60,43 @@ class RequestedOutput:
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """What a client wants to know: inputs by name, and the outputs it asks for, None: the usual."""
+    """A request: inputs by name, and the outputs; None asks for all."""
 
     inputs: Mapping[str, np.ndarray]
     outputs: tuple[RequestedOutput, ...] | None = None
     id: str | None = None  # the client's own name for the request
     parameters: Parameters = field(default_factory=dict)
-    binary: bool = False  # whether outputs are to come as bytes where `outputs` is None
+    binary: bool = False  # send outputs as bytes if `outputs` is None
 
     def wants(self, name: str) -> RequestedOutput | None:
-        """How an output is to be sent; None where it is not asked for."""
+        """Return how to send an output; None if it was not requested."""
         if self.outputs is None:
             return RequestedOutput(name, self.binary)
         return next((output for output in self.outputs if output.name == name), None)
 
     def check_outputs(self, known: Iterable[str]) -> None:
-        """Check that a model has every output that is asked for."""
+        """Check that a model has every requested output."""
         names = tuple(known)
         for output in self.outputs or ():
             if output.name not in names:
                 raise ProtocolError(
-                    f"there is no output {_shown(output.name)}; this model gives {', '.join(names)}"
+                    f"there is no output {_shown(output.name)}; the model has {', '.join(names)}"
                 )
 
 
 @dataclass(frozen=True, eq=False)
 class InferResponse:
-    """What a model says: outputs by name, who says it, and to which request."""
+    """An answer: outputs by name, the model, and the request's id."""
 
     outputs: Mapping[str, np.ndarray]
     model_name: str
     model_version: str | None = None
     id: str | None = None
-    parameters: Parameters = field(default_factory=dict)  # of the whole answer
+    parameters: Parameters = field(default_factory=dict)
 
 
 class TensorMetadata(NamedTuple):
-    """An input or an output as a message or a model's metadata has it; an open dimension is -1."""
+    """An input or an output in a message or a model's metadata; a dynamic dimension is -1."""
 
     name: str
     datatype: str
@@ -107,22 +107,22 @@ class TensorMetadata(NamedTuple):
 
     @classmethod
     def of(cls, name: str, dtype: Any, shape: Iterable[int | None]) -> Self:
-        """Of arrays of a NumPy type, and a shape in which an open dimension is None."""
+        """Describe arrays of a NumPy type and a shape in which a dynamic dimension is None."""
         return cls(name, datatype_of(dtype), tuple(-1 if size is None else size for size in shape))
 
     def as_dict(self) -> dict[str, Any]:
-        """As in a message."""
+        """Return the JSON of a message."""
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape can be this tensor; the first dimension is the batch."""
+        """Tell whether an array's shape fits; the first dimension is the batch."""
         known = zip(self.shape[1:], shape[1:], strict=False)
         return len(shape) == len(self.shape) and all(want in (-1, came) for want, came in known)
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a server says of a model."""
+    """A server's metadata of a model."""
 
     name: str
     versions: tuple[str, ...]
@@ -131,7 +131,7 @@ class ModelMetadata:
     outputs: tuple[TensorMetadata, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As in a message."""
+        """Return the JSON of a message."""
         tensors = (self.inputs, self.outputs)
         inputs, outputs = ([tensor.as_dict() for tensor in each] for each in tensors)
         own = {"name": self.name, "versions": list(self.versions), "platform": self.platform}
@@ -139,16 +139,16 @@ class ModelMetadata:
 
 
 def read_request(body: bytes, json_length: str | int | None = None) -> InferRequest:
-    """An inference request from the body of a POST, decompressed.
+    """Read an inference request from the decompressed body of a POST.
 
-    `json_length` is the value of the header `LENGTH_HEADER`; None says that all of it is JSON.
+    `json_length` is the value of the header `LENGTH_HEADER`; None if the whole body is JSON.
     """
     end = _json_end(body, json_length)
     return request_of(read_object(body[:end]), memoryview(body)[end:])
 
 
 def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
-    """An inference request from its JSON object and the bytes after it, whatever brought them."""
+    """Read an inference request from its JSON object and the bytes after it."""
     inputs = _read_tensors(message, "inputs", rest)
     if not inputs:
         raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
@@ -160,7 +160,7 @@ def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
 
 
 def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int | None]:
-    """The body of a request, and how long its JSON is if that is not all."""
+    """Write the body of a request; return the length of its JSON if bytes follow."""
     message: dict[str, Any] = {} if request.id is None else {"id": request.id}
     parameters = dict(request.parameters)
     if request.binary and request.outputs is None:
@@ -185,7 +185,7 @@ def _requested(output: RequestedOutput) -> dict[str, Any]:
 
 
 def read_response(body: bytes, json_length: str | int | None = None) -> InferResponse:
-    """An answer from the body of a response; the arguments are those of `read_request`."""
+    """Read an answer from the body of a response; the arguments are those of `read_request`."""
     end = _json_end(body, json_length)
     message = read_object(body[:end])
     name = _read_text(message, "model_name")
@@ -203,11 +203,11 @@ def read_response(body: bytes, json_length: str | int | None = None) -> InferRes
 def write_response(
     response: InferResponse, request: InferRequest | None = None
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and how long its JSON is if that is not all.
+    """Write the body of an answer; return the length of its JSON if bytes follow.
 
-    `request` says which outputs are sent, and which of them as bytes; None: all, as JSON.
+    `request` chooses the outputs, and which of them are sent as bytes; None sends all as JSON.
     JSON has no infinity and no NaN: infinities become the largest finite numbers of their type,
-    and NaN becomes null. Bytes carry them as they are.
+    and NaN becomes null. Bytes keep them.
     """
     wishes = InferRequest({}) if request is None else request
     wishes.check_outputs(response.outputs)
@@ -223,9 +223,9 @@ def write_response(
     return (b"".join([message, *rest]), len(message)) if rest else (message, None)
 
 
-@lru_cache(maxsize=256)  # the answers to one client differ in their tensors alone
+@lru_cache(maxsize=256)  # one model's answers mostly differ only in their tensors
 def _head(name: str, version: str | None, id: str | None, parameters: tuple[Any, ...]) -> bytes:
-    """An answer's JSON up to its tensors."""
+    """Write an answer's JSON up to its tensors."""
     known = {"model_name": name, "model_version": version, "id": id}
     message: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
     if parameters:
@@ -234,7 +234,7 @@ def _head(name: str, version: str | None, id: str | None, parameters: tuple[Any,
 
 
 def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
-    """What a server says of a model, from the object in its message."""
+    """Read a model's metadata from a message."""
     name = _read_text(message, "name")
     versions = message.get("versions") or []
     if name is None:
@@ -260,7 +260,7 @@ def _read_tensor(name: str, table: Mapping[str, Any], least: int = 0) -> TensorM
 
 @lru_cache(maxsize=128)
 def datatype_of(dtype: Any) -> str:
-    """The protocol's name of a NumPy type."""
+    """Return the protocol's name of a NumPy type."""
     known = np.dtype(dtype)
     name = _NAMES.get(known.newbyteorder("=") if known.kind in "iuf" else known)
     if name is None:
@@ -269,9 +269,9 @@ def datatype_of(dtype: Any) -> str:
 
 
 def tensor_bytes(array: np.ndarray) -> bytes:
-    r"""A tensor as the protocol sends it: row by row, little end first.
+    """Return a tensor's bytes: row by row, little-endian.
 
-    Each element of BYTES is its length, four bytes, and then as many bytes.
+    An element of BYTES is its length in four bytes, then its bytes.
     """
     if array.dtype == object:
         parts = [_as_bytes(element) for element in array.ravel().tolist()]
@@ -280,9 +280,9 @@ def tensor_bytes(array: np.ndarray) -> bytes:
 
 
 def best_classes(values: np.ndarray, count: int, names: Sequence[str] = ()) -> np.ndarray:
-    """The `count` highest of the values (n, k) of classes, best first, as texts (n, count).
+    """Return the `count` highest of the classes' values (n, k), best first, as texts (n, count).
 
-    Each is ``value:index:name``, or ``value:index`` of a class without one; `count` may exceed k.
+    Each is ``value:index:name``, or ``value:index`` for an unnamed class; `count` may exceed k.
 
     Source: Triton's classification extension.
 
@@ -310,17 +310,17 @@ def _json_end(body: bytes, json_length: str | int | None) -> int:
 
 @cache
 def _json(purpose: str) -> Any:
-    """The module that reads and writes JSON: messages need it, and importing this one does not."""
+    """Import msgspec's JSON on the first message, not with this module."""
     with needs("serve", f"{purpose} messages"):
         import msgspec.json
     return msgspec.json
 
 
 def read_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object that a message is."""
+    """Read a message's JSON object."""
     if len(raw) > MOST_JSON_BYTES:
         raise ProtocolError(
-            f"the JSON of a message may have {MOST_JSON_BYTES:,} bytes, and this one has "
+            f"the JSON of a message must have at most {MOST_JSON_BYTES:,} bytes, but has "
             f"{len(raw):,}: send its tensors as binary data"
         )
     try:
@@ -340,7 +340,7 @@ def _reason(raw: bytes, error: Exception) -> str:
     if place and (name := re.match(rb"NaN|Infinity", raw[int(place[1]) :][:8])):
         return f"JSON has no {name[0].decode()}; send such numbers as binary tensors"
     if re.search(rb"\\u[dD][89a-fA-F]", raw):
-        return f"it holds text that is not Unicode, or else: {error}"
+        return f"it holds text that is not valid Unicode, or else: {error}"
     return str(error).removeprefix("JSON is malformed: ")
 
 
@@ -352,7 +352,7 @@ def _read_text(message: Mapping[str, Any], key: str) -> str | None:
 
 
 def read_parameters(table: Mapping[str, Any], what: str) -> Parameters:
-    """The parameters of a message or of a tensor, `what` it is called."""
+    """Read the parameters of a message or a tensor, which messages name `what`."""
     if "parameters" not in table:
         return {}
     parameters = table["parameters"]
@@ -392,21 +392,21 @@ def _classes(parameters: Parameters, name: str) -> int | None:
     if count is None or (type(count) is int and count > 0):
         return count
     raise ProtocolError(
-        f"'classification' of the output {_shown(name)} must be how many classes to give, a whole "
-        f"number above 0, not {_shown(count)}"
+        f"'classification' of the output {_shown(name)} must be the number of classes to return, a "
+        f"whole number above 0, not {_shown(count)}"
     )
 
 
 def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dict[str, np.ndarray]:
-    """The arrays of a message's tensors, whose data are in the JSON or in the bytes after it."""
+    """Read a message's tensors, whose data are in the JSON or in the bytes after it."""
     found: dict[str, np.ndarray] = {}
     for name, table in _named_tables(message, key):
         tensor = _read_tensor(name, table)
         size = read_parameters(table, str(tensor)).get("binary_data_size")
         if size is None and "data" not in table:
             raise ProtocolError(
-                f"{tensor} needs 'data', or 'binary_data_size' among its parameters, "
-                "and has neither"
+                f"{tensor} needs 'data', or 'binary_data_size' among its parameters, but has "
+                "neither"
             )
         if size is not None and "data" in table:
             raise ProtocolError(f"{tensor} must have either 'data' or 'binary_data_size', not both")
@@ -423,8 +423,8 @@ def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dic
 def _checked_size(tensor: TensorMetadata, size: Any, left: int) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= left:
         raise ProtocolError(
-            f"'binary_data_size' of {tensor} must be a number of bytes that the body still "
-            f"has, at most {left}, not {_shown(size)}"
+            f"'binary_data_size' of {tensor} must be a number of bytes, at most the {left} left in "
+            f"the body, not {_shown(size)}"
         )
     return size
 
@@ -439,7 +439,7 @@ def _named_tables(message: Mapping[str, Any], key: str) -> Iterator[tuple[str, d
         if not isinstance(name, str) or not name:
             raise ProtocolError(f"each of '{key}' needs a 'name', a string, not {_shown(name)}")
         if name in known:
-            raise ProtocolError(f"there are two {_shown(name)} in '{key}'")
+            raise ProtocolError(f"'{key}' must have distinct names, but has two {_shown(name)}")
         known.add(name)
         yield name, table
 
@@ -478,9 +478,9 @@ def _from_json(tensor: TensorMetadata, data: Any) -> np.ndarray:
 
 
 def tensor_of(datatype: str, data: Sequence[Any], what: str) -> np.ndarray:
-    """An array of numbers or texts in lists of JSON, which are `what` to a client."""
+    """Make an array of numbers or texts in JSON lists, which messages name `what`."""
     dtype = DATATYPES[datatype]
-    # as objects: with a text among them NumPy would make each number as long as the longest text
+    # as objects: one long text among numbers would make NumPy pad every element to its length
     found = np.array(data, dtype=object)
     values = found.ravel().tolist()
     kinds = set(map(type, values))
@@ -488,18 +488,18 @@ def tensor_of(datatype: str, data: Sequence[Any], what: str) -> np.ndarray:
         raise ProtocolError(f"{what} must be one list, or lists of equal lengths")
     if not kinds <= _JSON_KINDS.get(dtype.kind, {int}):
         kind = "strings" if dtype.kind == "O" else f"{datatype} numbers"
-        raise ProtocolError(f"{what} does not hold {kind} alone")
+        raise ProtocolError(f"{what} must hold only {kind}")
     if dtype.kind == "O":
         return np.fromiter((text.encode("utf-8") for text in values), object).reshape(found.shape)
     return _cast(found, datatype, what)
 
 
 _JSON_KINDS: Mapping[str, set[type]] = {"b": {bool}, "f": {int, float}, "O": {str}}
-"""What JSON has for each kind of NumPy's types; for the others whole numbers."""
+"""JSON's types for each kind of NumPy type; integers for the others."""
 
 
 def _cast(found: np.ndarray, datatype: str, what: str) -> np.ndarray:
-    """Objects in the type of a tensor, if it holds them."""
+    """Cast objects to a tensor's type; a ProtocolError if they do not fit."""
     dtype = DATATYPES[datatype]
     try:
         with np.errstate(over="ignore"):
@@ -520,11 +520,11 @@ def _from_bytes(tensor: TensorMetadata, raw: memoryview) -> np.ndarray:
     dtype = DATATYPES[datatype]
     if len(raw) % dtype.itemsize:
         raise ProtocolError(
-            f"{tensor} has {len(raw)} bytes, which is no whole number of {datatype} of "
-            f"{dtype.itemsize}"
+            f"{tensor} has {len(raw)} bytes, which is not a multiple of the {dtype.itemsize} of "
+            f"{datatype}"
         )
     _check_count(tensor, len(raw) // dtype.itemsize)
-    if datatype == "BOOL":  # any byte but 0 is true, and only 0 and 1 are booleans in memory
+    if datatype == "BOOL":  # any nonzero byte is true, but NumPy's bool in memory must be 0 or 1
         return np.frombuffer(raw, np.uint8).astype(bool).reshape(shape)
     return np.frombuffer(raw, _LITTLE[datatype]).astype(dtype, copy=False).reshape(shape)
 
@@ -537,8 +537,8 @@ def _from_length_prefixed(tensor: TensorMetadata, raw: memoryview) -> np.ndarray
         end = start + 4 + length
         if start + 4 > len(raw) or end > len(raw):
             raise ProtocolError(
-                f"{tensor} ends within its element {len(found)}: each is its length in four "
-                "bytes, and then as many bytes"
+                f"{tensor} ends within its element {len(found)}: an element is its length in four "
+                "bytes, then its bytes"
             )
         found.append(bytes(raw[start + 4 : end]))
         start = end
@@ -550,12 +550,12 @@ def _check_count(tensor: TensorMetadata, count: int) -> None:
     if math.prod(tensor.shape) != count:
         raise ProtocolError(
             f"{tensor} of shape {_shown(list(tensor.shape))} needs "
-            f"{_shown(math.prod(tensor.shape))} elements, but came with {count}"
+            f"{_shown(math.prod(tensor.shape))} elements, but has {count}"
         )
 
 
 def _written(name: str, array: np.ndarray, binary: bool) -> tuple[bytes, list[bytes]]:
-    """A tensor's JSON, and its bytes where these come after the message's."""
+    """Write a tensor's JSON, and its bytes if `binary`."""
     if binary:
         raw = tensor_bytes(array)
         return _opening(name, array.shape, array.dtype, len(raw)), [raw]
@@ -565,7 +565,7 @@ def _written(name: str, array: np.ndarray, binary: bool) -> tuple[bytes, list[by
 
 @lru_cache(maxsize=256)
 def _opening(name: str, shape: tuple[int, ...], dtype: Any, size: int | None = None) -> bytes:
-    """A tensor's JSON up to its data; whole where these are `size` bytes elsewhere."""
+    """Write a tensor's JSON up to its data, or all of it if the data are `size` bytes elsewhere."""
     table: dict[str, Any] = {"name": name, "shape": shape, "datatype": datatype_of(dtype)}
     if size is not None:
         return _encoded({**table, "parameters": {"binary_data_size": size}})
@@ -573,7 +573,7 @@ def _opening(name: str, shape: tuple[int, ...], dtype: Any, size: int | None = N
 
 
 def json_values(name: str, array: np.ndarray) -> list[Any]:
-    """A tensor's values for JSON, row by row, without infinity and NaN: see `write_response`."""
+    """Return a tensor's values for JSON, row by row, without infinity and NaN."""
     if array.dtype == object:
         try:
             return [_as_bytes(element).decode("utf-8") for element in array.ravel().tolist()]
@@ -593,18 +593,18 @@ def json_values(name: str, array: np.ndarray) -> list[Any]:
 def _encoded(message: Mapping[str, Any]) -> bytes:
     for key, value in message.get("parameters", {}).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"JSON has no {value}, which the parameter {_shown(key)} is")
+            raise ValueError(f"JSON has no {value}, the value of the parameter {_shown(key)}")
     raw: bytes = _json("writing").encode(message)
     return raw
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that a float holds, infinity and NaN included; no boolean is."""
+    """Tell whether a value is a number in float's range, infinity and NaN included; not a bool."""
     return isinstance(value, float) or (is_whole(value) and abs(value) <= sys.float_info.max)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number; no boolean is."""
+    """Tell whether a value is an integer, and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -614,7 +614,7 @@ def _as_bytes(element: Any) -> bytes:
 
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    number = "a number" if is_number(value) else "a number that no float holds"
+    number = "a number" if is_number(value) else "a number beyond the range of floats"
     return "nothing" if value is None else names.get(type(value), number)
 
 

@@ -1,10 +1,9 @@
-"""Quantize: an ONNX model in eight-bit numbers, calibrated on real inputs. A cheaper student.
+"""Quantize: an ONNX model in eight-bit numbers, calibrated on real inputs, as a cheaper student.
 
-ONNX Runtime's static quantization, as it is: weights in int8, of which they use seven bits unless
-told otherwise, a scale for each output channel; activations in uint8, a scale for each tensor, from
-the range that real inputs span. The result is an ONNX file with quantize and dequantize nodes
-(QDQ), which any runtime reads, and which is faster where the processor multiplies eight-bit
-numbers (VNNI, AMX, NEON dot products).
+It is ONNX Runtime's static quantization: int8 weights (seven bits by default) with a scale for each
+output channel, and uint8 activations with a scale for each tensor, from the range of real inputs.
+Any runtime reads the result, a file with quantize and dequantize nodes (QDQ). It is faster on
+processors that multiply eight-bit numbers (VNNI, AMX, NEON dot products).
 """
 
 import os
@@ -35,18 +34,18 @@ Tell = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Quantized:
-    """What came of quantizing a model."""
+    """The result of quantizing a model."""
 
     path: str
     examples: int
     bytes_before: int
     bytes_after: int
-    operators: dict[str, int]  # products that compute in eight bits, by kind
-    agreement: float | None  # the share whose largest output is as before, if of several
-    difference: float  # how far an output moved on average, in standard deviations of those before
+    operators: dict[str, int]  # products in eight bits, by operator
+    agreement: float | None  # share of rows with the same largest output; None for one output
+    difference: float  # mean change of an output, in standard deviations of the original's
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, for JSON."""
+        """Return the fields, for JSON."""
         return asdict(self)
 
 
@@ -61,23 +60,30 @@ def quantize(
     weight_bits: int = 7,
     tell: Tell = lambda what, done, total: None,
 ) -> Quantized:
-    """Write an ``.onnx`` model in eight-bit numbers, but for what computes its outputs last.
+    """Write an ``.onnx`` model in eight-bit numbers, except for its last layers.
 
-    256 values of a logit would give a score ties, and a threshold between two says nothing. The
-    first `examples` of `batches` calibrate: real inputs (n, ...), or decoded images where there is
-    a `preprocess`. A range is all that was seen with the method ``"minmax"``; ``"entropy"`` and
-    ``"percentile"`` clip what is rare, and keep every activation in memory meanwhile. Weights of 7
-    bits are right on every processor; with 8, sums of two products overflow on x86 without VNNI.
+    Outputs of 256 distinct values would tie in every score, and a threshold could not separate
+    them. The first `examples` of `batches` calibrate: real inputs (n, ...), or decoded images with
+    a `preprocess`. The method ``"minmax"`` covers the whole range; ``"entropy"`` and
+    ``"percentile"`` clip rare values, and keep every activation in memory. 7-bit weights are right
+    on every processor; with 8 bits, sums of two products overflow on x86 without VNNI.
 
-    ModelError: `source` is no ONNX model, is quantized already, or cannot be.
+    Raises
+    ------
+    ModelError
+        `source` is not an ONNX model, is quantized already, or cannot be quantized.
+    ValueError
+        `batches` is empty, `output` is `source`, or an option is out of range.
     """
     check_choice("method", method, METHODS)
     check_at_least(1, examples=examples)
     if weight_bits not in WEIGHT_BITS:
-        raise ValueError(f"weight_bits must be 7 or 8, but is {weight_bits}")
+        raise ValueError(f"weight_bits must be 7 or 8, not {weight_bits}")
     source, output = Path(source), Path(output)
     if output.resolve() == source.resolve():
-        raise ValueError(f"{output} is the model itself; give the quantized one another name")
+        raise ValueError(
+            f"the output {output} is the model itself; give it another name (--output)"
+        )
     model = OnnxModel(source)
     _check_input(model)
     inputs = _first(batches, examples, model, preprocess)
@@ -85,7 +91,7 @@ def quantize(
     with tempfile.TemporaryDirectory(prefix="ebjr-quantize-") as folder:
         made = Path(folder) / "quantized.onnx"
         _quantize(model, inputs, made, method, weight_bits, tell)
-        # asked before it takes the place of what was there: it must run
+        # run it before it replaces an existing file
         operators, after = _operators(made), _answers(OnnxModel(made), inputs)
         with made.open("rb") as finished, write_whole(output, "wb") as file:
             shutil.copyfileobj(finished, file)
@@ -102,7 +108,7 @@ def quantize(
 
 
 def compare_seconds(before: Model, after: Model, row: Any) -> dict[str, dict[str, float]]:
-    """The median seconds of a batch of 1 and of 64, before and after, as far as models take it."""
+    """Return the median seconds of batches of 1 and 64, before and after, if the batch is free."""
     sizes = [size for size in (1, 64) if getattr(before, "fixed_batch", None) in (None, size)]
     times = [
         measure_latency(each, lambda n: np.repeat(row, n, axis=0), sizes, seconds=1.0)
@@ -117,12 +123,12 @@ def compare_seconds(before: Model, after: Model, row: Any) -> dict[str, dict[str
 def _check_input(model: OnnxModel) -> None:
     if model.input_dtype != np.float32:
         raise ModelError(
-            f"{model.path} must take float32 inputs to be quantized, but takes "
-            f"{model.input_dtype}; export it in single precision"
+            f"{model.path} must take float32 inputs to be quantized, not {model.input_dtype}; "
+            "export it in single precision"
         )
     kinds = {node.op_type for node in _graph(model.path).node}
     if any(kind in _QUANTIZED or kind.startswith("QLinear") for kind in kinds):
-        raise ModelError(f"{model.path} is quantized already; give the model it was made of")
+        raise ModelError(f"{model.path} is quantized already; give the original model")
 
 
 def _first(
@@ -135,12 +141,12 @@ def _first(
         if sum(map(len, parts)) >= examples:
             break
     if not parts:
-        raise ValueError(f"there are no inputs to calibrate {model.path} on; give some")
+        raise ValueError(f"batches must hold inputs to calibrate {model.path} on, but are empty")
     return np.concatenate(parts)
 
 
 def _batches(model: OnnxModel, inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    # all batches have one length: ONNX Runtime's histograms fail on a last one that is shorter
+    # equal batches: ONNX Runtime's histograms fail on a shorter last one
     step = model.fixed_batch or next(n for n in range(32, 0, -1) if len(inputs) % n == 0)
     for start in range(0, len(inputs), step):
         rows = inputs[start : start + step]
@@ -156,7 +162,7 @@ def _quantize(
         from onnxruntime.quantization.shape_inference import quant_pre_process
     folded, feeds = target.with_name("folded.onnx"), _feeds(model, inputs, tell)
     try:
-        with quiet():  # its advice is about how it is called, which is settled here
+        with quiet():  # its warnings are advice to the caller, not to our user
             quant_pre_process(str(model.path), str(folded), skip_symbolic_shape=True)
             last = _last_layers(_graph(folded))
             quantize_file(
@@ -171,21 +177,19 @@ def _quantize(
                 calibrate_method=CalibrationMethod[METHODS[method]],
                 nodes_to_exclude=last,
             )
-    except Exception as error:  # its errors share no base but this one
+    except Exception as error:  # its errors share no other base
         if isinstance(error, OSError | MemoryError):
             raise
-        raise ModelError(
-            f"{model.path} cannot be quantized: ONNX Runtime says: {one_line(error)}"
-        ) from error
+        raise ModelError(f"ONNX Runtime cannot quantize {model.path}: {one_line(error)}") from error
     if not _operators(target):
         raise ModelError(
-            f"{model.path} has nothing to quantize but what computes its outputs last: it has no "
-            "other convolution, matrix product or the like"
+            f"{model.path} has nothing to quantize: no convolution or matrix product before its "
+            "last layer"
         )
 
 
 def _feeds(model: OnnxModel, inputs: NDArray[Any], tell: Tell) -> Iterator[dict[str, NDArray[Any]]]:
-    """The inputs as ONNX Runtime's calibration asks for them, with progress."""
+    """Yield the inputs for ONNX Runtime's calibration, with progress."""
     done, total = 0, len(inputs)
     for batch in _batches(model, inputs):
         tell("calibrating", min(done, total), total)
@@ -199,7 +203,7 @@ _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
 def _last_layers(graph: Any) -> list[str]:
-    """The nodes from each output back to the product that it comes from, that one included."""
+    """Return the nodes from each output back to its last product, inclusive."""
     maker = {name: node for node in graph.node for name in node.output}
     names, waiting = [], [value.name for value in graph.output]
     while waiting:

@@ -1,25 +1,26 @@
-"""Recalibrate: does today's threshold still do what it was chosen for, and would another pay?
+"""Recalibrate: is today's threshold still right, and would another one pay?
 
-Examples recorded since then answer two questions. They *judge today's threshold*, which never saw
-them, all at once: the promise is broken where a test at level `alpha` refutes it. And they *choose
-the threshold again* as `calibrate` does, for the same goal, with the same score and blend: half of
-them choose, with the same guarantee, and the other half say what came of it.
+New examples answer two questions. All of them *judge today's threshold*, which they did not choose:
+the promise is broken if a test at level `alpha` refutes it. And they *choose the threshold again*,
+as `calibrate` does, for the same goal, score and blend: half of them choose, with the same
+guarantee, and the other half show the result.
 
-- ``"broken"``: the promise is refuted. While it is kept, that is said at most `alpha` of the time.
-- ``"moved"``: it is not, and the new threshold defers another share of the inputs: by more than
-  `worth`, and by more than the scatter of both choices. That of the new one is seen on resampled
-  examples, and that of today's is taken to be the same, on as many examples as it was chosen on.
+- ``"broken"``: the promise is refuted. A kept promise is called broken with probability `alpha` at
+  most.
+- ``"moved"``: the promise is not refuted, and the new threshold changes the deferral rate by more
+  than `worth` and by more than the scatter of both choices. Resampled examples show the scatter of
+  the new choice; today's is taken to be the same, on as many examples as it was chosen on.
 - ``"kept"``: neither.
 
-*Slices* are judged beside, each class and each value of the columns that are given, and do not
-decide: the promise is about all inputs. Their levels are ``alpha`` over their number, so that with
-probability ``1 - alpha`` none that is within is called over. A slice is judged from as many
-examples on as would show, with probability 0.8, a mean loss half of its standard deviation over
-the limit.
+*Slices* are each class, and each value of the given columns. They are judged too but do not decide,
+because the promise is about all inputs. Their levels are ``alpha`` over their number, so that with
+probability ``1 - alpha`` no slice within the limit is called over. A slice is judged if it has
+enough examples to show, with probability 0.8, a mean loss that is half of its standard deviation
+over the limit.
 
-Where losses are bounded (accuracy, deferral rates, `loss_bound`) the tests are exact, see
-`calibration.guarantee.LossesAt`; elsewhere they are those of the bootstrap, stretched to their
-level as a normal distribution's.
+If losses are bounded (accuracy, deferral rates, `loss_bound`) the tests are exact, see
+`calibration.guarantee.LossesAt`. Otherwise they use the bootstrap's intervals, stretched to their
+level like those of a normal distribution.
 """
 
 from __future__ import annotations
@@ -56,28 +57,28 @@ from ebjr.windows import STATE_FILE, STATE_FORMAT, RiskWindows, foremost, why_re
 
 KEPT, MOVED, BROKEN = "kept", "moved", "broken"
 EXIT_STATUS = {KEPT: 0, MOVED: 3, BROKEN: 4}
-"""By status: that of the command."""
+"""By status: the command's exit status."""
 
 WITHIN, OVER, OPEN, FEW = "within", "over", "open", "too few"
 
 WINDOWS = 10
-"""Into how many slices of the same size times and other numbers are cut, in their order."""
+"""How many slices of equal size times and numbers are cut into, in order."""
 
 MOST_VALUES, MOST_TEXTS = 100, 10_000
-"""The most values of a column that are slices of their own: of whole numbers, and of texts."""
+"""The most values of a column that become slices: for whole numbers, and for texts."""
 
 _EFFECT, _POWER = 0.5, 0.8
-_RESAMPLES, _RESAMPLES_OF_WHOLE = (100, 50_000), (30, 500)  # how many, and of how many rows
+_RESAMPLES, _RESAMPLES_OF_WHOLE = (100, 50_000), (30, 500)  # their number, and their most rows
 
 
 @dataclass(frozen=True)
 class Slice:
     """The examples of a class, or of a value of a column, at today's threshold.
 
-    `loss` is what the promise bounds, with its interval at the slices' level; None where there are
-    too few examples, or where nothing is promised. `loss_after` is that at the new threshold, if
-    there is one, on the same examples, some of which chose it. `standing` is ``"within"`` the
-    limit, ``"over"`` it, ``"open"``, or ``"too few"``.
+    `loss` is what the promise bounds, with its interval at the slices' level; None if there are too
+    few examples or nothing is promised. `loss_after` is the loss at the new threshold, if there is
+    one, on the same examples, some of which chose it. `standing` is ``"within"`` the limit,
+    ``"over"`` it, ``"open"``, or ``"too few"``.
     """
 
     column: str
@@ -92,31 +93,31 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Recalibration:
-    """What new examples say of a calibrated threshold.
+    """What new examples show about a calibrated threshold.
 
     Attributes
     ----------
     config
-        What ``joint.toml`` says today.
+        Today's ``joint.toml``.
     goal, promise, limit
-        What the threshold was chosen for, the loss that this bounds (``"excess"``, ``"harm"``,
-        ``"risk"`` or ``"rate"``; None where the goal bounds none), and how large it may be.
+        The threshold's goal, the loss that it bounds (``"excess"``, ``"harm"``, ``"risk"`` or
+        ``"rate"``; None if it bounds none), and the largest loss that keeps it.
     today, loss
-        Today's threshold on all new examples, and the loss there, each end of whose interval is
-        wrong with probability at most `alpha`.
+        Today's threshold on all new examples, and its loss there; each end of the interval is
+        wrong with probability `alpha` at most.
     refuted
-        Whether the examples refute that the loss is at most `limit`.
+        Whether the examples refute a loss of at most `limit`.
     study
-        The new threshold, chosen on one part of the examples and reported on the other; None where
-        `reason` says why there is none.
+        The new threshold, chosen on one part of the examples and reported on the other; None if
+        there is none, for `reason`.
     found
-        The new threshold on all new examples, as `today` is.
+        The new threshold on all new examples, like `today`.
     change
-        By how much more of the new examples the new threshold defers, with the interval of chance.
+        The new threshold's deferral rate minus today's, with its interval of chance.
     slices, least
-        Parts of the examples, and how many of them a judgement takes.
+        The slices, and the number of examples that a judgement needs.
     alpha, worth
-        As they were given.
+        The arguments of `recalibrate`.
     """
 
     config: JointConfig
@@ -150,12 +151,12 @@ class Recalibration:
 
     @property
     def shown(self) -> bool:
-        """Whether the whole interval of the loss keeps the limit: more than "not refuted"."""
+        """Whether the whole interval of the loss is within the limit: more than "not refuted"."""
         return self.loss is None or (self.limit is not None and self.loss.high <= self.limit)
 
     @property
     def saving(self) -> float | None:
-        """The share of today's cost that the new threshold saves; None where it is not known."""
+        """The share of today's cost that the new threshold saves; None if unknown."""
         unit = self.today.unit
         if self.found is None or unit is None:
             return None
@@ -164,30 +165,30 @@ class Recalibration:
 
     @property
     def statement(self) -> str:
-        """The status and why, in a few sentences."""
+        """The status and its reasons, in a few sentences."""
         return " ".join(filter(None, (self._promise_words, self._change_words, self._over_words)))
 
     @property
     def _promise_words(self) -> str:
         n = f"{self.today.n:,} new examples"
         if self.loss is None or self.limit is None:
-            return f"{self.status.capitalize()}: the goal {self.goal.kind} bounds no loss."
+            return f"{self.status.capitalize()}: the goal {self.goal.kind} sets no limit to check."
         word, verb = ("goal", "asked") if self.goal.delta is None else ("promise", "promised")
-        state = "refuted" if self.refuted else "kept, as is shown" if self.shown else "not refuted"
+        state = "refuted" if self.refuted else "shown to be kept" if self.shown else "not refuted"
         ends = f"{self.loss.low:.4g} to {self.loss.high:.4g}"
         figures = f"{LOSSES[self.promise or '']} is {self.loss.estimate:.4g} on {n} ({ends})"
-        limit = f"at most {self.limit:.4g} is {verb}"
+        limit = f"at most {self.limit:.4g} was {verb}"
         return f"{self.status.capitalize()}: the {word} is {state}; {figures}, and {limit}."
 
     @property
     def _change_words(self) -> str:
         if self.found is None or self.change is None:
             return f"No threshold can be chosen now: {self.reason}."
-        rates = f"{self.found.deferral_rate:.1%} and not {self.today.deferral_rate:.1%}"
-        found = f"The threshold chosen now, {self.found.threshold:.6g}, defers {rates}"
+        rates = f"{self.found.deferral_rate:.1%} instead of {self.today.deferral_rate:.1%}"
+        found = f"The new threshold, {self.found.threshold:.6g}, defers {rates}"
         chance = "which may be chance" if not self._beyond_chance else "which is beyond chance"
         if self._beyond_chance and abs(self.change.estimate) <= self.worth:
-            chance += f" and too little to move for (under {self.worth:g})"
+            chance += f" but too little to count (under {self.worth:g})"
         saved = "" if self.saving is None else _saving_words(self.saving, self.today.unit)
         return f"{found}, {chance}{saved}."
 
@@ -197,10 +198,10 @@ class Recalibration:
         if not over:
             return ""
         more = f" and {len(over) - 5} more" if len(over) > 5 else ""
-        return f"Over the limit by themselves: {', '.join(over[:5])}{more}."
+        return f"Over the limit on their own: {', '.join(over[:5])}{more}."
 
     def new_config(self) -> JointConfig:
-        """What ``joint.toml`` says with the new threshold; CalibrationError where there is none."""
+        """Return ``joint.toml`` with the new threshold; CalibrationError if there is none."""
         if self.study is None:
             raise CalibrationError(f"there is no new threshold to write: {self.reason}")
         config = self.config
@@ -209,7 +210,7 @@ class Recalibration:
         return replace(config, **{name: getattr(made, name) for name in new})
 
     def as_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
+        """Return every figure for JSON."""
         same = ("status", "shown", "refuted", "promise", "limit", "reason", "least", "statement")
         before, study = self.config.certificate, self.study
         after = None if study is None else study.point.certified
@@ -234,7 +235,7 @@ LOSSES = {
     "risk": "the loss",
     "rate": "the deferral rate",
 }
-"""By promise: what it bounds, in a few words."""
+"""By promise: what it bounds, in words."""
 
 
 def recalibrate(
@@ -249,33 +250,33 @@ def recalibrate(
 ) -> Recalibration:
     """Judge a calibrated threshold on new examples, and choose it again on them.
 
-    Nothing is written: ``recalibrate(...).new_config().save(path)`` does.
+    To write the result, call ``recalibrate(...).new_config().save(path)``.
 
     Parameters
     ----------
     joint
-        A ``joint.toml``, or what it says.
+        A ``joint.toml``, or its configuration.
     outcomes
-        What its models said on examples that it was not calibrated on, labeled as those were. A
-        mix of traffic that the threshold was chosen in is drawn from them.
+        New outcomes of its models, labeled like the calibration examples. If the threshold was
+        chosen for a mix of traffic, they are resampled to it.
     slices
-        By name: columns (n,) of `outcomes` to judge its rows by, beside their classes. Numbers of
-        many values and times are cut into `WINDOWS` parts; all others are slices by value.
+        By name: columns (n,) by which to slice `outcomes`, in addition to its classes. Numbers with
+        many values, and times, are cut into `WINDOWS` parts; other values are slices of their own.
     alpha
-        How often a kept promise may be called broken, between 0 and 1.
+        The probability of calling a kept promise broken, between 0 and 0.5.
     worth
-        How much the deferral rate must change to count as moved, as 0.01.
+        The smallest change in deferral rate that counts as moved, like 0.01.
     fraction, seed
-        The share of the examples that the new threshold is chosen on, and of that split.
+        The share of the examples that choose the new threshold, and the seed of that split.
 
     Raises
     ------
     ValueError
-        `outcomes` are of other models, of another task or of other classes, are labeled otherwise
-        or were calibrated on, or are too few; a column of `slices` has another length; `joint` does
-        not say what the threshold was chosen for, or an argument is out of range.
+        `outcomes` have other models, another task, other classes or other labels than `joint`, were
+        calibrated on, or are too few; a column of `slices` has another length; `joint` does not
+        name its goal; or an argument is out of range.
     ModelError
-        A model's file, or how its inputs are prepared, has changed since the calibration.
+        A model's file or preprocessing has changed since the calibration.
 
     Examples
     --------
@@ -335,11 +336,11 @@ def recalibrate(
 
 @dataclass(frozen=True, eq=False)
 class AuditedThreshold:
-    """What a server's monitors know of its threshold, by the rows that it served.
+    """What a server's monitors show about its threshold, from the rows it served.
 
-    `risk` watched the promise, in all rows, `windows` window by window, and `drift` the scores.
-    `why` says, by kind, why it would pay to choose the threshold again. A server keeps counts of
-    its audits and no rows: they choose no new threshold, and tell no class from another.
+    `risk` watched the promise in all rows, `windows` in each window, and `drift` the scores. `why`
+    says, by kind, why choosing the threshold again would pay. A server keeps counts of its audits
+    and no rows, so audits cannot choose a new threshold or tell one class from another.
     """
 
     risk: RiskMonitor
@@ -349,19 +350,19 @@ class AuditedThreshold:
 
     @property
     def status(self) -> str:
-        """``"broken"`` where the promise was, ``"moved"`` where there is another reason."""
+        """``"broken"`` if the promise was, ``"moved"`` for another reason, or ``"kept"``."""
         return BROKEN if "broken" in self.why else MOVED if self.why else KEPT
 
     @property
     def statement(self) -> str:
-        """The status and why, in a few sentences."""
+        """The status and its reasons, in a few sentences."""
         drift = () if self.drift is None else (self.drift.statement,)
         pays = (f"Choosing the threshold again would pay: {'; '.join(self.why.values())}.",)
         words = (f"{self.status.capitalize()}.", self.risk.statement, *drift)
         return " ".join((*words, *(pays if self.why else ()), LEFT_OPEN))
 
     def as_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
+        """Return every figure for JSON."""
         names = ("status", "statement", "rows", "risk", "lower", "upper", "tolerance")
         past = [] if self.windows is None else self.windows.past
         return {
@@ -375,10 +376,10 @@ class AuditedThreshold:
 
 
 LEFT_OPEN = (
-    "Audits choose no new threshold, and tell neither classes nor what labels would say: a server "
-    "keeps their counts, and not the rows. Record new examples for that, and give --outcomes."
+    "Audits cannot choose a new threshold, show classes or replace labels: a server keeps their "
+    "counts, not the rows. For that, record new examples and give --outcomes."
 )
-"""What cannot be said from audits."""
+"""What audits cannot show."""
 
 
 def recalibrate_audits(
@@ -389,28 +390,28 @@ def recalibrate_audits(
     Parameters
     ----------
     joint
-        The ``joint.toml`` that is served, or what it says.
+        The ``joint.toml`` that is served, or its configuration.
     path
-        The ``monitor.json`` of the server, or the folder that holds it.
+        The server's ``monitor.json``, or the folder that holds it.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        `path` does not exist.
     ValueError
-        It is of another calibration or damaged, or knows of no audits, or of too few.
+        The file belongs to another calibration, is damaged, or has no audits or too few.
     """
     config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
     file = Path(path)
     file = file / STATE_FILE if file.is_dir() else file
     if not file.is_file():
         raise FileNotFoundError(
-            f"there is no {file}: `ebjr serve --audit-rate 0.01 --state FOLDER` writes it"
+            f"{file} does not exist: `ebjr serve --audit-rate 0.01 --state FOLDER` writes it"
         )
     try:
         kept = json.loads(read_text(file))
         if kept["format"] != STATE_FORMAT:
-            raise ValueError(f"its format is {kept['format']!r}, not {STATE_FORMAT!r}")
+            raise ValueError(f"the format is {kept['format']!r}, not {STATE_FORMAT!r}")
         states, windows = kept["monitors"], kept.get("windows")
         drift = _resumed(DriftMonitor, states.get("drift"))
         risk = foremost(
@@ -418,23 +419,23 @@ def recalibrate_audits(
         )
         passed = _resumed(RiskWindows, windows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is not what a server's monitors keep: {error}") from error
+        raise ValueError(f"{file} is not a server's monitor.json: {error}") from error
     known = config.calibration
     if (of := kept.get("calibration")) is None or of != known.get("outcomes"):
         raise ValueError(
-            f"{file} is of a server with another calibration ({of}) than joint.toml's "
+            f"{file} belongs to a server with another calibration ({of}) than joint.toml's "
             f"({known.get('outcomes')}): give the joint.toml that is served"
         )
     own = known.get("drift")
     if drift and own and drift.reference != DriftMonitor.of_reference(own).reference:
         raise ValueError(
-            f"{file} is of a server with another threshold or score, chosen on the same outcomes "
-            "as joint.toml's: give the joint.toml that is served"
+            f"{file} belongs to a server with another threshold or score, chosen on the same "
+            "outcomes as joint.toml's: give the joint.toml that is served"
         )
     if risk is None or risk.rows < (least := least_examples(risk.alpha)):
-        seen = "no audits" if risk is None else f"{risk.rows} rows, and {least} are the least"
+        seen = "no audits" if risk is None else f"{risk.rows} rows; at least {least} are needed"
         raise ValueError(
-            f"{file} knows of {seen}: serve for longer with --audit-rate 0.01, or record new "
+            f"{file} has {seen}: serve for longer with --audit-rate 0.01, or record new "
             "examples and give --outcomes"
         )
     return AuditedThreshold(risk, passed, drift, why_recalibrate(risk, passed, drift))
@@ -445,9 +446,12 @@ def _resumed(kind: Any, state: Any) -> Any:
 
 
 def read_slices(path: str | os.PathLike[str], names: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Columns of a table, ``.csv``, ``.jsonl``, ``.parquet`` or ``.arrow``, for `recalibrate`.
+    """Read columns of a table, ``.csv``, ``.jsonl``, ``.parquet`` or ``.arrow``: `names`, or all.
 
-    Those of `names`, or all. ValueError: `path` cannot be read, or does not have one of them.
+    Raises
+    ------
+    ValueError
+        `path` cannot be read or lacks a column of `names`.
     """
     table = Table.of(Path(path))
     have = table.schema.names
@@ -458,7 +462,7 @@ def read_slices(path: str | os.PathLike[str], names: Sequence[str] = ()) -> dict
 
 
 def least_examples(level: float) -> int:
-    """How many examples a judgement at a level takes, whatever they are judged by.
+    """Return how many examples a judgement at a level needs.
 
     Examples
     --------
@@ -468,21 +472,20 @@ def least_examples(level: float) -> int:
     return math.ceil(((ndtri(1 - level) + ndtri(_POWER)) / _EFFECT) ** 2)
 
 
-# --- what is given
+# --- the inputs
 
 
 def _checked(
     config: JointConfig, outcomes: Outcomes, columns: Mapping[str, Any], alpha: float, seed: int
 ) -> tuple[Outcomes, Outcomes, OperatingPoint, Mapping[str, np.ndarray]]:
-    """The outcomes as of a pair, those to judge, today's point on them, and their columns."""
+    """Return the outcomes as a pair's, those to judge, today's point on them, and their columns."""
     if config.goal is None:
         raise ValueError(
-            "joint.toml does not say what its threshold was chosen for: let `ebjr calibrate` write "
-            "it"
+            "joint.toml does not name the goal of its threshold: write it with `ebjr calibrate`"
         )
     config.check()
     for part in config.parts:
-        with suppress(FileNotFoundError):  # outcomes may be judged where the models are not
+        with suppress(FileNotFoundError):  # the models need not be on this machine
             part.check()
     if outcomes.task == config.task:
         chosen_by = config.calibration.get("chosen_on", {}).get("metric", outcomes.metric)
@@ -490,8 +493,8 @@ def _checked(
     whole, point = config.point_on(outcomes)
     if config.calibration.get("outcomes") == whole.fingerprint:
         raise ValueError(
-            "the threshold was calibrated on these very outcomes: record new examples; `ebjr "
-            "evaluate` has the figures of the half that was held out"
+            "the threshold was calibrated on these outcomes: record new examples, or use `ebjr "
+            "evaluate` for the figures of the held-out half"
         )
     check_classes(whole)
     _check_labeled(config, whole)
@@ -502,34 +505,34 @@ def _checked(
         table, given = whole.take(rows), {name: values[rows] for name, values in given.items()}
     if len(table) < (least := least_examples(alpha)):
         raise ValueError(
-            f"{len(table)} examples are too few to judge a threshold by: record at least {least}, "
-            "and better thousands"
+            f"{len(table)} examples are too few to judge a threshold: record at least {least}, "
+            "better thousands"
         )
     table = table.with_scale(config.rescale)
     return whole, table, _own(point, evaluate(table, point)), given
 
 
 def _own(before: OperatingPoint, after: OperatingPoint) -> OperatingPoint:
-    """The figures of one point with the promise of another, which may be a chain's."""
+    """Return the figures of one point with the promise of another, which may be a chain's."""
     figures = {one.name: getattr(after, one.name) for one in fields(OperatingPoint)}
     return replace(before, **figures | {"certified": before.certified})
 
 
 def _check_labeled(config: JointConfig, outcomes: Outcomes) -> None:
-    """Agreement with the teacher is another promise than one about labels."""
+    """Raise ValueError if the promise is about labels and the outcomes have none, or vice versa."""
     chosen, certificate = config.calibration.get("chosen_on", {}), config.certificate
     of_teacher = chosen.get("teacher_quality", outcomes.quality("teacher"))
     perfect = bool(np.isclose(of_teacher, 0.0 if outcomes.measure.lower else 1.0, atol=1e-9))
     labeled = not perfect if certificate is None else certificate.labeled
     if labeled and not outcomes.labeled:
         raise ValueError(
-            "joint.toml was calibrated on labels, and these outcomes have none, but the teacher's "
-            "own answers: record examples that are labeled"
+            "joint.toml was calibrated on labels, but these outcomes only have the teacher's own "
+            "answers: record labeled examples"
         )
     if not labeled and certificate is not None and outcomes.labeled:
         raise ValueError(
-            "joint.toml promises agreement with the teacher, and these outcomes are judged by "
-            "labels: record the examples without them"
+            "joint.toml promises agreement with the teacher, but these outcomes have labels: "
+            "record the examples without them"
         )
 
 
@@ -537,14 +540,13 @@ def _column(name: str, values: Any, n: int) -> np.ndarray:
     column = np.asarray(values)
     if column.shape != (n,):
         raise ValueError(
-            f"the column {name} of slices must have a value for each of {n} examples, but its "
-            f"shape is {column.shape}"
+            f"the column {name} of slices must have one value per example, ({n},), not the shape "
+            f"{column.shape}"
         )
     column = column.astype(str) if column.dtype == object else column
     if column.dtype.kind in "US" and (count := len(np.unique(column))) > MOST_TEXTS:
         raise ValueError(
-            f"the column {name} of slices has {count:,} values, and slices are of values that "
-            "examples share: leave it out"
+            f"the column {name} of slices has {count:,} values, too many for slices: leave it out"
         )
     return column
 
@@ -567,7 +569,7 @@ class _Judge:
         self._deferred = is_deferred(point.router.score(table.student), point.threshold)
 
     def refutes(self, alpha: float) -> bool:
-        """Whether the promise is refuted on all examples."""
+        """Whether all examples together refute the promise."""
         if self.limit is None:
             return False
         if self._losses is not None:
@@ -576,7 +578,7 @@ class _Judge:
         return found is not None and found.low > self.limit
 
     def interval(self, alpha: float, rows: np.ndarray | None = None) -> Interval | None:
-        """The promised loss of some rows, or of all; None where nothing is promised."""
+        """Return the promised loss of some rows, or of all; None if nothing is promised."""
         if self.limit is None:
             return None
         if self._losses is None:
@@ -586,14 +588,14 @@ class _Judge:
         )
 
     def figures(self, rows: np.ndarray) -> tuple[float, float]:
-        """Of some rows: the deferral rate, and the quality; NaN where there is none."""
+        """Return the deferral rate and quality of some rows; NaN for a quality without labels."""
         quality = math.nan
-        with suppress(ValueError):  # an AP without a labeled box is none
+        with suppress(ValueError):  # AP is undefined without a labeled box
             quality = self._quality(rows)
         return float(self._deferred[rows].mean()), quality
 
     def standing(self, loss: Interval | None) -> str:
-        """Where the interval of a slice's loss lies."""
+        """Return the standing of a slice's loss."""
         if loss is None or self.limit is None:
             return OPEN
         return OVER if loss.low > self.limit else WITHIN if loss.high <= self.limit else OPEN
@@ -615,20 +617,20 @@ class _Judge:
 
 
 def _limit(goal: Goal, table: Outcomes) -> float:
-    """How large the promised loss may be, in its own unit."""
+    """Return the largest loss that keeps the promise, in its unit."""
     limit = float(goal.limit or 0.0)
     if goal.kind == "accuracy":
         return limit if table.measure.lower else 1 - limit
     if goal.kind == "budget" and goal.unit != "deferral_rate":
         costs = table.student_cost, table.teacher_cost
-        TradeOffCurve.of(table).cost_in(str(goal.unit))  # or says that it is not known
+        TradeOffCurve.of(table).cost_in(str(goal.unit))  # raises if the cost is unknown
         student, teacher = (getattr(cost, str(goal.unit)) for cost in costs)
         return float(np.clip((limit - student) / teacher, 0.0, 1.0))
     return limit
 
 
 def _approximate(goal: Goal, table: Outcomes, point: OperatingPoint, alpha: float) -> Interval:
-    """The promised loss with the bootstrap's interval, stretched to a level."""
+    """Return the promised loss with the bootstrap's interval, stretched to a level."""
     intervals, measure = bootstrap(table, point), table.measure
     if goal.kind == "match-teacher":
         estimate, low, high = (-end for end in intervals["gain_over_teacher"])
@@ -649,7 +651,7 @@ def _approximate(goal: Goal, table: Outcomes, point: OperatingPoint, alpha: floa
 def _judged_slices(
     judge: _Judge, after: _Judge | None, columns: Mapping[str, np.ndarray], alpha: float
 ) -> tuple[tuple[Slice, ...], int]:
-    """Every slice, and the least number of examples: all that have as many share the level."""
+    """Judge every slice that is large enough to share the level; return the least size too."""
     parts = [*_classes(judge.table), *_values(columns)]
     count, least = len(parts), least_examples(alpha / max(len(parts), 1))
     while (enough := sum(len(rows) >= least for *_, rows in parts)) < count:
@@ -672,7 +674,7 @@ Part = tuple[str, str, np.ndarray]  # a column, a value, and its rows
 
 
 def _classes(table: Outcomes) -> Iterator[Part]:
-    """The rows of each class; of label sets those that have the label."""
+    """Yield the rows of each class; of label sets, the rows that have the label."""
     if table.kind.has_labels:
         for label, rows in _groups(np.asarray(table.targets)):
             yield "class", str(label) if table.labels is None else table.labels[label], rows
@@ -685,7 +687,7 @@ def _classes(table: Outcomes) -> Iterator[Part]:
 
 
 def _values(columns: Mapping[str, np.ndarray]) -> Iterator[Part]:
-    """The rows of each value of each column, or of each part of times and of many numbers."""
+    """Yield the rows of each value of each column, or of each part of times and many numbers."""
     for name, column in columns.items():
         counted = column.dtype.kind in "iu" and len(np.unique(column)) > MOST_VALUES
         if counted or column.dtype.kind in "Mmf":
@@ -702,19 +704,19 @@ def _values(columns: Mapping[str, np.ndarray]) -> Iterator[Part]:
 
 
 def _groups(column: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
-    """Each value of a column (n,) with its rows, ascending both."""
+    """Yield each value of a column, (n,), with its rows, in ascending order."""
     order = np.argsort(column, kind="stable")
     values, first = np.unique(column[order], return_index=True)
     yield from zip(values.tolist(), np.split(order, first[1:]), strict=True)
 
 
-# --- the threshold chosen now
+# --- the new threshold
 
 
 def _change(
     study: Study, table: Outcomes, change: float, config: JointConfig, alpha: float
 ) -> Interval:
-    """By how much more is deferred at the new threshold, with the interval of both choices."""
+    """Return the change of the deferral rate, with the interval of both choices' scatter."""
     known = config.calibration
     chosen_on = known.get("certified", known.get("chosen_on", {})).get("n", len(table))
     scatter = _scatter(study, table) * math.sqrt(1 / chosen_on + 1 / len(study.calibration))
@@ -723,23 +725,27 @@ def _change(
 
 
 def _scatter(study: Study, table: Outcomes) -> float:
-    """The deviation of the deferral rate chosen on one example: on n it is a root of n smaller."""
+    """Return the deviation of the chosen deferral rate, for a choice on one example.
+
+    On n examples it is smaller by the root of n.
+    """
     examples, rng = study.calibration, np.random.default_rng(0)
     times, most = _RESAMPLES if table.measure.whole is None else _RESAMPLES_OF_WHOLE
     n = min(len(examples), most)
     scores = np.sort(deferral_key(score_values(study.point.router.score, table)))
     rates = np.empty(times)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # all that is to be said was said of the examples
+        warnings.simplefilter("ignore")  # the examples themselves have already warned
         for number in range(times):
             drawn = examples.take(rng.integers(0, len(examples), n))
             rates[number] = np.searchsorted(scores, _chosen_again(drawn, study)) / len(table)
-    low, high = np.quantile(rates, [0.05, 0.95])  # a few that lead to none are no scatter
+    # quantiles, because a few resamples without a threshold must not count
+    low, high = np.quantile(rates, [0.05, 0.95])
     return float((high - low) / (ndtri(0.95) - ndtri(0.05))) * math.sqrt(n)
 
 
 def _chosen_again(drawn: Outcomes, study: Study) -> float:
-    """The threshold that a resample leads to: inf, which defers all, where it leads to none."""
+    """Return the threshold that a resample leads to; inf, which defers all, if to none."""
     goal, score, blend = study.goal, study.point.router.score, study.point.blend
     with suppress(CalibrationError):
         if goal.delta is None or goal.promised == "rate":

@@ -1,7 +1,7 @@
-"""Recording: models answer labeled data once, and what is known of them is kept beside it.
+"""Recording: run the models once on labeled data, and keep their answers and what is known of them.
 
-One door for Python and the command line: preprocessing is found, costs are counted and measured,
-and what the models and the data say of themselves is compared before the work is done.
+Python and the command line share this code. It infers preprocessing, counts and measures costs, and
+compares what the models and the data say about themselves before the expensive work.
 """
 
 import math
@@ -50,17 +50,17 @@ from ebjr.tasks import as_task
 Batches = Iterable[tuple[Batch, Any]]
 
 MOST_SILENT = 0.05
-"""The largest share of examples that models may leave unanswered: the others are still a sample."""
+"""The largest share of examples that models may leave unanswered."""
 
 MANY = 200
-"""After how many examples that is looked at before the end."""
+"""The number of examples after which that share is checked before the end."""
 
 LEAST_SECONDS = 1.0
-"""How long each of two models must have run before their times are compared."""
+"""How long each model must have run before their times are compared."""
 
 
 class About(TypedDict, total=False):
-    """The keyword arguments of `record` beside data and task, which documents them."""
+    """The other keyword arguments of `record`, which documents them."""
 
     student_preprocess: Preprocess | str | None
     teacher_preprocess: Preprocess | str | None
@@ -91,64 +91,62 @@ def record(
     progress: Callable[[int], None] | None = None,
     **about: Unpack[About],
 ) -> Outcomes:
-    """Run both models once on labeled examples and keep what they said.
+    """Run both models once on labeled examples and keep their answers.
 
     Parameters
     ----------
     student, teacher
         Models: a batch in, raw output out.
     inputs
-        Array (n, ...) or a list of n inputs; both models are given the same. Or what
-        `ebjr.data.open.open_data` opened, which has its own targets and class names.
+        An array (n, ...) or a list of n inputs for both models, or what `ebjr.data.open.open_data`
+        returned, which has its own targets and class names.
     targets
         (n,) integer labels, names of labels, or numbers; (n, labels) of 0 and 1; or a list of n
-        `GroundTruth`. Labels are matched by name where data and models name them. None
-        takes the teacher's own answers for targets, and every accuracy is agreement with it.
+        `GroundTruth`. Labels are matched by name if data and models name them. With None the
+        teacher's own answers are the targets, and every accuracy is agreement with the teacher.
     task
         ``"classification"``, ``"multilabel"``, ``"specialized"``, ``"regression"`` or
-        ``"detection"``. A model that is known to answer label sets is for ``"multilabel"`` alone.
+        ``"detection"``. A model known to answer label sets needs ``"multilabel"``.
     batch_size
-        How many inputs a model gets at once.
+        Inputs per model call.
     progress
-        Called with the number of examples that a batch has added.
+        Called with the number of examples of each recorded batch.
     student_preprocess, teacher_preprocess
-        How decoded images become a model's input: a `Preprocess`, its text as in
-        ``"size=160,resize=crop"``, or a ``.toml`` file. ``"auto"``, the default, reads size and
-        layout off the input of a model that takes no images as they are, and says so; ``"infer"``
-        insists on that; None leaves the inputs as they are.
+        How decoded images become a model's input: a `Preprocess`, its text like
+        ``"size=160,resize=crop"``, or a ``.toml`` file. ``"auto"``, the default, takes size and
+        layout from the model's input if it cannot take the images as they are, and says so;
+        ``"infer"`` always does; None never does.
     output_kind
-        What both models answer: ``"logits"``, ``"probabilities"``, whose logarithm is then taken,
-        or ``"auto"``: what their answers to the first batch look like, which is said. None, the
-        default, refuses what does not look like logits: where a model is loaded its option
-        `output_kind` says it for all uses.
+        What the models return: ``"logits"``, ``"probabilities"``, whose logarithm is taken, or
+        ``"auto"``, which decides by the first batch and says so. None, the default, raises if
+        answers do not look like logits. `load_model` has an option of the same name.
     student_cost, teacher_cost
-        What an example costs, where it is known. What these leave open is filled in: FLOPs are
-        counted, seconds and, where a model is remote, bytes are measured in this run.
+        Known costs of an example. Unknown ones are filled in: FLOPs are counted; seconds, and bytes
+        of a remote model, are measured in this run.
     preprocess, costs
-        As of `record_all`, of both models at once.
+        As in `record_all`.
     flops
-        Count the FLOPs of models that can be looked into: files and torch modules.
+        Count the FLOPs of model files and torch modules.
     joules
-        Measure the joules of both models, or estimate them, before the run; this takes seconds.
+        Measure or estimate the joules of both models before the run, which takes seconds.
     labels, metric, known_classes, rescale, models
-        As of `Outcomes`. `labels` are those of the data, and `models` name the files and addresses
-        of both models, unless given.
+        As in `Outcomes`. By default `labels` are the data's, and `models` names both models' files
+        and addresses.
     folder
-        Where the outcomes will be saved: paths in `models` are relative to it. None: absolute.
+        The folder of the outcomes file: paths in `models` are relative to it. None: absolute.
     keep
-        A `Journal` beside the file of the outcomes, which keeps each batch that both models have
-        answered: after an error or a kill the same call goes on from there. Save the outcomes, then
-        call its `remove`. A model that came from no file is known there by its name alone.
+        A `Journal` beside the outcomes file that keeps each recorded batch: after an error or a
+        kill the same call resumes there. Call its `remove` once the outcomes are saved. It knows a
+        model that came from no file only by name.
 
     Raises
     ------
     ValueError
-        `inputs` and `targets` differ in length or are empty, `targets` are not of the task (as soon
-        as the first batch has told how many classes there are), or a model is for another task; or
-        `keep` is of other models or data, or of data that have changed since.
+        `inputs` and `targets` differ in length or are empty; `targets` do not fit the task; a model
+        is for another task; or `keep` belongs to other models or data.
     ModelError
-        A model did not return one row for each input, or not the same classes in each batch, or
-        returned NaN or infinity.
+        A model returned another number of rows than inputs, other classes than in the first batch,
+        NaN or infinity.
 
     Warns
     -----
@@ -176,24 +174,24 @@ def record_all(
     progress: Callable[[int], None] | None = None,
     **about: Unpack[About],
 ) -> Outcomes:
-    """`record` for any number of models, the cheapest first: they are called as `roles_of` says.
+    """`record` for any number of models, the cheapest first; `roles_of` names them.
 
     Parameters
     ----------
     models
-        At least two; a second look of one of them, `ebjr.look`, is a model, too. More than two are
+        At least two; a second look of one of them (`ebjr.look`) is a model too. More than two work
         for classification, multilabel and regression.
     inputs, targets, task, batch_size, progress
-        As of `record`.
+        As in `record`.
     **about
-        As of `record`. `preprocess` is that of all models, or a sequence with one for each, and
-        `costs` a sequence with one for each; what has a role's name, as `teacher_cost`, goes first.
+        As in `record`. `preprocess` is for all models, or a sequence with one per model, and
+        `costs` a sequence with one per model; arguments of a role, like `teacher_cost`, win.
 
     Raises
     ------
     ValueError
-        As of `record`; or a look is of what is no image, or of more than two models one is known to
-        cost over a tenth more than the next.
+        As in `record`; a look needs images; or one of more than two models costs over a tenth more
+        than the next.
 
     Examples
     --------
@@ -207,7 +205,7 @@ def record_all(
     if not isinstance(inputs, Data):
         return recording.run(recording.of_arrays(inputs, targets, batch_size), progress)
     if targets is not None:
-        raise ValueError("the data have targets of their own: give the data alone")
+        raise ValueError("the data have their own targets: remove `targets`")
     return recording.run(recording.of_data(inputs, batch_size), progress)
 
 
@@ -232,17 +230,15 @@ def record_batches(
 
 
 class _Recording:
-    """The models by role, what was said of them, and what they have said so far."""
+    """The models by role, what is known of them, and their answers so far."""
 
     def __init__(self, models: Sequence[Model], task: str, about: About) -> None:
         unknown = about.keys() - About.__annotations__.keys()
         if unknown:
             known = ", ".join(About.__annotations__)
-            raise TypeError(f"there is no argument {min(unknown)!r}; there are {known}")
+            raise TypeError(f"unknown argument {min(unknown)!r}; known are {known}")
         if len(models) < 2:
-            raise ValueError(
-                f"at least 2 models are recorded, the cheapest first, not {len(models)}"
-            )
+            raise ValueError(f"give at least 2 models, the cheapest first, not {len(models)}")
         self.roles = roles = roles_of(len(models))
         self.given: dict[str, Model] = dict(zip(roles, models, strict=True))
         self.about: dict[str, Any] = {**about}
@@ -251,44 +247,45 @@ class _Recording:
         self.kind = as_task(task, about.get("known_classes"))
         if len(models) > 2 and (self.kind.known_classes or self.kind.targets_are == "boxes"):
             raise ValueError(
-                "more than two models are recorded for classification, multilabel and regression, "
+                "more than two models work for classification, multilabel and regression, "
                 f"not for {task}: give a student and a teacher"
             )
         self._check_pairs(self.given, lambda one, other: check_pair(one, other, self.kind))
         self.check_all: Callable[[], None] = lambda: None
         self.data: Data | None = None
         self.contents: Callable[[], dict[str, Any]] | None = None
-        self.read = self.told = 0  # examples that were read, and of the unreadable those counted
-        self.before: Mapping[str, int] = {}  # bytes that models moved and that are not ours
+        self.read = self.told = 0  # examples read, and unreadable ones already in the journal
+        self.before: Mapping[str, int] = {}  # bytes that models moved before this recording
         self.journal: Journal | None = about.get("keep")
         self.models: dict[str, Model] = {}
-        self.entries: dict[str, Entry] = {}  # of the models that joint.toml can name
-        self.features: Any = None  # of the latest batch: what a teacher that continues is asked
+        self.entries: dict[str, Entry] = {}  # models that joint.toml can name
+        self.features: Any = None  # the latest batch's, for a teacher that continues the student
         self.outputs: dict[str, list[Any]] = {role: [] for role in roles}
         self.seconds = dict.fromkeys(roles, 0.0)
-        self.dollars = dict.fromkeys(roles, 0.0)  # NaN where a model does not say them
+        self.dollars = dict.fromkeys(roles, 0.0)  # NaN if a model reports none
         self.targets: list[Any] = []
         self.classes: int | None = None
         self.places: Places | None = None
-        self.undecided = dict.fromkeys(roles, False)  # answers that are 0 or 1 may be anything
+        self.undecided = dict.fromkeys(roles, False)  # answers of only 0 and 1 may be either kind
         self.labeled = True
-        self.asked = self.fresh = 0  # examples that models were asked about; in the latest batch
-        self.silent: list[str] = []  # for each of them that one has not answered: who, and why
+        self.asked = self.fresh = 0  # examples asked so far; and in the latest batch
+        self.silent: list[str] = []  # one text per missing answer: example, role, reason
 
     def _of_each(self, what: str, one: str, usual: Any) -> dict[str, Any]:
-        """What was said of all models at once, of each one in their order, or by a role's name."""
+        """Return a value per role, from one for all, one per model, or a role's own argument."""
         said = self.about.get(what, usual)
         each = said if isinstance(said, list | tuple) else [said] * len(self.roles)
         if len(each) != len(self.roles):
             raise ValueError(
-                f"there are {len(self.roles)} models: {what} must be one for each, not {len(each)}"
+                f"{what} must have one value for each of {len(self.roles)} models, not {len(each)}"
             )
         pairs = zip(self.roles, each, strict=True)
         return {role: self.about.get(f"{role}_{one}", value) for role, value in pairs}
 
     def _check_pairs(self, of: Mapping[str, Any], check: Callable[[Any, Any], Any]) -> None:
-        """Check any two models, whichever they are, as a student and its teacher."""
+        """Check every two models like a student and its teacher."""
         pairs = combinations(self.roles, 2)
+        # pairs with the teacher first, like a recording of two models
         for one, other in sorted(pairs, key=lambda pair: pair[1] != self.roles[-1]):
             try:
                 check(of[one], of[other])
@@ -303,7 +300,7 @@ class _Recording:
         return f"{role} ({facts(self.given[role]).name})"
 
     def of_data(self, data: Data, size: int) -> Callable[[int], Batches]:
-        """The batches of some data, once they are known to have targets of the task."""
+        """Return the batches of some data, after checking that their targets fit the task."""
         self.data, wanted = data, self.kind.targets_are
         if wanted == "numbers" and data.has_targets and not isinstance(data, ArrayData):
             raise ValueError(
@@ -320,7 +317,7 @@ class _Recording:
         if wanted != "numbers" and data.classes is not None:
             self.about.setdefault("labels", data.classes)
         self.about.setdefault("columns", data.columns)
-        if isinstance(data, ArrayData) and data.targets is not None:  # all labels are at hand
+        if isinstance(data, ArrayData) and data.targets is not None:  # all labels are known already
             labels = self._read(data.targets)
             self.check_all = lambda: self._in_range(labels)
         place = str(data.path.resolve())
@@ -328,7 +325,7 @@ class _Recording:
         return lambda start: ((batch.inputs, batch.targets) for batch in data.batches(size, start))
 
     def of_arrays(self, inputs: Batch, targets: Any, size: int) -> Callable[[int], Batches]:
-        """The batches of inputs that are all here, whose targets can all be checked at once."""
+        """Return the batches of inputs in memory, whose targets can all be checked at once."""
         n = row_count(inputs)
 
         def batches(start: int) -> Batches:
@@ -347,7 +344,7 @@ class _Recording:
     def run(
         self, batches: Callable[[int], Batches], progress: Callable[[int], None] | None
     ) -> Outcomes:
-        """Run both models on every batch, or on those that an earlier run has not recorded."""
+        """Run the models on every batch, or on those that the journal does not have."""
         stream = iter(batches(0))
         first = next(stream, None)
         if first is None:
@@ -363,7 +360,7 @@ class _Recording:
             raise ValueError(misordered)
         models = self._provenance(costs)
         unreadable = self._take_up()
-        if self.read:  # the first batch has been compared, and its rows are in the journal
+        if self.read:  # the first batch ran only to be compared
             stream = iter(batches(self.read))
         else:
             self._keep()
@@ -373,6 +370,7 @@ class _Recording:
             self._add(inputs, targets)
             self._keep()
             tell(row_count(inputs))
+        # the journal's unreadable examples come first, in the order of the data
         if self.data is not None:
             self.data.unreadable[:0] = unreadable
         self._check_silent(least=0)
@@ -400,7 +398,7 @@ class _Recording:
         return outcomes
 
     def _misordered(self, costs: Mapping[str, Cost]) -> str | None:
-        """What to say of the first of more than two models that costs more than the next."""
+        """Return the complaint if one of more than two models costs more than the next."""
         for one, other in pairwise(self.roles if len(self.roles) > 2 else ()):
             if (unit := common_unit(costs[one], costs[other])) is None:
                 continue
@@ -408,16 +406,16 @@ class _Recording:
             if dear > MOST_DEARER * cheap:
                 return (
                     f"give the cheapest model first: {self._named(one)} costs {dear:.4g} {unit} an "
-                    f"example, and {self._named(other)} after it {cheap:.4g}"
+                    f"example, but {self._named(other)} after it costs {cheap:.4g}"
                 )
         return None
 
     def _resume(self) -> None:
-        """Open the journal, if there is to be one, once it is known to be of this recording."""
+        """Open the journal, after checking that it belongs to this recording."""
         if self.journal is None:
             return
         if self.contents is None:
-            raise ValueError("keep= is for data and arrays: a stream cannot be gone on with")
+            raise ValueError("keep= is for data and arrays: a stream cannot be resumed")
         known = self._provenance(dict.fromkeys(self.roles, Cost()))
         whose = {**self.contents(), "task": self.kind.name, "knows": self.kind.known_classes}
         whose |= {name: self.about.get(name) for name in ("labels", "output_kind")}
@@ -427,7 +425,7 @@ class _Recording:
         self.journal.resume(whose)
 
     def _take_up(self) -> list[tuple[str, str]]:
-        """Put an earlier run's rows in the place of the first batch: what it could not read."""
+        """Replace the first batch by an earlier run's rows; return what that run could not read."""
         records = [] if self.journal is None else list(self.journal.records())
         if not records:
             return []
@@ -443,11 +441,11 @@ class _Recording:
         self.dollars = {role: float(each) for role, each in last["dollars"].items()}
         self.asked, self.silent = last["asked"], last["silent"]
         self.before = {r: self.before[r] + moved[r] - last["moved"][r] for r in self.roles}
-        note(f"goes on after {self.read:,} examples that an earlier run recorded")
+        note(f"resuming after {self.read:,} examples that an earlier run recorded")
         return [(name, reason) for told, _ in records for name, reason in told["unreadable"]]
 
     def _keep(self) -> None:
-        """Add the latest batch to the journal, and what all took until then."""
+        """Add the latest batch, and the totals so far, to the journal."""
         if self.journal is None:
             return
         content = BytesIO()
@@ -463,7 +461,7 @@ class _Recording:
         self.journal.add({**about, "unreadable": unreadable}, content.getvalue())
 
     def _prepare(self, inputs: Batch, targets: Any) -> None:
-        """Give each model its preprocessing, once the first batch is known to be for the task."""
+        """Check that the first batch fits the task, then give each model its preprocessing."""
         check_columns(inputs if self.data is None else self.data, *self.given.values())
         if self.data is not None:
             _check_labels(targets, self.kind, self.data.path)
@@ -472,7 +470,7 @@ class _Recording:
         for role, model in self.given.items():
             wanted = self.preprocess[role]
             argument = f"{role}_preprocess" if len(self.roles) == 2 else "preprocess"
-            if isinstance(model, FarTeacher):  # it is asked about all rows, whatever its limit
+            if isinstance(model, FarTeacher):  # recording asks about all rows, without its limit
                 inside = prepare_for(model.teacher, inputs, wanted, argument)
                 self.models[role] = FarTeacher(inside, replace(model.link, rows_per_second=None))
             else:
@@ -481,26 +479,26 @@ class _Recording:
                 said = self.kind.numbered(role, self.models[role], inputs, targets, self.data)
                 self.models[role] = said
             if isinstance(one := self.models[role], Look):
-                one.seen(inputs)  # before any model runs
+                one.seen(inputs)  # raises before any model runs
         mine, theirs = (facts(self.models[role]).labels for role in ("student", "teacher"))
-        if self.kind.targets_are == "boxes" and mine and theirs:  # they are numbered by now
+        if self.kind.targets_are == "boxes" and mine and theirs:  # in the data's numbers by now
             self.kind.check_names(mine, theirs)
 
     def _costs(self, inputs: Batch) -> dict[str, Cost]:
-        """The costs that were given, with what can be told before the models run on all data."""
+        """Return the given costs, with those that can be found before the run."""
         few = inputs[:4] if self.kind.takes_images else inputs  # a detector's images are large
         flops, joules = self.about.get("flops", True), self.about.get("joules", False)
         how = {"flops": flops, "joules": joules, "features": self.features}
         return costs_of(self.models, few, self.known_costs, **how)
 
     def _name_models(self) -> None:
-        """Find the entries for ``joint.toml`` of the models that have a file or an address."""
+        """Find ``joint.toml``'s entries of the models that have a file or an address."""
         for role, model in self.given.items():
             link = model.link if isinstance(model, FarTeacher) else None
-            with suppress(TypeError, FileNotFoundError):  # the model cannot be named in a file
+            with suppress(TypeError, FileNotFoundError):  # a file cannot name this model
                 entry = entry_of(self.models[role], link=link)
                 kept = {key: value for key, value in entry.options.items() if key != "threads"}
-                self.entries[role] = replace(entry, options=kept)  # threads are this run's
+                self.entries[role] = replace(entry, options=kept)  # threads belong to this run
 
     def _provenance(self, costs: Mapping[str, Cost]) -> dict[str, Any]:
         folder = None if self.about.get("folder") is None else Path(self.about["folder"])
@@ -508,11 +506,11 @@ class _Recording:
         return {role: entry.as_table(folder) for role, entry in entries.items()}
 
     def _add(self, inputs: Batch, given: Any) -> None:
-        """Ask all models about a batch; the labels are checked first, as far as they can be."""
+        """Check the labels of a batch as far as possible, then ask all models about it."""
         number = len(self.targets) + 1
         if number > 1 and self.labeled is (given is None):
             raise ValueError(
-                f"some batches have labels and batch {number} is not alike: label all or none"
+                f"only some batches up to batch {number} have labels: label all batches or none"
             )
         self.labeled = given is not None
         rows = row_count(inputs)
@@ -524,7 +522,7 @@ class _Recording:
         if not heard.all():
             self._check_silent(least=MANY)
             if not len(kept := np.flatnonzero(heard)):
-                raise TeacherUnavailable(f"a whole batch has no answer, {self.silent[-1]}")
+                raise TeacherUnavailable(f"a whole batch has no answers: {self.silent[-1]}")
             labels = None if labels is None else take_rows(labels, kept)
             for said in self.outputs.values():
                 said[-1] = take_rows(said[-1], kept)
@@ -535,28 +533,28 @@ class _Recording:
         )
 
     def _check_silent(self, least: int) -> None:
-        """Say which examples have no answer; a ModelError says that they are too many."""
+        """Note which examples have no answer; raise ModelError if they are too many."""
         if not self.silent or self.asked < least:
             return
         count = len({one.partition(":")[0] for one in self.silent})
         words = f"{count} of {self.asked} examples have no answer, {self.silent[0]}"
         if count > MOST_SILENT * self.asked:
             raise ModelError(
-                f"{words}: say in the prompt how to answer, show examples there, or take another "
-                "model"
+                f"{words}: tell the model in the prompt how to answer, show it examples, or use "
+                "another model"
             )
         if not least:
-            note(f"{words}: they are left out")
+            note(f"{words}: these are left out")
 
     def _ask(self, role: str, inputs: Batch, number: int) -> np.ndarray:
-        """Ask a model about a batch of n inputs: (n,) bool, which it has answered."""
+        """Ask a model about a batch of n inputs; return which rows it answered, (n,) bool."""
         began = time.perf_counter()
         model, teacher = self.models[role], facts(self.models["teacher"])
         said = model(self.features if facts(model).continues else inputs)
         output, heard, why = _raw_output(role, said, row_count(inputs))
         rows = self.kind.collect(role, output, row_count(inputs))
         missed = np.flatnonzero(~heard) + self.asked
-        self.silent += [f"example {row}: of the {role}, {why}" for row in missed.tolist()]
+        self.silent += [f"example {row}: {role}, {why}" for row in missed.tolist()]
         self.seconds[role] += time.perf_counter() - began
         spent = as_answer(said).spent
         self.dollars[role] += math.nan if spent is None else float(spent[:, 2].sum())
@@ -574,7 +572,7 @@ class _Recording:
         return heard
 
     def _output_kind(self, role: str, rows: Any) -> str | None:
-        """What a model's answers to the first batch are, where they must become logits."""
+        """Return what a model's first answers are, if they must be turned into logits."""
         wanted, known = self.about.get("output_kind"), facts(self.models[role])
         if wanted not in (None, "auto", "logits", "probabilities"):
             raise ValueError(f"output_kind must be auto, logits or probabilities, not {wanted!r}")
@@ -592,7 +590,7 @@ class _Recording:
         return seen
 
     def _compare(self, labels: Any) -> Any:
-        """Compare what was said of the first batch: by all models, and by the labels it has."""
+        """Compare the answers to the first batch with each other and with its labels."""
         first = {role: self.kind.check_output(role, self.outputs[role][0]) for role in self.roles}
         self._check_pairs(first, self.kind.common_classes)
         self.classes = self.kind.common_classes(first["student"], first["teacher"])
@@ -604,8 +602,12 @@ class _Recording:
         return None if labels is None else self._in_range(labels, " in batch 1")
 
     def _match_names(self) -> None:
-        """Find where the data's labels are among the models' classes."""
-        assert self.classes is not None
+        """Find the data's labels among the models' classes."""
+        if self.classes is None:
+            raise TypeError(
+                f"the task {self.kind.name!r} has labels, so its common_classes must return the "
+                "number of classes"
+            )
         said = {role: facts(model).labels for role, model in self.given.items()}
         named = [role for role in reversed(self.roles) if are_names(said[role])]
         numbered = [role for role in self.roles if said[role] and role not in named]
@@ -617,15 +619,15 @@ class _Recording:
         if named and numbered and (names is None or self.places.place is not None):
             raise ValueError(
                 f"the {named[0]} calls its classes {some(said[named[0]] or ())}, and the "
-                f"{numbered[0]} numbers its own from 0: say what these numbers are called, in "
-                "their order, with --classes (labels=)"
+                f"{numbered[0]} only numbers them from 0: name the classes in the order of these "
+                "numbers with --classes (labels=)"
             )
         self.about["labels"] = self.places.labels
         if self.places.said is not None:
             note(self.places.said)
 
     def _read(self, given: Any) -> Any:
-        """Targets as they are given: names of labels are looked up once both models answered."""
+        """Read targets; names stay names until both models have answered."""
         if self.kind.has_labels:
             array = as_names(to_numpy(given))
             named = [self.about.get("labels"), *(facts(m).labels for m in self.given.values())]
@@ -637,11 +639,11 @@ class _Recording:
                 return array.astype(np.int64)
             whole = array.dtype.kind == "f" and bool((array % 1 == 0).all())
             if array.dtype.kind == "b" or (whole and any(map(whole_numbers, filter(None, named)))):
-                given = array.astype(np.int64)  # as the model's own classes are
+                given = array.astype(np.int64)  # the model's own classes are whole numbers
         return self.kind.check_targets(given)
 
     def _in_range(self, labels: Any, where: str = "") -> Any:
-        """Targets as the models number them, once they are known to be among the classes."""
+        """Return targets in the models' numbering; ValueError if they are not classes."""
         placed = labels
         if self.places is not None and self.classes is not None:
             placed = self.places.of(labels, self.classes)
@@ -649,7 +651,7 @@ class _Recording:
         return placed
 
     def _checked(self, given: Any, rows: int, number: int) -> Any:
-        """The targets of a batch, checked before a model runs on it as far as they can be."""
+        """Return a batch's targets, checked as far as possible before a model runs on it."""
         labels = self._read(given)
         if len(labels) != rows:
             raise ValueError(f"a batch has {rows} inputs but {len(labels)} targets")
@@ -668,7 +670,7 @@ class _Recording:
         return found
 
     def _moved(self) -> dict[str, int]:
-        """How many bytes each model has sent and received; one that is here moves none."""
+        """Return the bytes that each model sent and received; a local model moves none."""
         now = {role: facts(model).bytes_moved or 0 for role, model in self.models.items()}
         return {role: count - self.before.get(role, 0) for role, count in now.items()}
 
@@ -676,7 +678,7 @@ class _Recording:
 def counter(
     what: str, total: int, tell: Callable[[str, int, int | None], None]
 ) -> Callable[[int], None]:
-    """What `record` takes as `progress`: it adds up the examples that are done, and tells."""
+    """Make `record`'s `progress`: it adds up the recorded examples and tells the total."""
     done = 0
     tell(what, done, total)
 
@@ -692,7 +694,6 @@ def counter(
 
 
 def _check_labels(targets: Any, kind: Task, path: Path) -> None:
-    """Say that data are for another task before a model runs on them."""
     boxes, wanted = isinstance(targets, list), kind.targets_are == "boxes"
     if boxes and not wanted:
         raise ValueError(f"{path} has labeled boxes: give --task detection (task='detection')")
@@ -706,7 +707,7 @@ def _check_labels(targets: Any, kind: Task, path: Path) -> None:
 
 
 def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> None:
-    """A model must answer the same classes in each batch."""
+    """Raise ModelError if a model's classes differ from those of its first batch."""
 
     def said(rows: Any) -> str:
         form = kind.form(rows)
@@ -720,12 +721,12 @@ def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> N
 
 
 def _note_chance(outcomes: Outcomes, role: str) -> None:
-    """Say that a model answers no better than guessing, and what the reason may be."""
+    """Note if a model is no better than guessing, and the likely reasons."""
     kind, n, quality = outcomes.kind, len(outcomes), outcomes.quality(role)
     if kind.targets_are == "boxes":
         guess = 0.0 if outcomes.labeled and any(map(len, outcomes.targets)) else -1.0
     elif kind.has_labels and outcomes.measure.binary and outcomes.labeled and n >= 30:
-        # on fewer examples nobody can tell an accuracy from guessing
+        # 30: fewer examples cannot tell an accuracy from guessing
         share = 1 / np.asarray(outcomes.teacher).shape[1]
         guess = share + 2 * np.sqrt(share * (1 - share) / n)
     else:
@@ -735,21 +736,21 @@ def _note_chance(outcomes: Outcomes, role: str) -> None:
     own = f"{role}-" if len(outcomes.roles) == 2 else ""
     read = f"--{own}output, --{own}layout" if own else "--output-kind"
     note(
-        f"the {role}'s {outcomes.measure.title} is {quality:.1%}, what guessing gives or less: "
-        f"its input may be prepared otherwise (--{own}preprocess), its classes be in another "
-        f"order (--classes), or its answers be read wrongly ({read})"
+        f"the {role}'s {outcomes.measure.title} is {quality:.1%}, no better than guessing: "
+        f"its input may need other preprocessing (--{own}preprocess), its classes may be in "
+        f"another order (--classes), or its answers may be read wrongly ({read})"
     )
 
 
 def _raw_output(role: str, said: Any, rows: int) -> tuple[Array, np.ndarray, str | None]:
-    """A model's raw output, zeros where there is none; (n,) bool, where it is; and why it is not.
+    """Return raw output with zeros for missing rows, which rows are there, and why others are not.
 
-    A joint model's answer carries it, and must be whole.
+    The answer of a joint model must be complete.
     """
     answer = as_answer(said)
     if answer.degraded is not None and to_numpy(answer.degraded).any():
         raise TeacherUnavailable(
-            f"the {role} is a joint model whose own teacher could not be reached; record again "
+            f"the {role} is a joint model whose own teacher could not be reached: record again "
             "when it can"
         )
     if answer.answered is None:

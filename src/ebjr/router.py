@@ -1,6 +1,6 @@
 """Router: one comparison, ``score >= threshold``, keeps an input on the student (eq. 6).
 
-The comparison, and the order in which thresholds defer rows, stand in this file and nowhere else.
+The comparison, and the order in which thresholds defer rows, are in this file only.
 """
 
 import math
@@ -14,7 +14,7 @@ from ebjr.scores import Score, as_score
 
 
 class Router:
-    """Decides for each row of the student's raw output: keep it, or defer to the teacher (eq. 6).
+    """Keeps or defers each row of the student's raw output (eq. 6).
 
     Parameters
     ----------
@@ -22,11 +22,11 @@ class Router:
         A name (``"energy"``, ``"softmax(temperature=2.0)"``) or any callable from raw output
         (n, ...) to (n,). Higher = keep.
     threshold
-        In the score's unit; above ``-inf``. A row is kept when ``score >= threshold``; every other
-        one, those with a NaN score included, is deferred. ``inf`` defers every finite score.
+        In the score's unit, above ``-inf``. A row is kept if ``score >= threshold``; every other
+        row, also one with a NaN score, is deferred. ``inf`` defers every finite score.
     skip
-        Of a stage with more stages after it: a row whose score is under `skip` is hopeless here. It
-        is kept, too, for the router of the next stage to defer.
+        For a stage with more stages after it: a row whose score is under `skip` has no hope here.
+        It is kept, so that the next stage's router can defer it.
 
     Raises
     ------
@@ -52,11 +52,11 @@ class Router:
         self.threshold = threshold
         self.skip = None if skip is None else check_threshold(skip)
         if self.skip is not None and self.skip >= self.threshold:
-            raise ValueError(f"skip must be under the threshold, {threshold}, but is {skip}")
+            raise ValueError(f"skip must be under the threshold, {threshold}, not {skip}")
 
     @property
     def threshold(self) -> float:
-        """The knob. A new value takes effect at the next batch."""
+        """The knob; a new value takes effect at the next batch."""
         return self._threshold
 
     @threshold.setter
@@ -64,12 +64,12 @@ class Router:
         self._threshold = check_threshold(value)
 
     def __call__(self, output: Array) -> tuple[Array, Array]:
-        """Score the student's raw output (n, ...): returns score (n,) and deferred (n,) bool."""
+        """Return score, (n,), and deferred, (n,) bool, of the student's raw output, (n, ...)."""
         score = self.score(output)
         return score, self.deferred(score, self._threshold)
 
     def deferred(self, score: Array, threshold: float | np.ndarray) -> Array:
-        """(n,) bool: which rows of a score are deferred at a threshold, see `is_deferred`."""
+        """Return which rows, (n,) bool, a threshold defers, see `is_deferred`."""
         return is_deferred(score, threshold, self.skip)
 
     def __repr__(self) -> str:
@@ -78,14 +78,13 @@ class Router:
 
 
 def is_deferred(score: Array, threshold: float | np.ndarray, skip: float | None = None) -> Array:
-    """Which rows the teacher answers: not those with ``score >= threshold`` (eq. 6).
+    """Return which rows the teacher answers: all but those with ``score >= threshold`` (eq. 6).
 
-    Nor those whose score is under `skip`, if that is given; a NaN is under nothing.
+    Rows whose score is under `skip`, if given, are not deferred either; NaN is not under `skip`.
 
-    `score` is (n,), or one number; NaN is deferred at every threshold. Of NumPy scores `threshold`
-    may be (n,), one for each row. The answer is bool, of the score's shape, in its library and on
-    its device. A single-precision score reaches a double-precision threshold just where it does so
-    in double precision, which some devices lack.
+    `score` is (n,) or a number; NaN is deferred at every threshold. With NumPy scores `threshold`
+    may be (n,), one per row. The result is bool, in the score's shape, library and device. A
+    single-precision score is compared as in double precision, which some devices lack.
 
     Examples
     --------
@@ -102,21 +101,24 @@ def is_deferred(score: Array, threshold: float | np.ndarray, skip: float | None 
 
 
 def deferral_key(score: np.ndarray) -> np.ndarray:
-    """Scores as they are ranked, (n,): what every threshold defers comes first, as ``-inf``.
+    """Return scores, (n,), as they are ranked: NaN, which every threshold defers, is ``-inf``.
 
-    Rows are deferred in the ascending order of this key as the threshold rises.
+    A rising threshold defers rows in the ascending order of this key.
     """
     return np.where(np.isnan(score), -np.inf, score)
 
 
 def check_threshold(value: float) -> float:
-    """The threshold as a float.
+    """Return a threshold as a float.
 
-    NaN is refused, and ``-inf``, which would keep even the rows that a score marks with ``-inf``.
+    Raises
+    ------
+    ValueError
+        `value` is NaN, or ``-inf``, which would keep even rows that a score marks with ``-inf``.
     """
     try:
         number = math.nan if isinstance(value, str | bool) else float(value)
-    except (ValueError, OverflowError):  # no number, or a whole one that no float holds
+    except (ValueError, OverflowError):  # not a number, or an integer too large for a float
         number = math.nan
     if math.isnan(number) or number == -math.inf:
         raise ValueError(f"threshold must be a number above -inf, not {value!r:.60}")
@@ -125,9 +127,9 @@ def check_threshold(value: float) -> float:
 
 @lru_cache(maxsize=256)
 def round_up(number: float) -> float:
-    """The smallest single-precision number that is not below `number`.
+    """Return the smallest single-precision number that is at least `number`.
 
-    A single-precision score reaches the one just where it reaches the other.
+    A single-precision score reaches one exactly if it reaches the other.
     """
     with np.errstate(over="ignore"):
         single = np.float32(number)

@@ -1,14 +1,14 @@
 """Scores: how well an input fits what the student knows. Higher = keep on the student.
 
-Every score maps raw output of n rows to (n,). Those of classifiers are here and read logits,
-(n, classes); other forms of raw output, and the scores that read them, stand in the folder of their
-task under `ebjr.tasks`, which calls `declare_raw_output`. Arrays of NumPy and PyTorch go in,
-and the same library on the same device comes out. A row with a NaN or +inf logit has the score NaN,
-which no threshold keeps: it is deferred.
+Every score maps raw output of n rows to (n,). The scores of classifiers are here and read logits,
+(n, classes). Other forms of raw output and their scores are in the folders of their tasks under
+`ebjr.tasks`, which call `declare_raw_output`. Scores take NumPy and PyTorch arrays and return the
+same library's on the same device. A row with a NaN or +inf logit has the score NaN, which no
+threshold keeps, so it is deferred.
 
-The paper's score is `energy` (eq. 3, on logits). The thresholds that its authors published for
-10 and for 100 classes lie in the only range that `softmax_energy` can take and outside of any
-logit energy, so both are here, under two names. Which one is best depends on the pair: measure.
+The paper's score is `energy` (eq. 3, on logits). The thresholds that its authors published for 10
+and for 100 classes lie in the only range that `softmax_energy` can take, and outside that of any
+logit energy, so both are here under two names. Which is best depends on the pair: measure.
 """
 
 import ast
@@ -41,12 +41,15 @@ from ebjr.plugins import load_entry_points
 def energy(logits: Array, temperature: float = 1.0) -> Array:
     """Negative free energy of the logits, ``-F(x) = T logsumexp(S(x) / T)`` (eq. 3), in nats.
 
-    ValueError: `logits` have fewer than two columns, or `temperature` is not positive.
-
     - `logits`: (n, classes).
-    - `temperature`: T > 0; 1 is the paper's.
+    - `temperature`: T > 0; the paper's is 1.
 
-    Returns: (n,), unbounded; grows by c when every logit of a row grows by c.
+    Returns (n,), unbounded; it grows by c when every logit of a row grows by c.
+
+    Raises
+    ------
+    ValueError
+        `logits` has fewer than two columns, or `temperature` is not positive.
 
     Examples
     --------
@@ -57,7 +60,7 @@ def energy(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def softmax_energy(logits: Array, temperature: float = 1.0) -> Array:
-    """Log-sum-exp of the softmax probabilities: what the authors' notebook probably ran.
+    """Log-sum-exp of the softmax probabilities, which the authors' notebook probably used.
 
     Its range is ``[1/C + log C, 1 + log(1 + (C - 1)/e)]`` for C classes: 2.40 to 2.46 for ten.
 
@@ -86,7 +89,7 @@ def softmax(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def entropy(logits: Array, temperature: float = 1.0) -> Array:
-    """Negative entropy of the softmax probabilities, in nats: 0 when certain, else below.
+    """Negative entropy of the softmax probabilities, in nats: 0 if certain, else below.
 
     Source: Teerapittayanon et al., "BranchyNet", ICPR 2016.
 
@@ -98,7 +101,7 @@ def entropy(logits: Array, temperature: float = 1.0) -> Array:
     log_probabilities = log_softmax(scaled_logits(logits, temperature))
     xp = namespace(log_probabilities)
     probabilities = xp.exp(log_probabilities)
-    # 0 log 0 = 0, also for a logit of -inf
+    # 0 log 0 = 0, even for a logit of -inf
     nothing = xp.zeros_like(log_probabilities)
     finite = xp.where(probabilities == 0, nothing, log_probabilities)
     return xp.sum(probabilities * finite, axis=-1)
@@ -133,14 +136,19 @@ def max_logit(logits: Array) -> Array:
     array([3.])
     """
     largest, total = top_and_total(as_logits(logits))
-    return largest + 0 * total  # a +inf or NaN logit is NaN here as everywhere
+    return largest + 0 * total  # `0 * total` makes rows with +inf or NaN NaN
 
 
 def normalized_logit(logits: Array, p: float = 4.0) -> Array:
-    """The largest logit over the p-norm of the row, each row centered at its mean first.
+    """The largest logit over the p-norm of the row, after centering the row at its mean.
 
-    The norm says how loud the row is as a whole, which is no sign of being right. A row with an
-    infinite logit has no mean: its score is NaN. A ValueError refuses a `p` under 1.
+    The norm measures the row's overall size, which says nothing about being right. A row with an
+    infinite logit has no mean, so its score is NaN.
+
+    Raises
+    ------
+    ValueError
+        `p` is under 1.
 
     Source: Cattelan & Silva, "How to fix a broken confidence estimator", UAI 2024.
 
@@ -156,22 +164,22 @@ def normalized_logit(logits: Array, p: float = 4.0) -> Array:
     with np.errstate(invalid="ignore"):
         centered = logits - xp.mean(logits, axis=-1, keepdims=True)
         largest = xp.max(xp.abs(centered), axis=-1, keepdims=True)
-        # equal logits differ from their mean by rounding alone, and that says nothing
+        # equal logits differ from their mean by rounding, which must not be scaled up
         rounding = 4 * xp.finfo(logits.dtype).eps * xp.max(xp.abs(logits), axis=-1, keepdims=True)
         flat = largest <= rounding
         centered = xp.where(flat, xp.zeros_like(centered), centered)
-        scale = xp.where(flat, xp.ones_like(largest), largest)  # no overflow in the power
+        scale = xp.where(flat, xp.ones_like(largest), largest)  # avoids overflow in the power
         norm = xp.sum(xp.abs(centered / scale) ** p, axis=-1) ** (1 / p)
         top = xp.max(centered / scale, axis=-1)
     return top / xp.where(norm == 0, xp.ones_like(norm), norm)
 
 
 def label_mass(logits: Array) -> Array:
-    """How probable it is that a language model answers with one of the labels at all, at most 1.
+    """The probability, at most 1, that a language model answers with one of the labels.
 
-    Of raw output that is the labels' log-probabilities among all that might be said, it is their
-    sum, ``exp(-F(x))`` at T = 1: it ranks as `energy` does, in a unit that a person can judge. Of
-    logits of another origin it says nothing, and is 1 where these are large.
+    For raw output of label log-probabilities among all possible answers it is their sum,
+    ``exp(-F(x))`` at T = 1. It ranks like `energy`, in a unit that people can judge. For other
+    logits it means nothing, and is 1 if they are large.
 
     - `logits`: (n, classes), log-probabilities.
 
@@ -186,10 +194,10 @@ def label_mass(logits: Array) -> Array:
 
 
 def random(logits: Array, seed: int = 0) -> Array:
-    """A pseudo-random number in [0, 1) from the row's bits: the baseline that knows nothing.
+    """A pseudo-random number in [0, 1) from the row's bits: the uninformed baseline.
 
-    It depends on the row, or the image's detections, alone, so that any split into batches gives
-    the same answers.
+    It depends only on the row (or the image's detections), so that any split into batches gives the
+    same answers.
 
     Examples
     --------
@@ -198,7 +206,7 @@ def random(logits: Array, seed: int = 0) -> Array:
     """
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
         raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed!r}")
-    # a regressor's raw output may be its prediction alone, a detector's is a list
+    # one column is enough for a regressor; a detector's raw output is a list
     listed = isinstance(logits, list | tuple)
     rows = np.array([row.numbers for row in logits]) if listed else as_logits(logits, 1)
     bits = to_numpy(rows).astype(np.float64).view(np.uint64)
@@ -215,7 +223,7 @@ def random(logits: Array, seed: int = 0) -> Array:
 
 
 def _mix(state: np.ndarray) -> np.ndarray:
-    """One step of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
+    """Take one step of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -223,7 +231,7 @@ def _mix(state: np.ndarray) -> np.ndarray:
 
 
 def scaled_logits(logits: Array, temperature: float, least: int = 2) -> Array:
-    """Checked logits (n, classes), of at least `least` classes, over the temperature."""
+    """Return checked logits, (n, classes), of at least `least` classes, over the temperature."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be a positive number, not {temperature}")
     logits = as_logits(logits, least)
@@ -232,24 +240,24 @@ def scaled_logits(logits: Array, temperature: float, least: int = 2) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class RawOutput:
-    """One form of raw output, and the scores that read it."""
+    """A form of raw output, and the scores that read it."""
 
     name: str  # for messages
-    # a score's name and parameters to the smallest that it reads: parameters are checked on it
+    # the smallest raw output that a score reads, by its name and parameters, to check these on
     sample: Callable[[str, Mapping[str, Any]], Any]
     scores: dict[str, Callable[..., Array]] = field(default_factory=dict)
-    fitted: dict[str, Callable[..., Array]] = field(default_factory=dict)  # to outcomes
+    fitted: dict[str, Callable[..., Array]] = field(default_factory=dict)  # fitted to outcomes
 
     def names(self, own: bool) -> list[str]:
-        """The scores that `register_score` was given, a user's and packages'; or all others."""
+        """Return the names of registered scores (`own`), or of all others."""
         return [name for name in self.scores if (name in OWN_SCORES) is own]
 
 
 RAW_OUTPUTS: dict[str, RawOutput] = {}
-"""Every form of raw output by its name. A task's folder adds its own."""
+"""Every form of raw output by name; tasks' folders add theirs."""
 
 OWN_SCORES: set[str] = set()
-"""The names that `register_score` was given. They may score any raw output that they can read."""
+"""The names given to `register_score`; these scores may score any raw output they can read."""
 
 
 def declare_raw_output(
@@ -258,7 +266,7 @@ def declare_raw_output(
     scores: Sequence[Callable[..., Array]],
     fitted: Sequence[Callable[..., Array]] = (),
 ) -> RawOutput:
-    """Declare a form of raw output with its scores, as a task's folder does."""
+    """Declare a form of raw output with its scores."""
     named = ({function.__name__: function for function in part} for part in (scores, fitted))
     RAW_OUTPUTS[name] = RawOutput(name, sample, *named)
     return RAW_OUTPUTS[name]
@@ -287,24 +295,24 @@ F = TypeVar("F", bound=Callable[..., Array])
 
 
 def register_score(function: F | None = None, *, reads: str = "logits") -> Any:
-    """Give a score of your own a name, its function's, and it works everywhere.
+    """Register a score of your own under its function's name, so that it works everywhere.
 
-    It competes in `auto`, the report shows it beside the others, `joint.toml`, the command line and
-    a server find it by its name (``--import mine.py`` in another process), and a score written with
-    the array-API functions of `ebjr.arrays.namespace` is exported.
+    It competes in `auto`, and the report, `joint.toml`, the command line and servers find it by
+    name (``--import mine.py`` in another process). Use the array-API functions of
+    `ebjr.arrays.namespace` to make it exportable.
 
     Parameters
     ----------
     function
         Raw output of n rows, and parameters with defaults, to (n,); higher = keep.
     reads
-        The raw output it reads, a name in `RAW_OUTPUTS`: ``"logits"``, ``"label logits"``,
+        The form of raw output, a name in `RAW_OUTPUTS`: ``"logits"``, ``"label logits"``,
         ``"predictions"``, ``"detections"`` or ``"logits and that of other"``.
 
     Raises
     ------
     ValueError
-        `function` has the name of another score, or `reads` is no raw output.
+        `function` has no name or another score's name, or `reads` is unknown.
 
     Examples
     --------
@@ -319,10 +327,10 @@ def register_score(function: F | None = None, *, reads: str = "logits") -> Any:
         return lambda given: register_score(given, reads=reads)
     name = getattr(function, "__name__", "")
     if not (callable(function) and name.isidentifier()):
-        raise ValueError("a score is registered as a function with a name, by which it is found")
+        raise ValueError("register a score as a function with a name")
     found = find_score(name)
     if found not in (None, function):
-        raise ValueError(f"there is a score named {name} already")
+        raise ValueError(f"a score named {name} exists already: rename yours")
     check_choice("reads", reads, RAW_OUTPUTS)
     if found is None:
         RAW_OUTPUTS[reads].scores[name] = function
@@ -331,7 +339,7 @@ def register_score(function: F | None = None, *, reads: str = "logits") -> Any:
 
 
 def raw_output_of(name: str) -> RawOutput | None:
-    """The raw output that the score of a name reads; None where there is no such score."""
+    """Return the raw output that a score reads; None if there is no such score."""
     for loaded in (False, True):
         if loaded:
             load_declared()
@@ -342,19 +350,19 @@ def raw_output_of(name: str) -> RawOutput | None:
 
 
 def find_score(name: str) -> Callable[..., Array] | None:
-    """The function of a score's name; None where there is none."""
+    """Return a score's function by name, or None."""
     raw = raw_output_of(name)
     return None if raw is None else {**raw.scores, **raw.fitted}[name]
 
 
 def is_fitted(name: str) -> bool:
-    """Whether a score's weights are fitted to outcomes, so that its name alone is not enough."""
+    """Whether a score's weights are fitted to outcomes, so that a name does not define it."""
     raw = raw_output_of(name)
     return raw is not None and name in raw.fitted
 
 
 def load_declared() -> None:
-    """Load what declares scores elsewhere: the tasks, which build on this file, and packages."""
+    """Import the tasks, which declare more scores and build on this file, and the entry points."""
     if not _declared:
         _declared.append(True)
         import_module("ebjr.tasks").load_all()
@@ -366,7 +374,7 @@ _declared: list[bool] = []
 
 @dataclass(frozen=True)
 class Score:
-    """A score with its parameters: raw output of n rows in, (n,) out. Built by `as_score`.
+    """A score with its parameters: raw output of n rows in, (n,) out. See `as_score`.
 
     Examples
     --------
@@ -379,7 +387,7 @@ class Score:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, output: Array) -> Array:
-        """Score raw output, and check that there is one number for each row."""
+        """Score raw output; raise ValueError unless there is one number per row."""
         try:
             values, rows = self.function(output, **self.parameters), row_count(output)
         except (ArithmeticError, AttributeError, LookupError) as error:
@@ -400,27 +408,27 @@ class Score:
 
     @property
     def title(self) -> str:
-        """The score as text for people: long parameters are left out."""
+        """The score's text without long parameters."""
         return score_title(str(self))
 
     @property
     def named(self) -> bool:
-        """Whether its name alone finds it again, as `joint.toml` and the command line need."""
+        """Whether the name alone identifies it, as `joint.toml` and the command line need."""
         return self.function is find_score(self.name)
 
 
 def score_title(text: str) -> str:
-    """A score's text without parameters that are too long to read."""
+    """Return a score's text without parameters that are too long to read."""
     return text if len(text) <= 40 else text.partition("(")[0]
 
 
 def as_score(score: str | Callable[..., Array] | Score) -> Score:
-    """A score from its name, from a name with parameters, or from any callable.
+    """Make a score from its name, with or without parameters, or from any callable.
 
     Raises
     ------
     ValueError
-        `score` names none that is known, or a parameter that it does not take.
+        `score` is not a known name, or has a parameter that it does not take.
     TypeError
         `score` is neither a string nor callable.
 
@@ -435,7 +443,7 @@ def as_score(score: str | Callable[..., Array] | Score) -> Score:
         return _parse(score)
     if not callable(score):
         raise TypeError(
-            f"a score is a name or a callable, not {type(score).__name__}; names: "
+            f"score must be a name or a callable, not {type(score).__name__}; names: "
             f"{', '.join(SCORES)}"
         )
     return Score(getattr(score, "__name__", type(score).__name__), score)
@@ -453,22 +461,22 @@ def _parse(text: str) -> Score:
                     raise ValueError
         except (ValueError, SyntaxError):
             raise ValueError(
-                f"cannot read the score {text!r}; write it like 'softmax(temperature=2.0)'"
+                f"cannot read the score {text!r}: write it like 'softmax(temperature=2.0)'"
             ) from None
     raw = raw_output_of(name)
     if raw is None:
         known = ", ".join(name for raw in RAW_OUTPUTS.values() for name in raw.scores)
         raise ValueError(
-            f"there is no score named {name!r}; there are: {known}; one of your own is known once "
-            "the file that registers it is imported (--import FILE on the command line)"
+            f"there is no score named {name!r}; there are: {known}. Import the file that registers "
+            "a score of your own (--import FILE)"
         )
     if name in raw.fitted and not parameters:
         raise ValueError(
-            f"score {name} is fitted to outcomes, as ebjr.calibrate(outcomes, score={name!r}) does"
+            f"score {name} must be fitted to outcomes: use ebjr.calibrate(outcomes, score={name!r})"
         )
     found = Score(name, {**raw.scores, **raw.fitted}[name], parameters)
     try:
-        if name in OWN_SCORES:  # what it needs of raw output, nobody knows
+        if name in OWN_SCORES:  # its raw output is unknown, so only the names are checked
             inspect.signature(found.function).bind(None, **parameters)
         else:
             found(raw.sample(name, parameters))

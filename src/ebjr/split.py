@@ -1,4 +1,4 @@
-"""A network with an early exit, cut in two: a student, and a teacher that continues from it."""
+"""Split a network with an early exit into a student and a teacher that continues from it."""
 
 import os
 from pathlib import Path
@@ -20,10 +20,13 @@ def split_model(
     """Cut an ``.onnx`` file with two outputs at a tensor, into the files of a pair.
 
     `at` is the last tensor that the early exit and the rest share. `student`, a file to write,
-    answers with the exit, and carries this tensor as features; `teacher` is asked about these.
-    `outputs` names the exit and the last output; None is the file's two, in its order.
+    returns the exit and this tensor as features, which are the input of `teacher`. `outputs` names
+    the exit and the last output; None takes the file's two, in order.
 
-    ModelError: the file cannot be cut there.
+    Raises
+    ------
+    ModelError
+        The file at `path` cannot be cut at `at`.
     """
     with needs("onnx", f"cutting {path}"):
         import onnx.utils
@@ -36,7 +39,7 @@ def split_model(
             with write_beside(target) as folder:
                 draft = folder / Path(target).name
                 onnx.utils.extract_model(str(path), str(draft), given, wanted)
-    except Exception as error:  # of protobuf, of ONNX's checker, of names
-        way = f"{at} must be all that the last output needs, and exist: {one_line(error)}"
+    except Exception as error:  # from protobuf, ONNX's checker or a wrong name
+        way = f"{at} must exist, and be all that the last output needs: {one_line(error)}"
         raise ModelError(f"{path} cannot be cut at {at}: {way}") from error
     return load_model(student, features=at), load_model(teacher, continues=True)

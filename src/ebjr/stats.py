@@ -1,6 +1,6 @@
-"""Statistics that more than one file needs, from `scipy.special` alone.
+"""Statistics for several files, from `scipy.special` alone.
 
-``import scipy.stats`` takes several times as long as NumPy; these are the same functions.
+``import scipy.stats`` takes several times as long as NumPy; these functions agree with it.
 """
 
 import math
@@ -34,7 +34,7 @@ class Interval:
 
 
 def clopper_pearson(hits: int, n: int, alpha: float) -> tuple[float, float]:
-    """The exact two-sided interval of a share, wrong with probability at most `alpha`.
+    """Return the exact two-sided interval of a share, wrong with probability at most `alpha`.
 
     Source: Clopper & Pearson, "The use of confidence or fiducial limits illustrated in the case of
     the binomial", Biometrika 1934.
@@ -52,7 +52,7 @@ def clopper_pearson(hits: int, n: int, alpha: float) -> tuple[float, float]:
 
 
 def share_interval(hits: int, n: int, level: float = 0.95) -> Interval:
-    """A share, NaN of no examples, with its `clopper_pearson` interval.
+    """Return a share, NaN of no examples, with its `clopper_pearson` interval.
 
     Examples
     --------
@@ -63,15 +63,15 @@ def share_interval(hits: int, n: int, level: float = 0.95) -> Interval:
 
 
 def binomial_cdf(count: Any, n: Any, share: Any) -> np.ndarray:
-    """P(Binomial(n, share) <= count), elementwise."""
+    """Return P(Binomial(n, share) <= count), elementwise."""
     count = np.asarray(count)
-    # several times as fast as `betaincc`, and as exact but for the rounding of 1 - share
+    # much faster than `betaincc`, and as exact except for the rounding of 1 - share
     inside = betainc(np.maximum(n - count, 0.5), np.maximum(count, 0) + 1, 1 - share)
     return np.where(count < 0, 0.0, np.where(count >= n, 1.0, inside))
 
 
 def hypergeometric_cdf(count: int, total: np.ndarray, bad: np.ndarray, drawn: int) -> np.ndarray:
-    """(k,): P(at most `count` bad rows among `drawn` of `total` (k,), of which `bad` (k,) are bad).
+    """Return P(at most `count` bad rows among `drawn` of `total`, of which `bad` are bad), (k,).
 
     Examples
     --------
@@ -84,39 +84,39 @@ def hypergeometric_cdf(count: int, total: np.ndarray, bad: np.ndarray, drawn: in
 
 
 def _log_choices(of: np.ndarray, some: Any) -> np.ndarray:
-    """The logarithm of how many ways there are to choose some; -inf where there are too few."""
+    """Return the log of the number of ways to choose some; -inf if there are too few."""
     enough = np.where(some <= of, 0.0, -np.inf)
     return enough + gammaln(of + 1) - gammaln(some + 1) - gammaln(np.maximum(of - some, 0) + 1)
 
 
 def critical_count(n: int, share: float, delta: float) -> int:
-    """The largest c with ``P(Binomial(n, share) <= c) <= delta``; -1 where 0 is no evidence."""
+    """Return the largest c with ``P(Binomial(n, share) <= c) <= delta``; -1 if there is none."""
     low, high = -1, n
     while high - low > 1:
         middle = (low + high) // 2
-        tail = betaincc(middle + 1, n - middle, share)  # of at most `middle`
+        tail = betaincc(middle + 1, n - middle, share)  # P(at most `middle`)
         low, high = (middle, high) if tail <= delta else (low, middle)
     return low
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
-    """(n,): ranks from 1 upwards of values (n,) without NaN; equal values share their mean rank."""
+    """Return ranks, (n,), from 1 up, of values without NaN; equal values share their mean rank."""
     _, group, size = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(size) - (size - 1) / 2)[group])
 
 
 def same_length(**named: Any) -> list[np.ndarray]:
-    """Columns (n,) of one length as arrays; ValueError where they are others."""
+    """Return columns (n,) of one length as arrays; ValueError if they differ."""
     arrays = [np.asarray(value) for value in named.values()]
     if any(array.ndim != 1 for array in arrays) or len({len(array) for array in arrays}) > 1:
         shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"{', '.join(named)} must be (n,) alike, of the same length, not {shapes}")
+        raise ValueError(f"{', '.join(named)} must be (n,) and of the same length, not {shapes}")
     return arrays
 
 
 def right_or_wrong(name: str, correct: Any) -> np.ndarray:
-    """`correct` as (n,) bool; ValueError where it holds more than right and wrong."""
+    """Return `correct` as (n,) bool; ValueError if it has other values than right and wrong."""
     array = np.asarray(correct)
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-        raise ValueError(f"{name} must be (n,), True or 1 where the answer is right, else 0")
+        raise ValueError(f"{name} must be (n,), True or 1 for a right answer, else 0")
     return array.astype(bool)

@@ -44,7 +44,7 @@ _CURVE_ROWS = 51
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A calibration and what came of it on examples that it did not see.
+    """A calibration and its figures on the held-out examples.
 
     Attributes
     ----------
@@ -57,11 +57,11 @@ class Study:
     point, result
         The operating point chosen on `calibration`, and its figures on `held_out`.
     others, other_results
-        By score, without blend: the same goal with each score that can reach it.
+        By score, without blend: points for the same goal with every score that can reach it.
     traffic
-        The mix that both parts were drawn in; None where they are as recorded.
+        The traffic to which both parts were resampled; None to keep them as recorded.
     staged
-        The chain that was chosen, whose last router is `point`; None of a pair.
+        The chosen chain, whose last router is that of `point`; None for a pair.
     """
 
     outcomes: Outcomes
@@ -83,7 +83,7 @@ class Study:
 
     @cached_property
     def crossings(self) -> dict[str, float]:
-        """By score: where right and wrong cross on `calibration` (figure 4); {} for regressors."""
+        """By score: where right and wrong cross on `calibration` (figure 4); {} for regression."""
         if not self.outcomes.measure.binary:
             return {}
         table, points = self.calibration, {**self.others, self.point.score: self.point}
@@ -96,7 +96,7 @@ class Study:
 
     @cached_property
     def named_points(self) -> dict[str, OperatingPoint]:
-        """By name: other operating points of the chosen score and blend, on `calibration`."""
+        """By name: more operating points of the chosen score and blend, on `calibration`."""
         table = self.calibration
         goals = table.kind.named_goals(table.measure, table.quality("teacher"))
 
@@ -109,13 +109,13 @@ class Study:
         return _possible(find, goals)
 
     def _chosen_for(self, goal: Goal) -> OperatingPoint:
-        """The threshold for another goal on `calibration`, at the chosen score and blend."""
+        """Choose a threshold for another goal on `calibration`, with the same score and blend."""
         score, blend = self.point.router.score, self.point.blend
         return calibrate(self.calibration, goal, score=score, blend=blend)
 
     @cached_property
     def named_results(self) -> dict[str, OperatingPoint]:
-        """`named_points` on `held_out`, where none of them was chosen."""
+        """`named_points`, measured on `held_out`."""
         return {name: evaluate(self.held_out, point) for name, point in self.named_points.items()}
 
     @property
@@ -131,14 +131,14 @@ class Study:
 
     @property
     def plain_point(self) -> OperatingPoint | None:
-        """The pick without a margin, on `calibration`; None where there is no margin."""
+        """The pick without a margin, on `calibration`; None if the point has no margin."""
         if self.point.margin is None:
             return None
         return self._chosen_for(replace(self.goal, margin=0.0))
 
     @property
     def _pays_within(self) -> OperatingPoint | None:
-        """Where the goal of matching the teacher does not pay: the least tolerance that does."""
+        """The smallest larger tolerance that pays, if matching the teacher does not pay."""
         if self.goal.kind != "match-teacher" or self.result.pays is not False:
             return None
         table, least = self.calibration, self.goal.limit or 0.0
@@ -149,28 +149,33 @@ class Study:
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        """By figure: the joint model on `held_out` with 95 % intervals, see `bootstrap`."""
+        """By figure: the joint model on `held_out` with 95 % intervals, from `bootstrap`."""
         return bootstrap(self.held_out, self.point)
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """The joint model against the teacher and the student, on `held_out`, see `compare`."""
+        """Tests of the joint model against the teacher and the student on `held_out`."""
         return [
             self.compare(self.held_out.predictions(role), f"the {role}")
             for role in ("teacher", "student")
         ]
 
     def compare(self, prediction: Any, name: str = "the other model") -> Comparison:
-        """The joint model against other predictions, (len(held_out),), which `name` made.
+        """Test the joint model against another model's predictions, (len(held_out),).
 
-        McNemar's test; of regressors a paired bootstrap of the difference of their losses.
-        ValueError where the predictions have another shape.
+        McNemar's test; for regression a paired bootstrap of the difference in loss. `name` is the
+        other model's.
+
+        Raises
+        ------
+        ValueError
+            `prediction` has another shape than `held_out`.
         """
         names = ("the joint model", name)
         return compare_answers(self.held_out, self._joint_prediction, prediction, names)
 
     def compare_files(self, paths: Iterable[str | os.PathLike[str]]) -> list[Comparison]:
-        """The tests against every prediction in some files, see `read_predictions`."""
+        """Test the joint model against every prediction in some files, see `read_predictions`."""
         read = (read_predictions(path, self.outcomes, self.held_out_rows) for path in paths)
         return [self.compare(said, name) for each in read for name, said in each.items()]
 
@@ -187,7 +192,7 @@ class Study:
         shown |= {chosen.title: chosen}
         table = score_table(self.held_out, list(shown.values()))
         rows = {name: replace(row, score=name) for name, row in zip(shown, table, strict=True)}
-        # a fitted score flatters where it was fitted: by its name alone it is cross-fitted there
+        # a fitted score is too good on its own examples; given by name, it is cross-fitted
         candidates = [score.name if is_fitted(score.name) else score for score in shown.values()]
         return [
             Standing(Interval(entry.gain, *entry.interval), rows[entry.score.title])
@@ -196,18 +201,21 @@ class Study:
 
     @cached_property
     def headroom(self) -> Headroom | None:
-        """What the chosen score has of the oracle's gain on `held_out`; what brings the rest."""
+        """The chosen score's share of the oracle's gain on `held_out`, and how to get the rest."""
         return headroom(self.calibration, self.held_out, self.point.router.score)
 
     @cached_property
     def sample_rows(self) -> np.ndarray:
-        """The rows of `outcomes`, held out all, whose images a report shows."""
+        """The rows of `outcomes`, all held out, whose images a report shows."""
         return self.held_out_rows[sample_rows(self.held_out, self.point)]
 
     def find_images(self, data: Data, where: object = "the data") -> list[Any]:
-        """The images of `sample_rows`, from the data that were recorded; `where` names these.
+        """Return the images of `sample_rows` from the recorded data; `where` names these data.
 
-        ValueError where the data have another number of images, or other labels, or no images.
+        Raises
+        ------
+        ValueError
+            `data` has another number of images, other labels, or no images.
         """
         wanted, row = set(self.sample_rows.tolist()), 0
         found, there = dict[int, Any](), list[Any]()
@@ -219,13 +227,13 @@ class Study:
             there += [] if batch.targets is None else [*batch.targets]
         if row != len(self.outcomes):
             raise ValueError(
-                f"there are {row} images in {where} and the outcomes are of {len(self.outcomes)}: "
+                f"{where} has {row} images and the outcomes have {len(self.outcomes)}: "
                 "give the data that were recorded"
             )
         if there and self.outcomes.labeled and not same_labels(there, self.outcomes.targets):
             raise ValueError(
-                f"the labels in {where} are not those of the outcomes, row by row: give the data "
-                "that were recorded"
+                f"the labels in {where} differ from the outcomes' labels: give the data that were "
+                "recorded"
             )
         return [found[row] for row in self.sample_rows.tolist()]
 
@@ -244,13 +252,13 @@ class Study:
         Parameters
         ----------
         notes
-            How the report was made, beside what the study knows of it.
+            More facts on how the report was made.
         compared
             Tests against other models, shown beside those against student and teacher.
         images
-            Those of `sample_rows`, to show what was won and lost on them.
+            The images of `sample_rows`, to show what deferral wins and loses.
         extras
-            Sections of your own.
+            More sections.
 
         Raises
         ------
@@ -266,9 +274,9 @@ class Study:
         }
         if self.stages:
             roles = ", ".join(role for role, *_ in self.stages)
-            made["Stages"] = f"{roles}; here the student is all of them but the last"
+            made["Stages"] = f"{roles}; in this report the student is all of them but the last"
         if self.traffic is not None:
-            made["Traffic"] = f"both drawn as {self.traffic}"
+            made["Traffic"] = f"both halves resampled to {self.traffic}"
         write_report(
             path,
             self.held_out,
@@ -288,7 +296,7 @@ class Study:
         )
 
     def kept_figures(self) -> dict[str, Any]:
-        """Figures on both halves for servers and readers, as `JointConfig.calibration` has them."""
+        """Return figures of both halves for `JointConfig.calibration`."""
         return {
             "verdict": self.verdict.text,
             "held_out": self.result.as_dict(),
@@ -298,21 +306,21 @@ class Study:
         }
 
     def _score_quantiles(self) -> list[float]:
-        """Scores of `calibration` at 0, 1, ..., 100 %; what always defers counts as -inf."""
+        """Return the scores of `calibration` at 0, 1, ..., 100 %; scores that defer are -inf."""
         scores = np.asarray(self.point.router.score(self.calibration.student), np.float64)
         known = np.sort(deferral_key(scores))
         at = np.linspace(0, len(known) - 1, 101).round().astype(int)
         return rounded(known[at], digits=6)
 
     def _curve(self) -> dict[str, list[float]]:
-        """Rows of the curve of `held_out`, even in deferral rate, both ends among them."""
+        """Return rows of the curve of `held_out`, evenly spaced in deferral rate."""
         curve = self.point.curve(self.held_out)
         rows = thin_rows(curve, most=_CURVE_ROWS)
         columns = ("threshold", "deferral_rate", "quality")
         return {name: rounded(getattr(curve, name)[rows], digits=6) for name in columns}
 
     def _watched(self) -> dict[str, Any]:
-        """What live scores and answers are compared with: `held_out`, if that is enough to tell."""
+        """Return the reference of the live monitors from `held_out`; {} for under 20 rows."""
         router, rows = self.point.router, self.held_out
         scores = np.asarray(router.score(rows.student), np.float64)
         if len(scores) < 20:
@@ -331,10 +339,7 @@ class Study:
 
     @property
     def stages(self) -> list[tuple[str, float, Cost, str]]:
-        """Of each stage its role, the share of `held_out` it is asked about, its cost, and where.
-
-        Nothing where a pair was given.
-        """
+        """Each stage's role, share of `held_out` asked, cost, and position; [] for a pair."""
         if self.staged is None:
             return []
         table, point = self.held_out, self.result
@@ -348,7 +353,7 @@ class Study:
 
     @property
     def _stages(self) -> list[Extra]:
-        """A section of the report: every chain that was compared, and each model alone."""
+        """The report's section on every chain that competed, and each model alone."""
         found = self.staged
         if found is None or found.compared_in is None:
             return []
@@ -372,16 +377,16 @@ class Study:
                 ("stages", measure.title, f"{found.compared_in}, of the teacher's", "level"),
                 rows,
                 ", ".join(taken),
-                "Each chain at thresholds fitted on other calibration examples, and each model "
-                "alone. What a chain misses in quality counts at the price that the best one pays "
-                "for it. Level with the best are chains that are behind it by no more than noise, "
-                "and the shortest of them is taken.",
+                "Each chain has thresholds fitted on other calibration examples; each model alone "
+                "is shown too. A chain that misses quality is charged what the best chain pays for "
+                "that much quality. Chains that noise alone puts behind the best are level with "
+                "it, and the shortest level chain is chosen.",
             )
         ]
 
 
 def check_classes(outcomes: Outcomes) -> None:
-    """ValueError where all labels are of one class: there is nothing to choose between."""
+    """Raise ValueError if all labels are of one class."""
     if outcomes.measure.binary and len(np.unique(outcomes.targets)) < 2:
         raise ValueError(
             f"all {len(outcomes)} targets are of class {outcomes.targets[0]}: calibrating needs "
@@ -408,22 +413,21 @@ def run_study(
     Parameters
     ----------
     outcomes
-        What both models said.
+        Every model's answers on labeled examples.
     goal, score, blend, **target
-        As for `calibrate`. A guarantee is of the chosen point alone: the scores beside it meet
-        the goal on the examples, without one.
+        As in `calibrate`. A guarantee holds for the chosen point alone, not for the other scores'.
     fraction, seed
-        As for `Outcomes.split`.
+        As in `Outcomes.split`.
     traffic
-        The mix in which both parts' examples are drawn, where it is another than was recorded.
+        The expected traffic, to which both parts are resampled.
     stages, most_stages, unit
-        As `stages`, `most` and `unit` of `calibrate_stages`, which chooses a chain where more than
-        two models were recorded, or `stages` is given.
+        `stages`, `most` and `unit` of `calibrate_stages`, which chooses a chain if more than two
+        models were recorded or `stages` is given.
 
     Raises
     ------
     ValueError
-        A bad argument, or too few examples to split.
+        An argument is wrong, or there are too few examples to split.
     CalibrationError
         No threshold reaches the goal on the calibration half.
 
@@ -451,7 +455,7 @@ def run_study(
         outcomes = reduced(outcomes, point.stages)
         calibration = outcomes.take(rows)
     if point.curve(calibration).noise:
-        words = f"score {point.score} tells no examples apart: it is one number, up to rounding"
+        words = f"score {point.score} is the same for all examples, up to rounding"
         warnings.warn(words, OutputWarning, stacklevel=2)
     return study_point(outcomes, point, aim, fraction=fraction, seed=seed, traffic=traffic)
 
@@ -465,9 +469,9 @@ def study_point(
     seed: int = 0,
     traffic: Traffic | None = None,
 ) -> Study:
-    """The study of an operating point that is chosen already, such as that of a ``joint.toml``.
+    """Study an operating point that is already chosen, such as that of a ``joint.toml``.
 
-    The point's figures are found anew on the first part, and other scores are given the same goal.
+    The point is measured again on the first part, where other scores get the same goal.
     """
     calibration, held_out = (
         outcomes.take(rows).with_scale(point.rescale)
@@ -494,7 +498,7 @@ def study_point(
 
 
 def _possible(find: Callable[[str], T], names: Iterable[str]) -> dict[str, T]:
-    """What is found by each name, without those for which there is nothing to be found."""
+    """Return what `find` returns by name, without the names that raise CalibrationError."""
     found = {}
     for name in names:
         with suppress(CalibrationError):
@@ -505,7 +509,7 @@ def _possible(find: Callable[[str], T], names: Iterable[str]) -> dict[str, T]:
 def _rows(
     outcomes: Outcomes, fraction: float, seed: int, traffic: Traffic | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of both parts: split first, so that no other mix moves a row across."""
+    """Return the rows of both parts: split before resampling, so that no row is in both."""
     first, second = outcomes.split_rows(fraction, seed)
     if traffic is not None:
         first, second = (

@@ -1,9 +1,9 @@
-"""Which student for this traffic? Candidates that know more or fewer classes, side by side.
+"""Sweep: which of several students fits this traffic?
 
-The more classes a student knows, the fewer inputs are deferred as "other", and the less sure it is
-of each: the best number depends on how popular the popular classes are (the paper's figure 6).
-Every candidate is recorded on the same examples beside the same teacher; a candidate that knows
-all classes may be among them.
+The more classes a student knows, the fewer inputs it defers as "other", and the less sure it is of
+each class: the best number depends on how popular the popular classes are (the paper's figure 6).
+All candidates are recorded on the same examples and beside the same teacher; one of them may know
+all classes.
 """
 
 import math
@@ -24,12 +24,12 @@ from ebjr.study import Study, run_study
 from ebjr.tasks.specialized.known_classes import Traffic
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0)
-"""Popular shares that a sweep looks at beside the one that it is for."""
+"""Popular shares that a sweep also shows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Each candidate's study on the same examples."""
+    """Every candidate's study on the same examples."""
 
     studies: Mapping[str, Study]
     failed: Mapping[str, str]  # by name: why a candidate cannot reach the goal
@@ -37,19 +37,19 @@ class Sweep:
 
     @property
     def study(self) -> Study:
-        """The best candidate's."""
+        """The best candidate's study."""
         return self.studies[self.best]
 
     @property
     def traffic(self) -> Traffic | None:
-        """The mix that the examples were drawn in."""
+        """The traffic to which the examples were resampled."""
         return self.study.traffic
 
     @cached_property
     def by_share(self) -> dict[str, dict[float, OperatingPoint]]:
-        """By candidate and popular share, where the goal is in reach: its point, held out.
+        """By candidate and popular share that reaches the goal: its point on held-out examples.
 
-        The threshold is chosen anew for each share, on the calibration half.
+        Each share has its own threshold, chosen on the calibration half.
         """
         if self.traffic is None:
             return {}
@@ -64,7 +64,7 @@ class Sweep:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Every candidate's figures, for JSON."""
+        """Return every candidate's figures for JSON."""
         figures = {name: self._figures(name) for name in self.studies}
         failed = {name: {"failed": reason} for name, reason in self.failed.items()}
         return {
@@ -84,7 +84,7 @@ class Sweep:
 
     @property
     def extras(self) -> list[Extra]:
-        """Sections of a report: the candidates' curves, and their savings by popular share."""
+        """A report's sections: the candidates' curves, and their savings by popular share."""
         return [self._curves] if self.traffic is None else [self._curves, self._savings]
 
     @property
@@ -107,8 +107,8 @@ class Sweep:
             ("student", "classes known", measure.title, "deferred", "times cheaper"),
             rows,
             self.best,
-            "Each line is a student beside the same teacher, on the same held-out examples, at its "
-            "own score and blend. The best is picked on the calibration half.",
+            "Each line is a student with the same teacher, on the same held-out examples, at its "
+            "own score and blend. The calibration half chose the best.",
         )
 
     @property
@@ -126,9 +126,9 @@ class Sweep:
             ("student", *(f"{share:.0%} popular" for share in shares)),
             {n: [saving_text(row.get(share)) for share in shares] for n, row in savings.items()},
             self.best,
-            "Times cheaper than the teacher alone at the same goal, by the share of inputs that "
-            "are of a popular class (the paper's figure 6). Each threshold is chosen anew, on the "
-            "calibration half.",
+            "Times cheaper than the teacher alone at the same goal, by the share of inputs of a "
+            "popular class (the paper's figure 6). The calibration half chose a threshold for each "
+            "share.",
         )
 
 
@@ -139,17 +139,22 @@ def run_sweep(
     traffic: Traffic | None = None,
     **how: Any,
 ) -> Sweep:
-    """Study every candidate on the same examples in the same mix, and pick the best.
+    """Study every candidate on the same examples and traffic, and pick the best.
 
-    The best is the cheapest that reaches the goal; for a budget the one of the best quality. It is
-    picked on the calibration half, so that its figures on the other are fair. ValueError: `tables`
-    is empty, or its tables differ in examples, teacher or metric. CalibrationError: no candidate
-    reaches the goal.
+    The best is the cheapest that reaches the goal, or for a budget the best in quality. The
+    calibration half picks it, so that its figures on the other half are fair.
 
-    - `tables`: By name: what each candidate and the teacher said on the same examples.
-    - `goal`, `**how`: As for `run_study`; its `seed` is of the draw, too. A guarantee holds for the
-      candidate that is picked: each is certified at `delta` over their number (the union bound).
-    - `traffic`: The mix to draw the examples in.
+    - `tables`: By name: the outcomes of each candidate and the teacher on the same examples.
+    - `goal`, `**how`: As for `run_study`; `seed` is also the seed of the resampling. A guarantee
+      holds for the best: each candidate is certified at `delta` over their number (union bound).
+    - `traffic`: The expected traffic, to which the examples are resampled.
+
+    Raises
+    ------
+    ValueError
+        `tables` is empty, or its tables differ in examples, teacher or metric.
+    CalibrationError
+        No candidate reaches the goal.
 
     Examples
     --------
@@ -180,18 +185,20 @@ def run_sweep(
                 raise
             failed[name] = str(error)
             continue
-        if aim.delta is not None:  # the promise holds for whichever is picked: at all of delta
+        if aim.delta is not None:  # by the union bound the best one's promise holds at delta
             certified = replace(study.point.certified, delta=aim.delta)
             study = replace(study, goal=aim, point=replace(study.point, certified=certified))
         studies[name] = study
     if not studies:
         name, reason = next(iter(failed.items()))
-        raise CalibrationError(f"no candidate of {len(tables)} reaches the goal; {name}: {reason}")
+        raise CalibrationError(
+            f"none of {len(tables)} candidates reaches the goal; {name}: {reason}"
+        )
     return Sweep(studies, failed, best=_best(studies, aim.kind))
 
 
 def _best(studies: Mapping[str, Study], goal: str) -> str:
-    """The cheapest on the calibration half; for a budget the one of the best quality there."""
+    """Return the cheapest on the calibration half, or for a budget the best in quality."""
 
     def merit(name: str) -> tuple[float, float]:
         point = studies[name].point
@@ -202,7 +209,7 @@ def _best(studies: Mapping[str, Study], goal: str) -> str:
 
 
 def _at_share(study: Study, traffic: Traffic) -> OperatingPoint | None:
-    """The study's goal, score and blend on the same halves, drawn in another mix."""
+    """Return the study's goal, score and blend at other traffic; None if out of reach."""
     fraction, seed = study.split
     try:
         calibration, held_out = (
@@ -230,18 +237,18 @@ def _check_candidates(tables: Mapping[str, Outcomes]) -> None:
         else:
             continue
         raise ValueError(
-            f"candidates must be recorded on the same examples beside the same teacher, but "
+            "candidates must be recorded on the same examples and with the same teacher, but "
             f"the {what} of {name} and {other_name} differ"
         )
 
 
 def known_text(outcomes: Outcomes) -> str:
-    """How many classes the student knows; nothing where there are no classes."""
+    """Return how many classes the student knows; empty if it has no classes."""
     if outcomes.known_classes is not None:
         return str(len(outcomes.known_classes))
     return str(outcomes.student.shape[1]) if outcomes.kind.has_logits else ""
 
 
 def saving_text(saving: float | None) -> str:
-    """How many times cheaper; nothing where it is not known."""
+    """Return how many times cheaper, in words; empty if unknown."""
     return "" if saving is None or math.isnan(saving) else f"{saving:.2f}x"

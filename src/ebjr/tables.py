@@ -1,4 +1,4 @@
-"""Tables: what a study found, for a person on one screen and for a machine as JSON."""
+"""Tables: a study and other results, for a person on one screen and as JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ebjr.tasks.detection.precision import SHOWN
 
 
 def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str, Any]:
-    """Everything a study found, for JSON; `compared` are more tests, listed after its own."""
+    """Return a study's figures for JSON; tests in `compared` follow the study's own."""
     promise = study.point.certified
     best = f"best_{study.outcomes.metric}"
     return {
@@ -56,7 +56,7 @@ def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str
 
 
 def _standing(entry: Standing) -> dict[str, Any]:
-    """The gain on either half under a name that says which."""
+    """Return a score's figures, with the gain on each half under its own name."""
     elsewhere = asdict(entry.elsewhere)
     return {
         "score": elsewhere.pop("score"),
@@ -73,9 +73,9 @@ def print_study(
     compared: Sequence[Comparison] = (),
     details: bool = False,
 ) -> None:
-    """The verdict, both models and the joint one, and the promise; with `details` all there is.
+    """Print the verdict, a row per model, and the promise; with `details` the tests and scores too.
 
-    `joint_seconds` per example were measured, and are shown instead of the sum of both models'.
+    `joint_seconds`, the measured time of an example, replaces the sum of the models' times.
     """
     verdict, measure = study.verdict, study.outcomes.measure
     console.print(escape(f"{verdict.goal}\n{verdict.price}\n"), highlight=False)
@@ -100,11 +100,13 @@ def print_study(
             _say(console, f"\n{found.text}")
         console.print(escape(f"\n{_margin_words(study)}"), highlight=False)
     chosen = f"\nChosen on {len(study.calibration):,} other examples"
-    _say(console, chosen + ("." if details else "; --details has every score, interval and test."))
+    _say(
+        console, chosen + ("." if details else "; --details shows every score, interval and test.")
+    )
 
 
 def _print_stages(console: Console, study: Study, found: StagedPoint, details: bool) -> None:
-    """Each stage with what it is asked about; with `details` the chains that were compared."""
+    """Print each stage and its share of the inputs; with `details` the chains that competed."""
     table = plain_table("stage", "asked", "MFLOPs", "ms", "where")
     for role, share, cost, where in study.stages:
         table.add_row(role, f"{share:.1%}", flops_text(cost), ms_text(cost), escape(where))
@@ -114,7 +116,7 @@ def _print_stages(console: Console, study: Study, found: StagedPoint, details: b
         roles, measure = found.alone.roles, study.outcomes.measure
         _say(
             console,
-            f"\n{roles[0]} alone is as good on the examples chosen on: "
+            f"\nOn the calibration examples {roles[0]} alone is as good: "
             f"{measure.text(found.alone.quality)} at {found.percent(found.alone):.1f} % of the "
             f"teacher's {found.compared_in}.",
         )
@@ -129,19 +131,18 @@ def _print_stages(console: Console, study: Study, found: StagedPoint, details: b
 
 
 def _margin_words(study: Study) -> str:
-    """What the margin against optimism costs."""
     plain = study.plain_point
     if plain is None:
         return "No margin: the goal limits no quality, or a guarantee takes its place."
     return (
-        f"Margin: {study.point.margin:g} standard errors, as a plain pick falls short elsewhere; "
-        f"{study.point.deferral_rate:.1%} of the examples chosen on are deferred, and without it "
-        f"{plain.deferral_rate:.1%}."
+        f"Margin: {study.point.margin:g} standard errors, because a plain pick falls short on new "
+        f"examples. {study.point.deferral_rate:.1%} of the calibration examples are deferred; "
+        f"without a margin {plain.deferral_rate:.1%} would be."
     )
 
 
 def print_sweep(console: Console, sweep: Sweep) -> None:
-    """The candidates of a sweep, a row each, and what each saves at other popular shares."""
+    """Print a sweep's candidates, a row each, and what each saves at other popular shares."""
     measure = sweep.study.outcomes.measure
     table = plain_table("student", "knows", measure.title, "deferred", "MFLOPs", "cheaper", "score")
     for name, study in sweep.studies.items():
@@ -171,7 +172,7 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
 
 
 def print_recalibration(console: Console, found: Recalibration, details: bool = False) -> None:
-    """The status, today's threshold and the one chosen now, both promises, and the slices."""
+    """Print the status, today's threshold and the new one, their promises, and the slices."""
     today, measure = found.today, METRICS[found.today.metric]
     _say(console, f"{found.statement}\n")
     further = further_columns(today.cost, today.cost)
@@ -185,18 +186,18 @@ def print_recalibration(console: Console, found: Recalibration, details: bool = 
     print_table(console, table, spare=[*further, "ms"])
     before = found.config.certificate
     after = None if found.study is None else found.study.point.certified
-    for word, promised in (("Promised", before), ("Promise of the new one", after)):
+    for word, promised in (("Promised", before), ("The new threshold's promise", after)):
         if promised is not None:
             _say(console, f"\n{word}: {promised.statement}")
     _print_slices(console, found, measure, details)
 
 
 MOST_SLICES = 10
-"""Of the slices that are not over the limit: how many are shown without details."""
+"""How many slices within the limit are shown without details."""
 
 
 def _print_slices(console: Console, found: Recalibration, measure: Metric, details: bool) -> None:
-    """Slices over the limit, then those with the largest losses; with `details` all of them."""
+    """Print slices over the limit, then those with the largest losses; with `details` all."""
     judged = [one for one in found.slices if one.loss is not None]
     judged.sort(key=lambda one: (one.standing != OVER, -one.loss.estimate if one.loss else 0.0))
     over = sum(one.standing == OVER for one in judged)
@@ -224,7 +225,7 @@ def _print_slices(console: Console, found: Recalibration, measure: Metric, detai
     left = len(judged) - len(shown)
     few = sum(one.standing == FEW for one in found.slices)
     words = [
-        f"{left} more slices are not over the limit: --details shows them." if left else "",
+        f"{left} more slices are within the limit: --details shows them." if left else "",
         f"{few} slices have fewer than {found.least} examples: too few to judge." if few else "",
     ]
     if any(words):
@@ -232,7 +233,7 @@ def _print_slices(console: Console, found: Recalibration, measure: Metric, detai
 
 
 def print_audits(console: Console, found: AuditedThreshold) -> None:
-    """What a server's audits say, and its last windows, a row each."""
+    """Print what a server's audits show, and its last windows, a row each."""
     _say(console, f"{found.statement}")
     past = [] if found.windows is None else found.windows.past[-MOST_SLICES:]
     if past:
@@ -246,7 +247,7 @@ def print_audits(console: Console, found: AuditedThreshold) -> None:
 
 
 def recorded_models(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Each model's role, name, quality and cost; the name of a second look says how it differs."""
+    """Return each model's role, name, quality and cost; a second look's name has its changes."""
     first: dict[str, Mapping[str, Any]] = {}
     found = []
     for role in outcomes.roles:
@@ -261,7 +262,7 @@ def recorded_models(outcomes: Outcomes) -> list[dict[str, Any]]:
 
 
 def print_recorded(console: Console, outcomes: Outcomes, path: Path) -> None:
-    """How good all models are, and what an example costs, a row each; and where it is kept."""
+    """Print each model's quality and cost per example, and the file that holds the outcomes."""
     measure, costs = outcomes.measure, [*map(outcomes.cost_of, outcomes.roles)]
     common = sum(costs[1:], costs[0])
     more = further_columns(common, common)
@@ -275,12 +276,12 @@ def print_recorded(console: Console, outcomes: Outcomes, path: Path) -> None:
 
 
 def empty_words(outcomes: Outcomes) -> Iterator[str]:
-    """How many images have no box to find, and on how many the student finds none."""
+    """Say how many images have no labeled box, and on how many the student finds none."""
     if outcomes.kind.targets_are != "boxes":
         return
     counts = {
         "have no labeled box and count as empty": [len(real) for real in outcomes.targets],
-        f"have no box of the student with a score above {SHOWN:g}: most scores always defer them": [
+        f"have no box from the student with a score above {SHOWN:g}; most scores defer them": [
             len(found.above(SHOWN)) for found in outcomes.student
         ],
     }
@@ -290,7 +291,7 @@ def empty_words(outcomes: Outcomes) -> Iterator[str]:
 
 
 def print_profile(console: Console, found: Profile) -> None:
-    """What a model costs, a row for each figure that is known."""
+    """Print what a model costs, a row per known figure."""
     memory = found.peak_memory_bytes
     rows = {
         "FLOPs per example": None if found.flops is None else f"{found.flops:,.0f}",
@@ -309,21 +310,21 @@ def print_profile(console: Console, found: Profile) -> None:
 
 
 def print_exported(console: Console, found: Mapping[str, Any]) -> None:
-    """What `export.Exported.as_dict` tells of an exported file, a row for each figure."""
+    """Print what `export.Exported.as_dict` says of an exported file."""
     taken, data = found["input"], found["data"]
     beside = "" if data is None else f", with {Path(data).name} beside it"
     rows = {
         "size": f"{found['bytes'] / 1e6:,.1f} MB{beside}",
         "opset, IR version": f"{found['opset']}, {found['ir_version']}",
         "input": f"{taken['name']} {taken['dtype']} {taken['shape']}",
-        "threshold": f"{found['threshold']:g} unless given; on {score_title(found['score'])}",
-        "beside the joint model": f"same decisions, output within {found['difference']:.1e}",
+        "threshold": f"{found['threshold']:g} unless given, for {score_title(found['score'])}",
+        "against the joint model": f"same decisions, output within {found['difference']:.1e}",
     }
     _print_rows(console, found["path"], rows)
 
 
 def print_tuning(console: Console, settings: Sequence[Setting]) -> None:
-    """How fast a model is with each setting, the fastest first, and which flags give what."""
+    """Print a model's speed at each setting, fastest first, and the flags of the best two."""
     table = plain_table("threads", "overlap", "batch", "examples/s", "ms/batch")
     for each in settings:
         rate, time = f"{each.examples_per_second:,.0f}", f"{1e3 * each.batch_seconds:.3f}"
@@ -333,15 +334,15 @@ def print_tuning(console: Console, settings: Sequence[Setting]) -> None:
     _say(
         console,
         f"\nmost examples per second: --threads {best.threads} --overlap {best.overlap} "
-        f"--batch-size {best.batch_size}\nthe quickest answer: --threads {quick.threads}, a batch "
-        f"of {quick.batch_size}",
+        f"--batch-size {best.batch_size}\nquickest answer: --threads {quick.threads} --batch-size "
+        f"{quick.batch_size}",
     )
 
 
 def print_quantized(
     console: Console, found: Quantized, seconds: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """A model before and after, the seconds of a batch, and what became of its answers."""
+    """Print a model's size and speed before and after, and how much its answers changed."""
     table = plain_table("", "before", "after")
     sizes = (found.bytes_before, found.bytes_after)
     table.add_row("size", *(f"{size / 2**20:,.2f} MiB" for size in sizes))
@@ -351,16 +352,15 @@ def print_quantized(
     console.print(table)
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.operators.items())
     agreed = found.agreement
-    alike = "" if agreed is None else f"{agreed:.2%} of their best answers alike; "
+    alike = "" if agreed is None else f"{agreed:.2%} of the predictions are the same; "
     _say(
         console,
         f"\n{kinds} in eight bits, calibrated on {found.examples:,} examples: {alike}outputs moved "
-        f"by {found.difference:.3f} of their deviation\n{found.path}",
+        f"by {found.difference:.3f} standard deviations\n{found.path}",
     )
 
 
 def _print_rows(console: Console, title: str, rows: Mapping[str, str | None]) -> None:
-    """A table of two columns; what is None is left out."""
     table = plain_table(escape(title), "")
     for name, text in rows.items():
         if text is not None:
@@ -373,7 +373,7 @@ def _say(console: Console, text: str) -> None:
 
 
 def _models(study: Study, joint_seconds: float | None, details: bool) -> Table:
-    """Both models and the joint model; with `details` every other score at the same goal."""
+    """Make the table of both models and the joint one; with `details` of every other score too."""
     result, measure = study.result, study.outcomes.measure
     further = further_columns(result.cost, result.cost)
     table = plain_table(
@@ -410,7 +410,7 @@ def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) ->
 
 
 def _intervals(intervals: dict[str, Interval], measure: Metric) -> str:
-    """The joint model's figures with what they may be by chance."""
+    """Return the joint model's 95 % intervals in words."""
     _, *ends = intervals[measure.name]
     low, high = (measure.text(float(measure.figure(end))) for end in ends)
     figures = f"{measure.title} {low} to {high}"
@@ -432,7 +432,6 @@ def _intervals(intervals: dict[str, Interval], measure: Metric) -> str:
 
 
 def _tests(tests: Sequence[Comparison]) -> Table:
-    """Tests of the joint model, a row each."""
     table = plain_table("joint against", *tests[0].cells, "verdict")
     for test in tests:
         verdict = {None: "could be chance", test.names[0]: "better"}.get(test.better, "worse")
@@ -441,7 +440,7 @@ def _tests(tests: Sequence[Comparison]) -> Table:
 
 
 def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> Table:
-    """Every score, the best first; AUROC and the like are of the student's own answers."""
+    """Make the table of scores, best first; AUROC and its like are of the student's own answers."""
     more = ("AUROC", "AURC", "AUGRC") if measure.binary else ()
     table = plain_table(
         "score, no blend", f"gain, {measure.gain_unit} (95 %)", *more, "of oracle's gain"
@@ -459,11 +458,11 @@ def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> Table
 
 
 NAMES = 20
-"""In a narrow terminal: the characters a line that names are given before columns are left out."""
+"""Characters that names keep in a narrow terminal before columns are left out."""
 
 
 def plain_table(*columns: str) -> Table:
-    """A table without lines, the first column, of names, to the left."""
+    """Make a table without lines, whose first column, the names, is aligned to the left."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(
@@ -479,8 +478,8 @@ def plain_table(*columns: str) -> Table:
 def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> None:
     """Print a plain table without cutting a figure, however narrow the terminal is.
 
-    Titles break into lines first, then the columns of `spare` are left out, the first of them
-    first, and named below the table; names break where they must.
+    In a narrow terminal titles wrap, then the columns in `spare` are left out in order and named
+    below the table; names wrap last.
     """
     left_out: list[str] = []
     if _least_width(table) > console.width:
@@ -496,19 +495,18 @@ def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> No
 
 
 def _widths(column: Column) -> list[int]:
-    """Of the title's longest line, and of each cell."""
     title = max(map(len, str(column.header).split("\n")))
     return [title, *(Text.from_markup(str(cell)).cell_len for cell in column.cells)]
 
 
 def _least_width(table: Table) -> int:
-    """What a table needs where no figure is cut; two spaces are between columns."""
+    """Return the width at which no figure is cut; two spaces separate columns."""
     names, *figures = (max(_widths(column)) for column in table.columns)
     return min(names, NAMES) + sum(width + 2 for width in figures)
 
 
 def _narrowed(table: Table, left_out: Collection[str]) -> Table:
-    """The table without some columns, and titles no wider than a word or the figures below."""
+    """Return the table without some columns, and with titles wrapped to the figures' width."""
     names, *figures = [column for column in table.columns if column.header not in left_out]
     titles = []
     for column in figures:

@@ -1,4 +1,4 @@
-"""A few threads: results in the order of what was asked, and no more in work than was said."""
+"""Threads: a bounded, ordered map, background threads and the number of cores."""
 
 import os
 from collections import deque
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-JITTER = Random()  # of waits: what a program draws by its own seed is left alone
+JITTER = Random()  # for waits: does not disturb a program's own seeded `random`
 
 
 def in_order(
@@ -24,9 +24,9 @@ def in_order(
     ahead: int,
     name: str = "ebjr",
 ) -> Iterator[Out]:
-    """Map on a few threads, with the results in the order of `items`, taken in the reader's thread.
+    """Map on a few threads, with the results in the order of `items`.
 
-    At most `ahead` of them are in work or finished before the reader takes the first.
+    `items` is read in the caller's thread. At most `ahead` results are in flight or waiting.
     """
     waiting: deque[Future[Out]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix=name) as pool:
@@ -43,19 +43,19 @@ def in_order(
 
 
 def background(name: str, work: Callable[..., None], *given: Any) -> Thread:
-    """A thread that does some work, not started yet; the process does not wait for it to end."""
+    """Return a daemon thread, not started yet."""
     return Thread(target=work, args=given, name=f"ebjr-{name}", daemon=True)
 
 
 def available_cores(quota: str | os.PathLike[str] = "/sys/fs/cgroup/cpu.max") -> int:
-    """How many cores this process may use, by its affinity and by its container's `quota`."""
+    """Return how many cores this process may use, by its affinity and its container's `quota`."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # there is none, or it says "max"
+    with suppress(OSError, ValueError):  # no quota file, or "max"
         allowed, period = Path(quota).read_text().split()
         own = min(own, max(1, int(allowed) // int(period)))
     return own
 
 
 def shared_cores(work: int) -> int:
-    """The cores of each of so many pieces of work at once, one at least."""
+    """Return the cores for each of `work` concurrent jobs, at least one."""
     return max(1, available_cores() // work)

@@ -1,4 +1,4 @@
-"""Verdict: is the goal met on examples that nothing was chosen on, and at what price?"""
+"""Verdict: do held-out examples meet the goal, and at what price?"""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ MET, MISSED, UNDECIDED = "met", "missed", "not decided"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a person decides by.
+    """The result of a study in sentences.
 
-    `standing` is ``"met"`` where the whole 95 % interval keeps the goal, ``"missed"`` where none of
-    it does, and ``"not decided"`` between; None where the goal asks for nothing that examples could
-    miss. `goal` says what the held-out examples show and whether that meets it, `price` what the
-    joint model costs beside the teacher alone, and `promise`, if anything, why a promise may stand
-    above figures that look worse.
+    `standing` is ``"met"`` if the whole 95 % interval meets the goal, ``"missed"`` if none of it
+    does, and ``"not decided"`` otherwise; None if the goal sets no limit. `goal` says what the
+    held-out examples show, `price` compares the joint model's cost with the teacher's, and
+    `promise` explains, if needed, why a promise can hold although the figures miss it.
     """
 
     standing: str | None
@@ -38,10 +37,10 @@ class Verdict:
         intervals: Mapping[str, Interval],
         pays_within: OperatingPoint | None = None,
     ) -> Verdict:
-        """The verdict on a goal, from what held-out examples show at a point.
+        """Judge a goal by what held-out examples show at a point.
 
-        `intervals` are those of `bootstrap`. Where the point does not pay, `pays_within` is one
-        that does, at a larger tolerance.
+        `intervals` come from `bootstrap`. If the point does not pay, `pays_within` is a point that
+        does, at a larger tolerance.
         """
         above, limit = _above(goal, point, intervals)
         shown = _shown(goal, point, intervals)
@@ -58,22 +57,22 @@ class Verdict:
         promise = ""
         if point.certified is not None and above.estimate < 0:
             promise = (
-                "The promise may hold all the same: it is about all inputs, and these "
-                f"{point.n:,} are a sample that scatters; and with probability "
-                f"{point.certified.delta:g} it may fail."
+                "The promise may still hold: it is about all inputs, and these "
+                f"{point.n:,} are only a sample. It fails with probability "
+                f"{point.certified.delta:g} at most."
             )
         return cls(standing, f"Goal {standing}{by}: {limit}. {shown}", price, promise)
 
     @property
     def text(self) -> str:
-        """All of it, in one paragraph."""
+        """All sentences as one paragraph."""
         return " ".join(filter(None, (self.goal, self.price, self.promise)))
 
 
 def _above(
     goal: Goal, point: OperatingPoint, intervals: Mapping[str, Interval]
 ) -> tuple[Interval | None, str]:
-    """By how much more than asked for there is, higher is better; and what is asked for."""
+    """Return the surplus over what the goal asks, higher is better, and what it asks in words."""
     measure, limit = METRICS[point.metric], float(goal.limit or 0.0)
     if goal.kind == "match-teacher":
         least = _amount(goal, point, limit)
@@ -106,7 +105,6 @@ def _shifted(interval: Interval, by: float) -> Interval:
 
 
 def _amount(goal: Goal, point: OperatingPoint, amount: float) -> str:
-    """An amount of what the goal is about."""
     if goal.kind == "budget":
         if goal.unit == "deferral_rate":
             return f"{100 * amount:.3g} % deferred"
@@ -121,7 +119,6 @@ def _amount(goal: Goal, point: OperatingPoint, amount: float) -> str:
 
 
 def _shown(goal: Goal, point: OperatingPoint, intervals: Mapping[str, Interval]) -> str:
-    """What the held-out examples show, in half a sentence."""
     measure, gain = METRICS[point.metric], intervals["gain_over_teacher"]
 
     over, under = ("over", "under") if measure.percent else ("better", "worse")
@@ -142,12 +139,12 @@ def _shown(goal: Goal, point: OperatingPoint, intervals: Mapping[str, Interval])
 
 
 def _brittle(goal: Goal, point: OperatingPoint, other: OperatingPoint) -> str:
-    """That it is the goal that does not pay, not the pair."""
+    """Say that the goal does not pay although a slightly larger tolerance would."""
     tolerance, limit = other.teacher_quality - other.quality, float(goal.limit or 0.0)
     return (
         f"At this goal nothing is saved: {point.deferral_rate:.1%} are deferred, and the teacher "
-        f"alone is cheaper above {point.break_even:.1%}. A tolerance of {limit:g} is brittle, as "
-        f"a few examples decide it: with {_amount(goal, point, max(tolerance, 0.0))} under the "
-        f"teacher {other.deferral_rate:.1%} were deferred of the examples chosen on; ask for it "
-        "with --tolerance."
+        f"alone is cheaper above {point.break_even:.1%}. A tolerance of {limit:g} hangs on a few "
+        f"examples: at {_amount(goal, point, max(tolerance, 0.0))} under the teacher, "
+        f"{other.deferral_rate:.1%} of the calibration examples would be deferred. Use a larger "
+        "--tolerance."
     )

@@ -1,4 +1,4 @@
-"""Windows: the live risk judged stretch by stretch, and whether it would pay to recalibrate."""
+"""Windows: the live risk judged window by window, and whether recalibrating would pay."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,14 +11,14 @@ from ebjr.monitor import SETTINGS, DriftMonitor, RiskMonitor
 from ebjr.stats import same_length
 
 STATE_FILE, STATE_FORMAT = "monitor.json", "ebjr-live-monitor-1"
-"""Where a server keeps what its monitors know, see `serving.live_monitor`, and how."""
+"""A server's file of monitor states, see `serving.live_monitor`, and its format."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of live rows, judged by itself: it ended at `ended`, as the caller told the time.
+    """A run of live rows, judged by itself; it ended at `ended`, a time from the caller.
 
-    `audited` of its rows were looked at, and `lower` and `upper` bound the mean risk in it.
+    `audited` of its rows were audited, and `lower` and `upper` bound its mean risk.
     """
 
     ended: str
@@ -32,17 +32,17 @@ class Window:
 
 
 class RiskWindows:
-    """Judges the live risk window by window, each by a `RiskMonitor` that knows no other.
+    """Judges the live risk window by window, each with its own `RiskMonitor`.
 
-    What an average over all time hides, a window shows: a promise that was broken and is kept
-    again, or one that is kept with room. The k-th window has the level ``alpha / (k (k + 1))``, and
-    all of them add up to `alpha`: while the promise is kept, that is the probability of ever
-    calling a window broken. A window ends with the row that makes `audits` audited ones. That
-    chance ends it does not matter, as its monitor may be looked at after every row.
+    A window shows what an average over all time hides: a promise that was broken and is kept again,
+    or one that is kept with room to spare. The k-th window has the level ``alpha / (k (k + 1))``.
+    The levels add up to `alpha`, which is the probability of ever calling a window broken while the
+    promise is kept. A window ends with its `audits`-th audited row. Ending at a random row is
+    allowed, because a monitor may be read after every row.
 
-    - `tolerance`, `alpha`, `promise`, `audit_probability`: As of `RiskMonitor`.
-    - `audits`: How many audited rows a window has; None is what tells half of the tolerance from
-      nothing: 50 over the tolerance, from 500 to 20,000.
+    - `tolerance`, `alpha`, `promise`, `audit_probability`: As in `RiskMonitor`.
+    - `audits`: Audited rows per window; None is enough to tell half of the tolerance from nothing:
+      50 over the tolerance, from 500 to 20,000.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class RiskWindows:
     """
 
     FORMAT = "ebjr-risk-windows-1"
-    MOST = 100  # are remembered
+    MOST = 100  # windows that are kept
 
     def __init__(
         self,
@@ -82,9 +82,9 @@ class RiskWindows:
         self._audited = self._deferred = 0
 
     def update(self, loss: Any, now: str, audited: Any = None, deferred: Any = None) -> None:
-        """Take in the next rows, as `RiskMonitor.update` does, at a time.
+        """Add the next rows, like `RiskMonitor.update`, at a time.
 
-        `deferred`, (n,) bool, says which of them were deferred; none if left out.
+        `deferred`, (n,) bool, marks deferred rows; by default none.
         """
         given = np.asarray(loss)
         known = np.ones(len(given), bool) if audited is None else np.asarray(audited)
@@ -109,7 +109,7 @@ class RiskWindows:
         self._begin()
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on later, for JSON."""
+        """Return everything needed to resume, for JSON."""
         same = {name: getattr(self, f"_{name}") for name in _COUNTED}
         return {
             "format": self.FORMAT,
@@ -123,10 +123,10 @@ class RiskWindows:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """Windows that go on exactly where those that gave `state` stopped."""
+        """Make windows that resume exactly where those that returned `state` stopped."""
         with resuming():
             if state["format"] != cls.FORMAT:
-                raise ValueError(f"its format is {state['format']!r}, not {cls.FORMAT!r}")
+                raise ValueError(f"the format is {state['format']!r}, not {cls.FORMAT!r}")
             monitor = RiskMonitor.from_state(state["monitor"])
             settings = {name: getattr(monitor, name) for name in SETTINGS}
             audits = read_count(state["audits"], "audits")
@@ -144,7 +144,7 @@ _ROOM, _WORTH = 0.5, 0.01
 
 
 def foremost(*risks: RiskMonitor | None) -> RiskMonitor | None:
-    """Of monitors of promises the first that was broken, else the first."""
+    """Return the first monitor whose promise was broken, else the first."""
     watched = [one for one in risks if one is not None]
     return next((one for one in watched if one.status == "broken"), next(iter(watched), None))
 
@@ -152,12 +152,11 @@ def foremost(*risks: RiskMonitor | None) -> RiskMonitor | None:
 def why_recalibrate(
     risk: RiskMonitor | None, windows: RiskWindows | None, drift: DriftMonitor | None
 ) -> dict[str, str]:
-    """By kind, in words: why it would pay to choose the threshold again; nothing where it does not.
+    """Return why choosing the threshold again would pay, in words by kind; {} if it would not.
 
-    A promise that was ``"broken"``; one that the last window shows to be kept with half of its
-    tolerance to spare (``"room"``), while there are rows that need not be deferred; and a deferral
-    ``"rate"`` that is not that of calibration. Each is said wrongly as seldom as the alpha of its
-    monitor says.
+    ``"broken"``: the promise was broken. ``"room"``: the last window shows that it is kept with
+    half of its tolerance to spare, while rows are deferred that need not be. ``"rate"``: the
+    deferral rate differs from calibration. Each is wrong as rarely as its monitor's alpha says.
     """
     found = {}
     last = windows.past[-1] if windows is not None and windows.past else None
@@ -175,6 +174,6 @@ def why_recalibrate(
             )
     if drift is not None and drift.alarms["deferral_rate"] is not None:
         found["rate"] = (
-            f"the deferral rate is {drift.deferral_rate:.4g} and was {drift.calibrated_rate:.4g}"
+            f"the deferral rate is {drift.deferral_rate:.4g}, but was {drift.calibrated_rate:.4g}"
         )
     return found

@@ -97,8 +97,8 @@ def test_labels_of_several_tokens_are_asked_for_as_many_as_they_take():
         (lambda body, n: refusal(500), "status 500"),
         (lambda body, n: refusal(429), "status 429"),
         (lambda body, n: {"choices": [], "model": "tiny-1"}, "choices is empty"),
-        (lambda body, n: {"error": "?"}, "what is no answer"),
-        (lambda body, n: ["garbage"], "what is no answer"),
+        (lambda body, n: {"error": "?"}, "gave an invalid answer"),
+        (lambda body, n: ["garbage"], "gave an invalid answer"),
     ],
 )
 def test_a_server_that_fails_is_away(answer, why):
@@ -123,11 +123,11 @@ def _listed(*tokens):
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (_says("yes"), "without log-probabilities"),
+        (_says("yes"), "the answer has no log-probabilities"),
         (_says("yes", logprobs={"content": []}), "cut before|no label|log-probabilities"),
         (_says("I think", logprobs=_listed("I", "We")), "no label is among"),
         (lambda body, n: refusal(400, "content filter"), "status 400: content filter"),
-        (lambda body, n: ChatServer(name="other-7").reply(body), "answers as 'other-7'"),
+        (lambda body, n: ChatServer(name="other-7").reply(body), "answered as 'other-7'"),
     ],
 )
 def test_a_row_without_a_usable_answer_is_not_answered_and_the_others_are(answer, why):
@@ -258,15 +258,15 @@ def test_messages_go_on_as_they_came():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"prompt": "no column"}, "no {column} in it"),
+        ({"prompt": "no column"}, "must contain {column}"),
         ({"prompt": "{a} {b}", "columns": ["a"]}, r"names {b}, but the columns are a"),
         ({"prompt": [{"role": "user"}]}, "a list of messages"),
         ({"prompt": [{"role": "user", "content": "{a}"}], "api": "completions"}, "must be a text"),
         ({"labels": ["yes"]}, "at least two"),
-        ({"labels": ["yes", "yes"]}, "labels must differ"),
+        ({"labels": ["yes", "yes"]}, "labels must be distinct"),
         ({"labels": "yes"}, "labels must be a list of names"),
         ({"examples": [{"text": "a"}]}, "example 1 has no 'label'"),
-        ({"examples": [{"text": "a", "label": "x"}]}, "the label 'x', none of no, yes"),
+        ({"examples": [{"text": "a", "label": "x"}]}, "the label 'x', not one of no, yes"),
         ({"price": {"input": 1.0}}, "dollars per million tokens"),
         ({"price": {"input": 1.0, "output": -1.0}}, "dollars per million tokens"),
         ({"key_variable": "AWS_SECRET_ACCESS_KEY"}, "must begin with EBJR_"),
@@ -283,7 +283,7 @@ def test_a_bad_argument_is_one_sentence(more, message):
 
 @pytest.mark.parametrize("url", ["ftp://x/v1", "127.0.0.1/v1", "http://", "http://a b/v1"])
 def test_an_address_that_is_none_is_refused(url):
-    with pytest.raises(ValueError, match="a chat model's address is http"):
+    with pytest.raises(ValueError, match="a chat model's address must be http"):
         made(url)
 
 
@@ -398,7 +398,7 @@ def test_examples_without_an_answer_are_left_out_of_a_recording_and_said(tmp_pat
     texts = [f"text {number}" for number in range(60)]
     with chat_server(_filtering(texts[7])) as server:
         both = made(server.url), made(server.url, prompt="Well: {text}")
-        with pytest.warns(RecordingNote, match="1 of 60 .* example 7: of the student, .*filtered"):
+        with pytest.warns(RecordingNote, match="1 of 60 .* example 7: student, .*filtered"):
             outcomes = ebjr.record(*both, texts, np.ones(60, int), batch_size=20)
     assert len(outcomes) == 59
 
@@ -436,7 +436,7 @@ def test_a_recording_that_was_stopped_asks_for_what_is_missing(tmp_path):
             record(server)
         down.clear()
         server.asked.clear()
-        again = pytest.warns(RecordingNote, match="goes on after 20 examples")
+        again = pytest.warns(RecordingNote, match="resuming after 20 examples")
         with again, pytest.warns(RecordingNote, match="1 of 60 examples have no answer"):
             assert len(record(server)) == 59
     assert len(server.asked) == 2 * (20 + 40)  # the first batch, to compare, and what is missing
@@ -447,7 +447,7 @@ def test_a_file_of_another_kind_is_told_apart(tmp_path):
     with pytest.raises(ValueError, match="it describes one chat model"):
         ebjr.load_joint(file)
     file.write_text("[router]\nscore = 'softmax'")
-    with pytest.raises(ValueError, match="a joint model's file"):
+    with pytest.raises(ValueError, match="describes a joint model"):
         ebjr.load_model(file)
 
 
@@ -537,10 +537,10 @@ def test_a_reply_that_cannot_be_used_may_have_been_charged():
         ({"retries": 0.5}, "retries must be a whole number, not 0.5"),
         ({"samples": 2.5}, "samples must be a whole number"),
         ({"max_tokens": True}, "max_tokens must be a whole number"),
-        ({"model": ""}, "model must be a text that is not empty"),
-        ({"served_as": 5}, "served_as must be a text"),
+        ({"model": ""}, "model must be a non-empty text"),
+        ({"served_as": 5}, "served_as must be a non-empty text"),
         ({"labels": ["a", 1, "1"]}, "labels must be texts, in quotes"),
-        ({"columns": ["text", "text"]}, "columns must be names that differ"),
+        ({"columns": ["text", "text"]}, "columns must be distinct names"),
         ({"request": {"messages": []}}, "request cannot have 'messages'"),
         ({"top_logprobs": 1}, "top_logprobs must be at least 2"),
     ],
@@ -551,7 +551,7 @@ def test_a_value_of_another_type_is_one_sentence(more, message):
 
 
 def test_an_address_holds_no_password():
-    with pytest.raises(ValueError, match="keys come from the environment"):
+    with pytest.raises(ValueError, match="set keys in the environment"):
         made("http://me:secret@127.0.0.1:1/v1")
 
 

@@ -90,12 +90,12 @@ def test_half_a_letter_without_its_bytes_may_be_any_label():
 @pytest.mark.parametrize(
     ("listed", "why"),
     [
-        ({b"yes": 5.0, b"no": -1.0}, "at most 0, and one is 5"),
+        ({b"yes": 5.0, b"no": -1.0}, "at most 0, but one is 5"),
         ({b"yes": 1000.0, b"no": -1.0}, "at most 0"),
         ({b"yes": float("nan"), b"no": -1.0}, "at most 0"),
         ({b"yes": -0.1, b"no": -0.1}, "probabilities of 1.81 together"),
         ({b"yes": 0.0, b"no": 0.0}, "probabilities of 2 together"),
-        ({b"yes": 0.0}, "only one of the likeliest tokens"),
+        ({b"yes": 0.0}, "the server listed only one token"),
         ({b"yes": 0.0, b"no": -9999.0}, "after sampling"),
         ({b"I": -0.0001, b"yes": -13.0}, "labels together have 0.0%"),
     ],
@@ -130,9 +130,9 @@ def test_case_that_tells_labels_apart_is_kept():
     ("answers", "message"),
     [
         ({"a": ["a"]}, "at least two"),
-        ({"a": ["x"], "b": ["x"]}, "two labels are written 'x'"),
-        ({"a": [" "], "b": ["b"]}, "texts that are not empty"),
-        ({"a": [], "b": ["b"]}, "texts that are not empty"),
+        ({"a": ["x"], "b": ["x"]}, "two labels have the text 'x'"),
+        ({"a": [" "], "b": ["b"]}, "needs non-empty texts"),
+        ({"a": [], "b": ["b"]}, "needs non-empty texts"),
     ],
 )
 def test_labels_that_cannot_be_told_apart_are_refused(answers, message):
@@ -173,5 +173,5 @@ def test_the_mass_of_labels_is_never_more_than_all_and_the_best_is_the_likeliest
 
 
 def test_a_reply_without_log_probabilities_is_said_to_be_so():
-    with pytest.raises(ValueError, match="without log-probabilities"):
+    with pytest.raises(ValueError, match="the answer has no log-probabilities"):
         positions_of(None)

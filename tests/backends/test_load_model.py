@@ -65,25 +65,25 @@ def test_an_option_that_does_not_exist_is_refused(relu):
 
 @pytest.mark.parametrize("name", ["gone.onnx", "gone.pt2"])
 def test_a_file_that_is_not_there_is_named(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=f"no model file at .*{name}"):
+    with pytest.raises(FileNotFoundError, match=rf"model file .*{name} does not exist"):
         load_model(tmp_path / name)
 
 
 def test_a_folder_is_no_model_file(tmp_path):
     (tmp_path / "folder.onnx").mkdir()
-    with pytest.raises(FileNotFoundError, match="no model file"):
+    with pytest.raises(FileNotFoundError, match=r"model file .* does not exist"):
         load_model(tmp_path / "folder.onnx")
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.h5", "net"])
 def test_another_kind_of_file_lists_what_is_read(name):
-    with pytest.raises(ModelError, match=r"\.onnx file, a \.pt2 program.*but got the path net"):
+    with pytest.raises(ModelError, match=r"\.onnx file, a \.pt2 program.*not the path net"):
         load_model(name)
 
 
 @pytest.mark.parametrize("source", [3, None, np.zeros(3)])
 def test_what_cannot_be_a_model_lists_what_can(source):
-    with pytest.raises(TypeError, match=r"a model is an \.onnx file"):
+    with pytest.raises(TypeError, match=r"a model must be an \.onnx file"):
         load_model(source)
 
 

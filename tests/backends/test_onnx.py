@@ -203,7 +203,7 @@ def test_a_count_below_one_is_refused(model, options):
 
 
 def test_a_provider_that_is_not_there_is_named(model):
-    with pytest.raises(ValueError, match=r"CPUExecutionProvider.*but one is WarpDrive"):
+    with pytest.raises(ValueError, match=r"CPUExecutionProvider.*not WarpDrive"):
         OnnxModel(model.path, providers=["WarpDrive"])
     with pytest.raises(ValueError, match="a list of names"):
         OnnxModel(model.path, providers="CPUExecutionProvider")
@@ -226,7 +226,7 @@ def test_two_required_inputs_are_too_many(tmp_path):
 def test_a_corrupt_file_is_one_sentence(tmp_path, content):
     path = tmp_path / "corrupt.onnx"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"corrupt\.onnx must be an ONNX model") as caught:
+    with pytest.raises(ModelError, match=r"cannot load .*corrupt\.onnx") as caught:
         OnnxModel(path)
     assert "\n" not in str(caught.value)
 
@@ -234,12 +234,12 @@ def test_a_corrupt_file_is_one_sentence(tmp_path, content):
 def test_a_truncated_file_is_corrupt(tmp_path, model):
     path = tmp_path / "half.onnx"
     path.write_bytes(model.path.read_bytes()[:-20])
-    with pytest.raises(ModelError, match="must be an ONNX model"):
+    with pytest.raises(ModelError, match="ONNX Runtime cannot load"):
         OnnxModel(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model file at .*gone\.onnx"):
+    with pytest.raises(FileNotFoundError, match=r"model file .*gone\.onnx does not exist"):
         OnnxModel(tmp_path / "gone.onnx")
 
 
@@ -285,7 +285,7 @@ def test_weights_that_are_not_beside_the_graph_are_one_sentence(tmp_path, locati
         for entry in tensor.external_data:
             entry.value = location if entry.key == "location" else entry.value
     (tmp_path / "apart.onnx").write_bytes(graph.SerializeToString())
-    says = f"apart.onnx keeps weights in {re.escape(location)}, which is no file in its folder: put"
+    says = f"apart.onnx needs the weights in {re.escape(location)}, which is not a file in its"
     for read in (OnnxModel, external_files):
         with pytest.raises(ModelError, match=says) as caught:
             read(tmp_path / "apart.onnx")

@@ -71,7 +71,7 @@ def test_a_probability_of_0_has_a_logarithm():
 
 def test_what_is_no_probability_is_refused_at_every_batch():
     made = load_model(lambda batch: LOGITS[batch], output_kind="probabilities")
-    with pytest.raises(ModelError, match=r"must answer probabilities, from 0 to 1.*but answered"):
+    with pytest.raises(ModelError, match=r"must return probabilities, from 0 to 1.*but returned"):
         made(ROWS)
     with pytest.raises(ValueError, match="output_kind must be one of logits, probabilities, "):
         load_model(probabilities, output_kind="odds")
@@ -269,7 +269,7 @@ def test_a_score_that_is_rounding_alone_is_one_number():
     targets = said.argmax(axis=1)
     outcomes = Outcomes(said, said, targets)
     goal = {"goal": "budget", "deferral_rate": 0.3, "blend": 0.0}
-    with pytest.warns(OutputWarning, match="score energy tells no examples apart"):
+    with pytest.warns(OutputWarning, match="score energy is the same for all examples"):
         run_study(outcomes, score="energy", **goal)
     point = calibrate(outcomes, score="energy", **goal)
     assert point.deferral_rate == 0.0

@@ -201,7 +201,7 @@ def test_what_is_no_classifier_is_refused(tokenizer):
         load_model(pipe)
     with pytest.raises(TypeError, match="needs its tokenizer or image processor as processor="):
         TransformersModel(text_model())
-    with pytest.raises(TypeError, match="must be a transformers model or pipeline, but is a Lin"):
+    with pytest.raises(TypeError, match="must be a transformers model or pipeline, not a Lin"):
         load_model(torch.nn.Linear(2, 2), processor=tokenizer)
 
 
@@ -228,7 +228,7 @@ def test_a_multilabel_model_answers_label_logits_and_goes_with_its_task_alone(to
     with pytest.raises(ValueError, match=r"the student, Bert.*give .*task='multilabel'\)$"):
         record(model, teacher, TEXTS, [0] * len(TEXTS), flops=False)
     single = load_model(text_model(problem="single_label_classification"), processor=tokenizer)
-    with pytest.raises(ValueError, match=r"the teacher, Bert.* answers one label for each input"):
+    with pytest.raises(ValueError, match=r"the teacher, Bert.* returns one label for each input"):
         record(model, single, TEXTS, targets, task="multilabel", flops=False)
     assert load_model(module).facts.multilabel is True
 
@@ -299,7 +299,7 @@ def test_rows_of_two_texts_are_pairs(framing):
     np.testing.assert_array_equal(model(rows[:, :1]), model(rows[:, 0].tolist()))
     assert model.facts.columns == ("premise", "hypothesis")
     assert model.facts.input_shape == (None, 2)
-    with pytest.raises(ValueError, match="columns name one text, or a pair of texts, not"):
+    with pytest.raises(ValueError, match="columns must name one or two texts, not"):
         load_model(module, processor=framing, columns="abc")
     with pytest.raises(ModelError, match="reads one text or a pair of texts in each row, but was"):
         model(np.array([["a", "b", "c"]], object))
@@ -358,7 +358,7 @@ def test_that_texts_are_cut_is_said_once_and_where_it_was_asked_for_never(framin
     ("options", "message"),
     [
         ({"windows": "last"}, "windows must be one of mean, max, not 'last'"),
-        ({"windows": "mean", "stride": 10}, r"stride must lie in 0..9, as windows are, not 10"),
+        ({"windows": "mean", "stride": 10}, r"stride must lie in 0..9 for these windows, not 10"),
         ({"windows": "mean", "stride": -1}, "stride must lie in"),
     ],
 )
@@ -372,13 +372,17 @@ def test_windows_need_a_length_room_and_texts(framing, image_processor):
     with pytest.raises(ModelError, match="has 9, which leaves no room for windows of the other"):
         model([("good " * 9, "bad " * 9)])
     assert model([("good " * 4, "bad " * 5)]).shape == (1, 3)  # which fits as it is
-    with pytest.raises(ValueError, match="cut by a fast tokenizer, and ViTImageProcessorPil is no"):
+    with pytest.raises(
+        ValueError, match="need a fast tokenizer, which ViTImageProcessorPil is not"
+    ):
         load_model(image_model(), processor=image_processor, windows="mean")
     config = transformers.XLNetConfig(
         vocab_size=7, d_model=8, n_layer=1, n_head=1, d_inner=8, num_labels=2
     )
     module = transformers.XLNetForSequenceClassification(config)
-    with pytest.raises(ValueError, match="windows need a length that neither model nor tokenizer"):
+    with pytest.raises(
+        ValueError, match="windows need a length, which neither the model nor the tokenizer"
+    ):
         load_model(module, processor=framing, windows="max")
     told = {"max_length": 8}
     assert load_model(module, processor=framing, windows="max", processing=told)(LONG).shape[0] == 4
@@ -420,7 +424,7 @@ def test_a_model_that_is_told_of_windows_outside_its_module_has_no_path(framing,
     outside = load_model(f"{tmp_path}/encoders.py:pipe", windows="mean")
     inside = load_model(f"{tmp_path}/encoders.py:inside")
     np.testing.assert_allclose(outside(LONG), inside(LONG))
-    with pytest.raises(TypeError, match=r"joint.toml names files, addresses and import paths"):
+    with pytest.raises(TypeError, match=r"joint.toml needs a model's file, address or import path"):
         entry_of(outside)
     again = load_model(entry_of(inside).path)
     np.testing.assert_allclose(again(LONG), inside(LONG))

@@ -366,16 +366,16 @@ def test_a_promise_that_cannot_be_certified_names_the_smallest_that_can():
 @pytest.mark.parametrize(
     ("goal", "arguments", "message"),
     [
-        ("match-teacher", {"tolerance": 0.01, "promise": "harm"}, "needs delta, as 0.1"),
-        ("match-teacher", {"delta": 0.1}, "needs a tolerance, as 0.01"),
+        ("match-teacher", {"tolerance": 0.01, "promise": "harm"}, "needs delta, like 0.1"),
+        ("match-teacher", {"delta": 0.1}, "needs a tolerance, like 0.01"),
         ("match-teacher", {"delta": 0.1, "tolerance": 0.1, "promise": "rate"}, "excess or harm"),
         ("match-teacher", {"delta": 0.1, "tolerance": 0.1, "promise": "x"}, "one of harm, excess"),
         ("match-teacher", {"delta": 0.0, "tolerance": 0.1}, "delta must lie between 0 and 1"),
         ("match-teacher", {"delta": 1.0, "tolerance": 0.1}, "delta must lie between 0 and 1"),
         ("match-teacher", {"delta": 0.1, "tolerance": 1.0}, "below 1"),
-        ("crossing", {"delta": 0.1}, "'crossing' promises nothing"),
-        ("budget", {"deferral_rate": 1.0, "delta": 0.1}, "leave delta out"),
-        ("budget", {"flops": 11.0, "delta": 0.1}, "leave delta out"),
+        ("crossing", {"delta": 0.1}, "'crossing' cannot be guaranteed"),
+        ("budget", {"deferral_rate": 1.0, "delta": 0.1}, "remove delta"),
+        ("budget", {"flops": 11.0, "delta": 0.1}, "remove delta"),
         ("accuracy", {"target": 0.0, "delta": 0.1}, "below 1"),
     ],
 )
@@ -435,7 +435,7 @@ def test_a_learned_score_is_fitted_when_it_is_named():
 
 
 def test_a_learned_score_that_cannot_be_fitted_is_refused_in_one_sentence():
-    with pytest.raises(CalibrationError, match="learned can be fitted to these 60 examples; name"):
+    with pytest.raises(CalibrationError, match="learned can be fitted to these 60 examples: use"):
         calibrate(pair(60), score="learned")
 
 
@@ -476,7 +476,7 @@ def test_random_and_scores_of_your_own_are_for_every_task():
 
 def test_a_learned_score_of_predictions_alone_is_refused_in_one_sentence():
     outcomes = Outcomes([1.0, 2.0], [1.0, 2.5], [1.0, 2.6], task="regression")
-    with pytest.raises(CalibrationError, match="name one that is not fitted, such as random"):
+    with pytest.raises(CalibrationError, match="use a score that is not fitted, like random"):
         calibrate(outcomes, score="learned")
 
 

@@ -71,7 +71,7 @@ def test_what_cannot_be_reached_is_said_in_the_metrics_unit():
         ({"goal": "crossing"}, "right or wrong"),
         ({"tolerance": -1.0}, "tolerance must be a finite number of at least 0, not -1"),
         ({"goal": "accuracy", "target": -2.0}, "target must be a finite number of at least 0"),
-        ({"loss_bound": 2.0}, "give delta with it"),
+        ({"loss_bound": 2.0}, "give delta too"),
         ({"score": "interval_width"}, "two or more quantiles"),
     ],
 )
@@ -82,7 +82,7 @@ def test_bad_arguments_are_one_sentence(arguments, message):
 
 def test_a_student_of_predictions_alone_cannot_be_calibrated():
     outcomes = Outcomes([1.0, 2.0], [1.0, 2.0], [1.0, 2.5], task="regression")
-    with pytest.raises(CalibrationError, match="predictions alone"):
+    with pytest.raises(CalibrationError, match="only predictions"):
         calibrate(outcomes)
 
 
@@ -147,7 +147,7 @@ def test_a_grid_that_does_not_cover_the_data_is_said_with_how_much_is_outside():
 
 
 def test_a_loss_without_a_bound_is_not_certified():
-    with pytest.raises(ValueError, match="give loss_bound, the largest that counts"):
+    with pytest.raises(ValueError, match="give loss_bound, the largest loss that counts"):
         calibrate(pair(metric="mae"), tolerance=0.1, delta=0.1)
 
 
@@ -155,7 +155,7 @@ def test_a_loss_without_a_bound_is_not_certified():
     ("metric", "arguments", "message"),
     [
         ("rmse", {"tolerance": 0.1}, "a difference of roots"),
-        ("r2", {"goal": "accuracy", "target": 0.9}, "r2 is no mean of losses"),
+        ("r2", {"goal": "accuracy", "target": 0.9}, "r2 is not a mean over examples"),
         ("mae", {"tolerance": 0.1, "loss_bound": -1.0}, "loss_bound must be a positive number"),
         ("mae", {"tolerance": 3.0, "loss_bound": 2.0}, "as a share of loss_bound"),
         ("mae", {"goal": "budget", "deferral_rate": 0.5, "loss_bound": 2.0}, "loss_bound is for"),

@@ -122,12 +122,12 @@ def test_just_enough_disagreements_are_enough_for_every_fold():
 
 
 def test_more_classes_than_it_knows_are_refused():
-    with pytest.raises(ValueError, match="knows 2 classes, and the logits have 4"):
+    with pytest.raises(ValueError, match="fitted for 2 classes, but the logits have 4"):
         learned(ROWS, **WEIGHTS, classes=[[0.0, 0.0], [0.0, 0.0]])
 
 
 def test_without_its_weights_it_is_no_score():
-    with pytest.raises(ValueError, match="is fitted to outcomes"):
+    with pytest.raises(ValueError, match="must be fitted to outcomes"):
         as_score("learned")
 
 

@@ -53,12 +53,12 @@ def annotated(**changes):
         (annotated(bbox=[1, 2, -3, 4]), "annotation 1 must have a box .* has"),
         (annotated(bbox=[1, 2, float("nan"), 4]), "annotation 1 must have a box"),
         (annotated(bbox=[1, 2, 3]), "annotation 1 must have a box"),
-        (annotated(category_id=17), "annotation 1 has the category 17, which is not listed"),
-        (annotated(image_id=17), "annotation 1 belongs to image 17, which is not listed"),
+        (annotated(category_id=17), "annotation 1 has the category 17, which is not among"),
+        (annotated(image_id=17), "annotation 1 belongs to image 17, which images does not list"),
         ({"images": [{"id": 9}]}, "file_name is missing"),
         ({"annotations": 3}, "labels.json"),
         ({"images": None}, "but images is missing"),
-        ({"categories": None}, "annotation 1 has the category 90, which is not listed"),
+        ({"categories": None}, "annotation 1 has the category 90, which is not among"),
         (annotated(iscrowd="maybe"), "annotation 1 must have an iscrowd of 0 or 1, .* 'maybe'"),
         (annotated(iscrowd=2), "annotation 1 must have an iscrowd of 0 or 1, but has 2"),
         (annotated(iscrowd=None), "annotation 1 must have an iscrowd of 0 or 1, but has None"),
@@ -80,13 +80,13 @@ def test_a_byte_order_mark_before_the_labels_is_no_part_of_them(tmp_path):
 
 
 def test_a_file_that_is_absent_or_no_json_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file of labels"):
+    with pytest.raises(FileNotFoundError, match=r"label file .* does not exist"):
         read_coco(tmp_path / "absent.json")
     (tmp_path / "text.json").write_text("no json")
     with pytest.raises(ValueError, match=r"text\.json"):
         read_coco(tmp_path / "text.json")
     (tmp_path / "wide.json").write_text("{}", encoding="utf-16")
-    with pytest.raises(ValueError, match=r"wide\.json is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"wide\.json is not UTF-8 text"):
         read_coco(tmp_path / "wide.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match=r"list\.json: .* is an object with images"):
@@ -101,20 +101,26 @@ BOX, CROWD = CONTENT["annotations"]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": [IMAGE, SECOND | {"id": "9"}]}, "of images, the id 9 is there 2 times"),
-        ({"images": [IMAGE, SECOND | {"id": 9.0}]}, "of images, the id 9 is there 2 times"),
-        ({"images": [IMAGE, IMAGE | {"id": 1}]}, "the image file 'b.jpg' is there 2 times"),
+        (
+            {"images": [IMAGE, SECOND | {"id": "9"}]},
+            "of images, the id 9 must occur once, but occurs 2 times",
+        ),
+        (
+            {"images": [IMAGE, SECOND | {"id": 9.0}]},
+            "of images, the id 9 must occur once, but occurs 2 times",
+        ),
+        ({"images": [IMAGE, IMAGE | {"id": 1}]}, "the image file 'b.jpg' must occur once"),
         (
             {"images": [IMAGE, IMAGE | {"id": 1, "file_name": "./b.jpg"}]},
-            "the image file 'b.jpg' is there 2 times",
+            "the image file 'b.jpg' must occur once",
         ),
         (
             {"images": [IMAGE | {"file_name": "a/0.png"}, SECOND | {"file_name": "a//./0.png"}]},
-            "the image file 'a/0.png' is there 2 times",
+            "the image file 'a/0.png' must occur once",
         ),
-        ({"categories": [PERSON, TOOTHBRUSH, PERSON]}, "of categories, the id 1 is there 2"),
-        ({"categories": [PERSON, PERSON | {"id": 90}]}, "the category 'person' is there 2 times"),
-        ({"annotations": [BOX, CROWD, CROWD]}, "of annotations, the id 2 is there 2 times"),
+        ({"categories": [PERSON, TOOTHBRUSH, PERSON]}, "of categories, the id 1 must occur once"),
+        ({"categories": [PERSON, PERSON | {"id": 90}]}, "the category 'person' must occur once"),
+        ({"annotations": [BOX, CROWD, CROWD]}, "of annotations, the id 2 must occur once"),
         (
             {"images": [IMAGE | {"id": True}]},
             "each id of images must be a whole number or a word, not True",
@@ -218,10 +224,10 @@ def test_an_image_of_another_size_than_its_labels_is_named(tmp_path):
     data = open_data(labels)
     assert [batch.names for batch in data.batches(9)] == [["right.png"]]
     assert data.unreadable == [
-        ("half.png", "it is 20 x 10 pixels, and the labels say 40 x 20"),
-        ("turned.png", "it is 20 x 40 pixels, and the labels say 40 x 20"),
+        ("half.png", "it has 20 x 10 pixels, but the labels say 40 x 20"),
+        ("turned.png", "it has 20 x 40 pixels, but the labels say 40 x 20"),
     ]
-    with pytest.raises(ValueError, match=r"half.png .* and the labels say 40 x 20"):
+    with pytest.raises(ValueError, match=r"half.png .* but the labels say 40 x 20"):
         list(open_data(labels, on_unreadable="error").batches(9))
     found, rows = open_data(labels).take([0, 1])
     assert (found.names, rows.tolist()) == (["right.png"], [0])
@@ -313,7 +319,7 @@ def test_an_image_in_a_zip_is_found_by_its_whole_path(inside, named, found, tmp_
 )
 def test_a_bare_name_that_two_images_have_is_refused(inside, named, tmp_path):
     images = zipped(tmp_path, inside)
-    with pytest.raises(ValueError, match=f"{inside[0]} and {inside[1]}, and either may be"):
+    with pytest.raises(ValueError, match=f"may be {inside[0]} or {inside[1]} in"):
         open_data(described(tmp_path, {named: (4, 4)}), images=images)
 
 

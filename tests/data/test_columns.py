@@ -93,9 +93,11 @@ def test_a_cell_without_a_value_is_named_whatever_it_is_read_as(name, tmp_path):
     text = ["a", "b", "c"] if name == "t.csv" else ["a", None, "c"]
     path = write(tmp_path / name, text=text, n=[1, None, 3])
     column = "n" if name == "t.csv" else "text"  # an empty text of a .csv is a text
-    with pytest.raises(ValueError, match=rf"row 1 \(from 0\) has no {column}: fill it in"):
+    with pytest.raises(
+        ValueError, match=rf"row 1 \(from 0\) has no value for {column}: fill it in"
+    ):
         open_data(path, input_columns="text,n")
-    with pytest.raises(ValueError, match=r"row 1 \(from 0\) has no n"):
+    with pytest.raises(ValueError, match=r"row 1 \(from 0\) has no value for n"):
         open_data(path, input_columns="n", models=[reads()])
 
 
@@ -108,7 +110,7 @@ def test_models_choose_the_columns_by_name(tmp_path):
     assert open_data(path, models=[model], input_columns="title,body").columns == data.columns
     with pytest.raises(ValueError, match="read the columns title, body in this order, not body"):
         open_data(path, models=[model], input_columns="body,title")
-    with pytest.raises(ValueError, match="no columns called 'kind', where it needs one; it has id"):
+    with pytest.raises(ValueError, match="one column named 'kind', but has none among id"):
         open_data(path, models=[reads("title", "kind")])
     with pytest.raises(ValueError, match=r"body \(texts\), n \(texts\), title \(texts\): name"):
         open_data(path, models=[reads()])
@@ -145,7 +147,7 @@ def test_a_lone_column_of_texts_may_have_any_name_unless_the_models_is_there(tmp
 def test_models_that_read_other_columns_go_with_each_other_never():
     assert read_by(reads("a", "b"), lambda rows: rows) == (("a", "b"), True)
     assert read_by(lambda rows: rows) == (None, False)
-    with pytest.raises(ValueError, match="model reads a, b and model reads b, a: say the same"):
+    with pytest.raises(ValueError, match="model reads a, b and model reads b, a: give both"):
         read_by(reads("a", "b"), reads("b", "a"))
 
 

@@ -112,20 +112,20 @@ class Far(Features):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: mirrored(Features()), r"a look is of images, .* and Features takes \('n', 8\)"),
-        (lambda: look(Fixed(), size=12), "Fixed takes images of 6 x 8 pixels alone: a look at ano"),
+        (lambda: mirrored(Features()), r"a look needs images, .* but Features takes \('n', 8\)"),
+        (lambda: look(Fixed(), size=12), "Fixed takes only images of 6 x 8 pixels: a look at ano"),
         (
             lambda: look(Preprocessed(Fixed(), Preprocess(size=(6, 8))), size=12),
-            "Fixed takes images of 6 x 8 pixels alone",
+            "Fixed takes only images of 6 x 8 pixels",
         ),
-        (lambda: mirrored(Far()), "Far is at an address: a look is of a model that is here"),
+        (lambda: mirrored(Far()), "Far is at an address: a look needs a local model"),
         (lambda: mirrored(FarTeacher(Far())), "is at an address"),
         (lambda: look(weigh, shift=(0.5, 0)), "shift must be .right, down. in whole pixels"),
-        (lambda: look(weigh, mirror=1), "mirror must be true or false, but is 1"),
+        (lambda: look(weigh, mirror=1), "mirror must be true or false, not 1"),
         (lambda: mirrored(weigh)(np.ones((4, 8))), r"mirror=true\) takes \(4, 8\): leave the look"),
-        (lambda: mirrored(weigh)(["one", "two"]), "a look is of images"),
-        (lambda: mirrored(weigh)(np.ones((4, 5, 6, 7))), "a look is of images"),
-        (lambda: look(weigh, size=9)(IMAGES), "given arrays, whose size is what it is"),
+        (lambda: mirrored(weigh)(["one", "two"]), "a look needs images"),
+        (lambda: mirrored(weigh)(np.ones((4, 5, 6, 7))), "a look needs images"),
+        (lambda: look(weigh, size=9)(IMAGES), "takes arrays, which keep their size"),
     ],
 )
 def test_a_look_that_the_input_cannot_take_is_one_sentence(make, sentence):
@@ -145,12 +145,12 @@ def test_a_look_of_a_file_is_named_with_its_preprocessing_and_one_of_arrays_is_n
     assert entry.as_table(tmp_path)["preprocess"] == {"size": 8, "mirror": True}
     assert entry.load().preprocess.mirror
     assert isinstance(mirrored(model), Look)
-    with pytest.raises(TypeError, match=r"put it in a file, say models\.py"):
+    with pytest.raises(TypeError, match=r"define it in a file, like models\.py"):
         entry_of(mirrored(model))
     (tmp_path / "models.py").write_text(
         f"import ebjr\nsecond = ebjr.mirrored(ebjr.load_model({str(tmp_path / 'student.onnx')!r}))"
     )
     images = RNG.random((5, 3, 8, 8), np.float32)
-    with pytest.warns(ebjr.RecordingNote, match="no weights are seen in .*models.py:second"):
+    with pytest.warns(ebjr.RecordingNote, match="no weights were found in .*models.py:second"):
         again = entry_of(ebjr.load_model(f"{tmp_path}/models.py:second"))
     np.testing.assert_array_equal(again.load(trust=True)(images), mirrored(model)(images))

@@ -30,9 +30,8 @@ def test_without_images_the_shipped_answers_are_used_and_said_to_be(run, monkeyp
     monkeypatch.setenv("EBJR_DATA", str(tmp_path / "nowhere"))
     code, printed, error = run("demo", "--task", "detection", "--json")
     assert code == 0, error
-    assert (
-        "NOTE: these are the shipped, recorded answers: the images and detectors are not" in error
-    )
+    assert "NOTE: using the recorded answers in the package: " in error
+    assert "images and detectors may not be redistributed" in error
     figures = json.loads(printed)
     assert figures["recorded"]
     assert sorted(figures["files"]) == ["outcomes.npz", "report.html"]
@@ -41,7 +40,7 @@ def test_without_images_the_shipped_answers_are_used_and_said_to_be(run, monkeyp
     assert 0.2 < figures["held_out"]["student_quality"] < teacher
     page = (tmp_path / "ebjr-demo" / "report.html").read_text()
     assert "AP against cost" in page
-    assert "the images and detectors are not" in page
+    assert "images and detectors may not be redistributed" in page
     assert "<figure>" not in page
 
 

@@ -182,7 +182,7 @@ def test_an_unwritable_cache_folder_is_said_before_anything_is_downloaded(tmp_pa
 
 
 def test_a_split_that_is_not_there_is_named(splits) -> None:
-    with pytest.raises(ValueError, match="split must be one of 'train', 'test', but is 'all'"):
+    with pytest.raises(ValueError, match="split must be one of 'train', 'test', not 'all'"):
         tiny(splits).load("all")
 
 

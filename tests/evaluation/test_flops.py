@@ -92,7 +92,7 @@ def test_recurrent_nets_count_the_same_in_both_forms(tmp_path, kind, gates):
 def test_token_ids_are_counted_with_their_type():
     module = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2))
     assert count_flops(module, (1, 6), input_dtype="int64").flops == 2 * 6 * 4 * 2
-    with pytest.raises(ModelError, match=r"must run on an input of shape \(1, 6\)"):
+    with pytest.raises(ModelError, match=r"failed on an input of shape \(1, 6\)"):
         count_flops(module, (1, 6))
 
 
@@ -221,21 +221,21 @@ def test_open_dimensions_must_be_given(tmp_path):
 
 
 def test_a_module_needs_its_input_shape():
-    with pytest.raises(ValueError, match="shape of an input is needed for Linear"):
+    with pytest.raises(ValueError, match="Linear needs input_shape"):
         count_flops(nn.Linear(3, 2))
 
 
 def test_a_callable_cannot_be_counted():
-    with pytest.raises(TypeError, match=r"FLOPs are counted of an \.onnx file"):
+    with pytest.raises(TypeError, match=r"FLOPs are counted for an \.onnx file"):
         count_flops(abs, (1, 3))
 
 
 def test_a_file_to_count_must_be_there_and_whole(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model file at .*gone\.onnx"):
+    with pytest.raises(FileNotFoundError, match=r"model file .*gone\.onnx does not exist"):
         count_flops(tmp_path / "gone.onnx")
     for content in (b"", b"not a model"):
         (tmp_path / "bad.onnx").write_bytes(content)
-        with pytest.raises(ModelError, match=r"bad\.onnx must be an ONNX model"):
+        with pytest.raises(ModelError, match=r"bad\.onnx is not an ONNX model"):
             count_flops(tmp_path / "bad.onnx")
 
 

@@ -298,7 +298,7 @@ def test_a_run_has_a_finite_time(seconds):
 
 
 def test_an_empty_batch_cannot_be_measured():
-    with pytest.raises(ValueError, match="at least one example to be measured, but is empty"):
+    with pytest.raises(ValueError, match="at least one example, but is empty"):
         measure_joules(abs, np.ones((0, 3)))
 
 

@@ -29,14 +29,14 @@ def test_predictions_are_of_all_examples_or_of_the_rows(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
-        ({"predictions": [1, 2]}, "about 2 examples, not about all 6 or the 3 held-out ones"),
-        ({"predictions": np.arange(6), "targets": np.ones(6, int)}, "its targets are not those"),
-        ({"predictions": [1, 2, 3], "targets": [0, 1, 2]}, "its targets are not those"),
+        ({"predictions": [1, 2]}, "has 2 examples, not all 6 or the 3 held-out ones"),
+        ({"predictions": np.arange(6), "targets": np.ones(6, int)}, "its targets differ"),
+        ({"predictions": [1, 2, 3], "targets": [0, 1, 2]}, "its targets differ"),
         ({"predictions": np.ones(6)}, r"must be integer labels \(n,\), not float64 \(6,\)"),
         ({"predictions": np.ones((6, 2), int)}, r"not int64 \(6, 2\)"),
         ({"predictions": np.arange(6) + 1}, r"must lie in 0\.\.5, the classes .*, but one is 6"),
         ({"predictions": [1, 2, -1]}, r"must lie in 0\.\.5, the classes .*, but one is -1"),
-        ({"labels": np.arange(6)}, "neither what `ebjr record` wrote nor .* it has labels"),
+        ({"labels": np.arange(6)}, "`ebjr record` did not write it, .* it has labels"),
         ({"predictions": np.array([1, "a"], dtype=object)}, "it holds objects"),
     ],
 )

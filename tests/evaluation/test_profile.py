@@ -78,7 +78,7 @@ def test_a_callable_is_timed_all_the_same():
 
 
 def test_a_path_must_be_loaded_before_it_is_profiled(conv_net):
-    with pytest.raises(TypeError, match=r"load it with ebjr\.load_model first"):
+    with pytest.raises(TypeError, match=r"load it with ebjr\.load_model"):
         profile(str(conv_net))
 
 
@@ -132,4 +132,4 @@ def test_the_command_says_which_flags_to_use(run, tmp_path):
     assert "most examples per second: --threads" in printed
     code, _, error = run("profile", "net.pt2", "--tune")
     assert code == 2
-    assert "threads are tuned for an .onnx file, not for net.pt2" in error
+    assert "--tune needs an .onnx file, not net.pt2" in error

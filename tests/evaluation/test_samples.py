@@ -62,7 +62,7 @@ def test_bytes_of_every_layout_become_a_picture(shape):
 
 @pytest.mark.parametrize("image", [np.zeros((3, 8, 8)), np.zeros(10, np.uint8), "text"])
 def test_what_is_no_image_is_refused_with_the_way_out(image):
-    with pytest.raises(ValueError, match="leave --data out"):
+    with pytest.raises(ValueError, match="remove --data"):
         as_picture(image)
 
 

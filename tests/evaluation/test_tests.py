@@ -90,7 +90,7 @@ def test_compare_names_the_winner_in_one_sentence():
         (lambda: mcnemar([], []), "no examples"),
         (lambda: mcnemar([0.5], [1]), "0"),
         (lambda: mcnemar([np.nan], [1]), "first_correct must be"),
-        (lambda: compare([0, 1], [0], [0, 1]), "alike"),
+        (lambda: compare([0, 1], [0], [0, 1]), "of the same length"),
     ],
 )
 def test_bad_input_is_one_sentence(call, words):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ebjr import Outcomes
-from experiments import choices, data, frame, table
+from experiments import choices, data, frame, intervals, table
 from experiments.fig3_ablation import ROUTERS, routed
 from experiments.frame import Run
 from experiments.pairs import shipped_pair
@@ -58,6 +58,7 @@ def test_a_quick_run_needs_nothing_but_what_is_shipped_and_gives_the_same_number
 ):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     script, found = import_module(f"experiments.{name}"), []
+    monkeypatch.setattr(intervals, "RESAMPLES", 200)  # a tenth, to be quick
     for folder in turns:
         monkeypatch.setattr(frame, "RESULTS", folder)
         monkeypatch.setattr(choices, "KEPT", folder / "choices")

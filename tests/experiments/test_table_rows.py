@@ -10,7 +10,6 @@ import pytest
 from experiments import check, claims, table
 
 ROWS = (
-    "baselines/2",
     "baselines/5",
     "fig2_fig3/1",
     "fig3_ablation/24",

@@ -195,7 +195,7 @@ def test_every_score_there_is_does_in_a_graph_what_it_does_with_numpy(name, dtyp
     rows = hostile(np.random.default_rng(0).normal(0, 3, shape).astype(dtype))
     score = LEARNED if name == "learned" else name
     if name == "random":
-        with pytest.raises(ValueError, match=r"random has no form in ONNX operators: `.*` \(score"):
+        with pytest.raises(ValueError, match=r"random cannot be exported: `.*` \(score"):
             graph_of(score, rows)
         return
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -268,18 +268,21 @@ def never_seen(logits):
     [
         (
             lambda logits: np.sort(logits)[:, -2],
-            r"no form .*: `\(?lambda.*` \(test_exp.*, line \d+\) can",
+            r"cannot be exported: `\(?lambda.*` \(test_exp.*, line \d+\) can",
         ),
-        (lambda logits: np.array([max(row) for row in logits]), r"no form .*: `.*max\(row\).*`"),
-        (lambda logits: logits[:, 0] if len(logits) > 3 else logits[:, 1], "no form in ONNX"),
-        (lambda logits: np.ones(logits.shape[0] or 7), r"what it returns cannot be traced \(nd"),
-        (never_seen, r"for the raw output \[.*\] its part of the graph gives .*, and with NumPy"),
+        (
+            lambda logits: np.array([max(row) for row in logits]),
+            r"cannot be exported: `.*max\(row\).*`",
+        ),
+        (lambda logits: logits[:, 0] if len(logits) > 3 else logits[:, 1], "cannot be exported"),
+        (lambda logits: np.ones(logits.shape[0] or 7), r"the returned value cannot be traced \(nd"),
+        (never_seen, r"for the raw output \[.*\] its graph gives .*, but NumPy"),
         (
             lambda logits: logits[:, :1],
             r"must return one number for each of 8 rows, but .*\(8, 1\)",
         ),
         (lambda logits: logits.tolist(), "must return one number for each of 8 rows, but .* list"),
-        (lambda logits: logits[:, 0].astype(str), "does not answer a batch of random inputs: "),
+        (lambda logits: logits[:, 0].astype(str), "failed on a batch of random inputs: "),
     ],
 )
 def test_a_score_that_cannot_be_traced_is_one_sentence(tmp_path, score, says):

@@ -254,7 +254,9 @@ def test_the_file_names_every_stage_and_its_router(tmp_path):
 def test_a_teacher_that_is_a_joint_model_is_to_be_a_stage(tmp_path):
     a, b, c = slices(tmp_path)
     joint = JointClassifier(a, chain([b, c], [Router("softmax", 0.5)]), Router("softmax", 0.5))
-    with pytest.raises(ModelError, match=r"a joint model cannot be part .*: make it a stage"):
+    with pytest.raises(
+        ModelError, match=r"a joint model cannot be exported: nest on the student's"
+    ):
         export_joint(joint, tmp_path / "joint.onnx")
     assert not (tmp_path / "joint.onnx").exists()
 
@@ -263,7 +265,7 @@ def test_an_exported_file_is_no_models_own_file(tmp_path):
     a, b, c = slices(tmp_path)
     export_joint(chain([a, b], [Router("softmax", 0.5)]), tmp_path / "pair.onnx")
     joint = JointClassifier(load_joint(tmp_path / "pair.onnx"), c, Router("softmax", 0.5))
-    with pytest.raises(ModelError, match=r"pair.onnx is answered by ExportedJoint, which has no"):
+    with pytest.raises(ModelError, match=r"pair.onnx is wrapped in ExportedJoint, which cannot"):
         export_joint(joint, tmp_path / "joint.onnx")
 
 
@@ -271,7 +273,7 @@ def test_a_nested_detector_is_refused(tmp_path):
     models = [load_model(p, layout="detr", classes=3) for p in write_detectors(tmp_path)]
     inner = JointDetector(*models, Router("box_count", -2.5))
     joint = JointDetector(inner, models[1], Router("box_count", -2.5))
-    with pytest.raises(ModelError, match="a joint detector of 3 models cannot be one file"):
+    with pytest.raises(ModelError, match="a joint detector of 3 models cannot be exported"):
         export_joint(joint, tmp_path / "joint.onnx")
 
 
@@ -306,6 +308,6 @@ def test_an_inner_decision_that_differs_is_found_before_the_file_takes_its_place
             return super().deferred(score, 0.9 if threshold == 0.45 else threshold)
 
     joint = chain(slices(tmp_path), [Odd("softmax", 0.45), Router("margin", 0.0)])
-    with pytest.raises(ModelError, match="answers otherwise than the joint model"):
+    with pytest.raises(ModelError, match="does not answer like the joint model"):
         export_joint(joint, tmp_path / "joint.onnx")
     assert not (tmp_path / "joint.onnx").exists()

@@ -37,7 +37,7 @@ def names(folder):
 @pytest.mark.parametrize(
     ("student", "teacher", "says"),
     [
-        ({}, {"columns": range(5, 9)}, r"must answer alike, but student gave rows of shape \(5,\)"),
+        ({}, {"columns": range(5, 9)}, r"must answer alike, but student returned rows of \(5,\)"),
         ({}, {"width": 12}, r"must take the same inputs, .*rows of shape \(10,\) and .*\(12,\)"),
         ({}, {"dtype": np.int64, "width": 10}, None),
     ],
@@ -84,7 +84,7 @@ def test_a_graph_that_is_built_for_its_batch_says_so(tmp_path):
     sets = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=sets, ir_version=8), tmp_path / "teacher.onnx")
     write_slice(tmp_path / "student.onnx", range(10), 10)
-    with pytest.raises(ModelError, match=r"teacher.onnx has a fixed batch of 3.*open first dim"):
+    with pytest.raises(ModelError, match=r"teacher.onnx has a fixed batch of 3.*dynamic first dim"):
         export_joint(config_of(tmp_path), tmp_path / "joint.onnx")
 
 
@@ -113,11 +113,11 @@ def save_graph(path, node, shape, opset=17, domain=""):
         ((helper.make_node("Identity", ["x"], ["y"]), None), "no batch dimension"),
         (
             (helper.make_node("Guess", ["x"], ["y"], domain="example.org"), ["n", 10]),
-            r"must be an ONNX model that ONNX Runtime can load, but it says: \w[^\[\]]*Guess",
+            r"ONNX Runtime cannot load .*: \w[^\[\]]*Guess",
         ),
         (
             (helper.make_node("Identity", ["x"], ["y"]), ["n", 10], 999),
-            r"can load, but it says: the opset is 999, and this version of it knows up to \d+; exp",
+            r"the opset is 999, but this ONNX Runtime supports up to \d+; exp",
         ),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_program_of_pytorch_is_to_be_exported_to_onnx_first(tmp_path):
     student = ModelEntry.of_file(tmp_path / "student.pt2")
     teacher = ModelEntry.of_file(tmp_path / "teacher.onnx")
     config = JointConfig(student, teacher, score="softmax", threshold=0.5)
-    with pytest.raises(ModelError, match=r"student.pt2 is no ONNX graph: export it to ONNX first"):
+    with pytest.raises(ModelError, match=r"student.pt2 is not an ONNX graph: export it to ONNX"):
         export_joint(config, tmp_path / "joint.onnx")
 
 
@@ -207,7 +207,7 @@ def test_a_joint_model_in_a_file_is_a_model_and_can_be_a_teacher(tmp_path):
 
 def test_another_graph_is_no_joint_model(tmp_path):
     write_slice(tmp_path / "other.onnx", range(5), 10)
-    with pytest.raises(ModelError, match="is no joint model; `ebjr export` writes one"):
+    with pytest.raises(ModelError, match="is not a joint model; `ebjr export` writes one"):
         ExportedJoint(tmp_path / "other.onnx")
 
 
@@ -260,9 +260,9 @@ def test_predict_answers_by_the_file_as_by_the_joint_toml(run, calibrated, knob)
 
 def test_predicts_mistakes_with_an_exported_file_are_one_sentence(run, calibrated):
     for joint, more, says in (
-        ("student.onnx", (), "student.onnx is no joint model; `ebjr export` writes one"),
+        ("student.onnx", (), "student.onnx is not a joint model; `ebjr export` writes one"),
         ("missing.onnx", (), "missing.onnx"),
-        ("joint.onnx", ("--ray",), "give the joint.toml that joint.onnx was exported from"),
+        ("joint.onnx", ("--ray",), "give the joint.toml from which joint.onnx was exported"),
     ):
         run("export", "joint.toml", "-o", "joint.onnx")
         code, _, said = run("predict", joint, "--data", "images", "-o", "answers.jsonl", *more)
@@ -273,10 +273,13 @@ def test_predicts_mistakes_with_an_exported_file_are_one_sentence(run, calibrate
 
 def test_the_commands_mistakes_are_one_sentence(run, calibrated):
     for words, says in (
-        (("joint.toml",), "give either --output, the file to write, or --triton, a folder"),
+        (("joint.toml",), "give either --output (an .onnx file) or --triton (a folder)"),
         (("joint.toml", "-o", "nowhere/joint.onnx"), "the folder nowhere does not exist"),
-        (("missing.toml", "-o", "joint.onnx"), "there is no missing.toml"),
-        (("joint.toml", "-o", "joint.onnx", "--operating-point", "none"), "no operating point"),
+        (("missing.toml", "-o", "joint.onnx"), "missing.toml does not exist"),
+        (
+            ("joint.toml", "-o", "joint.onnx", "--operating-point", "none"),
+            "no operating point 'none'",
+        ),
     ):
         code, _, said = run("export", *words)
         assert code == 2
@@ -357,7 +360,7 @@ def test_a_failed_export_leaves_no_repository(tmp_path):
     joint = joint_of_slices(tmp_path, "random", 5, 5)
     before = names(tmp_path)
     config = write_joint(tmp_path, joint)
-    with pytest.raises(ValueError, match="has no form in ONNX operators"):
+    with pytest.raises(ValueError, match="cannot be exported"):
         export_triton(config, tmp_path / "a" / "models")
     assert names(tmp_path) == sorted([*before, "joint.toml"])
 

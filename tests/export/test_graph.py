@@ -222,9 +222,9 @@ def test_opsets_are_brought_together(tmp_path, one, other, wished, expected):
 @pytest.mark.parametrize(
     ("opset", "error", "says"),
     [
-        (17, ModelError, "is of opset 20 and cannot be converted to opset 17"),
-        (12, ValueError, r"opset must be from 13 to \d+, .* but is 12"),
-        (99, ValueError, r"opset must be from 13 to \d+, the newest that onnx .* but is 99"),
+        (17, ModelError, "has opset 20 and cannot be converted to opset 17"),
+        (12, ValueError, r"opset must be from 13 to \d+, .* not 12"),
+        (99, ValueError, r"opset must be from 13 to \d+, the newest in onnx .*, not 99"),
     ],
 )
 def test_an_opset_that_cannot_be_is_one_sentence(tmp_path, opset, error, says):
@@ -387,6 +387,6 @@ def test_the_file_says_what_it_is(tmp_path):
         *("image", "threshold", "prediction", "output", "score", "deferred", "stage")
     }
     assert all(texts.values())
-    assert "0.5 if not given" in texts["threshold"]
+    assert "default 0.5" in texts["threshold"]
     assert model.producer_name == "ebjr"
     assert str(tmp_path) not in model.SerializeToString().decode("latin-1")

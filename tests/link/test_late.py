@@ -209,7 +209,7 @@ def test_a_failure_that_goes_on_is_logged_once(tmp_path, cloud, caplog):
     for _ in range(5):
         late.deliver(joint)
     late.close()
-    assert caplog.text.count("the callback failed with a late answer") == 1
+    assert caplog.text.count("the callback failed on a late answer") == 1
 
 
 def test_rows_wait_while_another_model_answers_in_the_teachers_place(late):
@@ -398,7 +398,7 @@ def test_a_file_that_cannot_be_read_says_so_soon(cloud, late):
         other.execute("DROP INDEX waiting")
         other.execute("ALTER TABLE rows RENAME TO other")
     began = time.monotonic()
-    with pytest.raises(EbjrError, match=r"late.sqlite cannot be read just now: no such table"):
+    with pytest.raises(EbjrError, match=r"late.sqlite cannot be read now: no such table"):
         late.find(answer.late, joint)
     assert time.monotonic() - began < 2
     other.close()
@@ -620,7 +620,9 @@ def test_a_file_of_another_program_is_left_as_it_is(tmp_path):
         other.execute("CREATE TABLE notes (text)")
     other.close()
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="cannot keep rows for later: file is of another program"):
+    with pytest.raises(
+        ValueError, match="cannot keep rows for later: it belongs to another program"
+    ):
         LateAnswers(path)
     assert path.read_bytes() == before
     (tmp_path / "text.txt").write_text("not a database, but long enough to look like one" * 100)

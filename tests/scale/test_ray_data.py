@@ -23,6 +23,7 @@ from ebjr.predict import predict as predict_here
 pytest.importorskip("ray", reason="the extra `scale` is not installed")
 
 from cluster import inputs, write_joint, write_stages
+from pages import check_output, printed_by, shown
 from tiny import write_coco, write_detectors, write_images, write_pair
 
 from ebjr.scale import predict
@@ -267,7 +268,8 @@ def test_the_code_of_the_page_runs(nodes, joint, tmp_path, monkeypatch):
     np.savez(tmp_path / "data.npz", inputs=inputs(300))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(compile(code, "scale.md", "exec"), names)
+    printed = printed_by(lambda: exec(compile(code, "scale.md", "exec"), names))
+    check_output(printed, shown(PAGE.name, "python")[0][1])
     table = names["table"].sort_values("row")
     assert table["row"].tolist() == list(range(300))
     assert table["prediction"].tolist() == load_joint(joint)(inputs(300)).prediction.tolist()

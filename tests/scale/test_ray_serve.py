@@ -395,7 +395,7 @@ def test_what_serve_run_is_given_is_checked(joint, tmp_path):
         ),
         (
             {"joint": str(joint), "teacher_wait_seconds": 30},
-            r"teacher_wait_seconds must be from 0 to under teacher_timeout_seconds \(10\)",
+            r"teacher_wait_seconds must be at least 0 and below teacher_timeout_seconds \(10\)",
         ),
         (
             {"joint": str(joint), "teacher": {"autoscaling_config": {"max_replicas": 0}}},

@@ -16,7 +16,9 @@ def admission_of(bytes=1e9, rows=1e9, seconds=1e9) -> Admission:
 
 def test_what_exceeds_a_limit_by_itself_is_never_taken():
     admission = admission_of(rows=100)
-    with pytest.raises(TooLarge, match="may hold 100 rows, and this one has 101: send it in parts"):
+    with pytest.raises(
+        TooLarge, match="may hold 100 rows, and this one needs 101: send it in parts"
+    ):
         admission.hold("a").add(rows=101)
     assert admission.held == [0, 0, 0]
     admission.hold("a").add(rows=100)
@@ -26,7 +28,7 @@ def test_what_exceeds_it_with_what_is_held_is_refused_until_there_is_room():
     admission = admission_of(rows=100)
     first = admission.hold("a")
     first.add(rows=90)
-    with pytest.raises(Overloaded, match="90 rows are at work already, 0 of them of this client"):
+    with pytest.raises(Overloaded, match="hold 90 rows, 0 of them this client's"):
         admission.hold("b").add(rows=20)
     first.end()
     admission.hold("b").add(rows=20)
@@ -51,7 +53,7 @@ def test_beyond_half_of_it_no_client_holds_more_than_its_share():
     greedy, modest = admission.hold("greedy"), admission.hold("modest")
     modest.add(rows=5)
     greedy.add(rows=45)
-    with pytest.raises(Overloaded, match="45 of them of this client"):
+    with pytest.raises(Overloaded, match="45 of them this client's"):
         greedy.add(rows=10)
     modest.add(rows=40)
 

@@ -104,7 +104,7 @@ def test_a_request_chooses_its_own_threshold(client, parameters, deferred, thres
         ([], "must be a JSON object"),
         (
             {"inputs": [{"name": "y", "shape": [1], "datatype": "FP32", "data": [1]}]},
-            "one input, 'x', but the request brings 'y'",
+            "one input, 'x', but the request has 'y'",
         ),
         (
             {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]},
@@ -288,9 +288,9 @@ def test_images_come_as_pixels_or_as_files_and_are_answered_alike(shipped):
     assert outputs(plain)["prediction"] == load_joint(shipped)(images).prediction.tolist()
     assert broken.status_code == 400
     said = broken.json()["error"]
-    assert said.startswith("image 0 is no image that can be read (it is not an image of a known")
+    assert said.startswith("image 0 cannot be read (it is not an image of a known")
     assert "send the bytes of a JPEG, PNG" in said
-    assert "or in JSON their base64" in said
+    assert "or their base64 in JSON" in said
 
 
 @pytest.fixture(scope="module")

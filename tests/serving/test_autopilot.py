@@ -78,12 +78,12 @@ def test_bounds_are_the_operating_points_with_room_around_a_rate():
 @pytest.mark.parametrize(
     ("hold", "between", "about", "says"),
     [
-        ("deferral_rate=0.4", (0.5, 0.9), {}, "not between the bounds, 0.5 and 0.9"),
+        ("deferral_rate=0.4", (0.5, 0.9), {}, "outside the bounds 0.5 to 0.9"),
         ("p99=1s", (0.5, 0.2), {}, "two rising deferral rates"),
         ("p99=1s", (0.5,), {}, "two deferral rates"),
         ("p99=1s", (False, True), {}, "a deferral rate or an operating point, not False"),
         ("p99=1s", ("slow", 1), {}, "no operating point 'slow'; there are: careful, quick"),
-        ("p99=1s", None, {"score_quantiles": ()}, "needs a joint.toml with the scores' quantiles"),
+        ("p99=1s", None, {"score_quantiles": ()}, "needs a joint.toml with score quantiles"),
         ("flops=9M", None, {"costs": (Cost(), Cost(flops=1.0))}, "has the FLOPs of both models"),
         ("flops=9G", None, {}, "between 1e\\+06, the student alone, and 1.1e\\+07"),
         ("dollars=0.1", None, {"costs": (Cost(), Cost())}, "has the dollars of both models"),
@@ -276,7 +276,7 @@ def test_a_student_that_falls_silent_does_not_sink_the_threshold_and_is_gone_on_
             for rounds, rows in ((8, 20), (8, 1000)):  # before, and under the alarm
                 pilot = go(rounds, rows, engine)
                 assert knob.threshold >= before - 0.01, hold
-            assert "no answer of the student's" in pilot.state()["still"]
+            assert "the student gave no usable answer" in pilot.state()["still"]
             moves = knob.moves["autopilot"]
             go(8, 1000, engine)
             assert knob.moves["autopilot"] == moves
@@ -288,8 +288,8 @@ def test_a_student_that_falls_silent_does_not_sink_the_threshold_and_is_gone_on_
             go(20, 1000, engine)
             assert knob.threshold == pytest.approx(0.6, abs=0.05)
     told = [record.getMessage() for record in caplog.records]
-    assert sum(each.startswith("the autopilot holds still: ") for each in told) == 3
-    assert told.count("the autopilot goes on") == 3
+    assert sum(each.startswith("the autopilot pauses: ") for each in told) == 3
+    assert told.count("the autopilot resumes") == 3
 
 
 def test_requests_that_are_slow_as_the_student_is_silent_say_nothing_of_the_knob():
@@ -412,5 +412,5 @@ def test_what_moves_it_is_written_down_in_words(tmp_path):
         pilot.look()
     text = (tmp_path / "audit.jsonl").read_text()
     assert "127.0.0.1 asked to hold deferral_rate=0.3 between the rates 0.15 and 0.65" in text
-    assert "deferral_rate was 1 over 1000 rows, to be held at deferral_rate=0.3" in text
+    assert "deferral_rate was 1 over 1000 rows, and the target is deferral_rate=0.3" in text
     assert text.count('"who": "autopilot"') == 2

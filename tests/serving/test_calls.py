@@ -313,7 +313,7 @@ def curl_loading(curl: Curl) -> list[bool]:
 
 
 CALLS: dict[str, Call] = {
-    "the server lives": Call(
+    "the server is live": Call(
         True,
         both("`is_server_live`", lambda c: c.client.is_server_live())
         | kserve("`is_server_live`", "await v2.is_server_live(URL)", "await grpc.is_server_live()")
@@ -337,11 +337,11 @@ CALLS: dict[str, Call] = {
         )
         | curl("`/v2/models/joint/ready`", lambda c: c("/v2/models/joint/ready", "-f") is not None),
     ),
-    "what the server is": Call(
+    "the server's metadata": Call(
         "ebjr",
         both("`get_server_metadata`", triton_name) | curl("`/v2`", lambda c: c("/v2")["name"]),
     ),
-    "what a model takes and gives": Call(
+    "a model's metadata": Call(
         OUTPUTS,
         both("`get_model_metadata`", triton_metadata)
         | curl(
@@ -349,7 +349,7 @@ CALLS: dict[str, Call] = {
             lambda c: [one["name"] for one in c("/v2/models/joint")["outputs"]],
         ),
     ),
-    "the models there are": Call(
+    "all models": Call(
         ["joint", "photos"],
         both("`get_model_repository_index`", triton_index)
         | curl(
@@ -373,20 +373,20 @@ CALLS: dict[str, Call] = {
             lambda c: [one["name"] for one in c("/v2/models/joint/stats")["model_stats"]],
         ),
     ),
-    "let go of a model, and load it": Call(
+    "unload and load a model": Call(
         [False, True],
         both("`unload_model`, `load_model`", triton_loading)
         | curl("`/v2/repository/models/joint/load`", curl_loading),
         of_folder=True,
     ),
-    "ask, with the usual outputs": Call(
+    "ask for the default outputs": Call(
         ANSWER,
         both("`infer`", lambda c: c.infer())
         | kserve_infer("`infer`", "asked()")
         | curl("`/v2/models/joint/infer`", lambda c: c.infer()),
     ),
     "ask without waiting": Call(ANSWER, both("`async_infer`", lambda c: c.later())),
-    "ask in JSON, and be answered so": Call(
+    "JSON in and out": Call(
         {"label": ANSWER["label"]},
         {
             "tritonclient.http": (
@@ -443,19 +443,19 @@ CALLS: dict[str, Call] = {
             lambda c: c("/v2/models/joint/infer", send={"id": "7", "inputs": [c.tensor()]})["id"],
         ),
     ),
-    "a threshold of its own": Call(
+    "a request's own threshold": Call(
         ANSWER | {"deferred": [True, True], "prediction": [2, 2], "label": ["owl", "owl"]},
         both("`parameters=`", lambda c: c.infer(parameters={"threshold": 6.0}))
         | kserve_infer("`parameters=`", "asked(threshold=6)")
         | curl('`"parameters"`', lambda c: c.infer(parameters={"threshold": 6.0})),
     ),
-    "a time of its own": Call(
+    "a request's own timeout": Call(
         ANSWER,
         both("`timeout=`", lambda c: c.infer(timeout=20_000_000))
         | kserve_infer('`{"timeout": 20000000}`', "asked(timeout=20_000_000)")
         | curl('`"timeout_seconds"`', lambda c: c.infer(parameters={"timeout_seconds": 20})),
     ),
-    "yield to others": Call(
+    "a lower priority": Call(
         ANSWER,
         both("`priority=`", lambda c: c.infer(priority=2))
         | kserve_infer('`{"priority": 2}`', "asked(priority=2)")

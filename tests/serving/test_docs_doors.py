@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import DOCS, start
+from pages import DOCS, check_output, shown, start
 from PIL import Image
 
 from ebjr.demo import run_demo
@@ -65,8 +65,10 @@ def run_block(block: str, folder: Path) -> str:
 def test_a_token_asks_and_another_moves_the_knob(folder):
     printed = run_block(TOKENS, folder)
     assert printed.count('"model_name":"joint"') == 1
-    assert '{"error":"asking needs the header Authorization: Bearer TOKEN"}' in printed
+    assert '{"error":"a query needs the header Authorization: Bearer TOKEN"}' in printed
     assert '"threshold":0.8,' in printed
+    [text] = [text for code, text in shown("operations.md", "sh") if code == TOKENS]
+    check_output(printed, text)
 
 
 def test_tls_is_spoken_with_a_certificate_of_ones_own(folder):

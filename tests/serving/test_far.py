@@ -209,7 +209,7 @@ def test_a_queue_that_cannot_be_read_is_a_503_and_holds_up_no_request(far, tmp_p
         client.post("/v2/models/joint/infer", json=request(HARD))
         base.execute("ALTER TABLE rows RENAME TO other")
         found = client.get("/v1/late/1")
-        assert (found.status_code, "cannot be read just now" in found.json()["error"]) == (
+        assert (found.status_code, "cannot be read now" in found.json()["error"]) == (
             503,
             True,
         )

@@ -251,10 +251,10 @@ def one(**fields):
     ("asked", "says"),
     [
         (message(inputs=[]), "at least one tensor"),
-        (one(), "needs 2 elements, but came with 0"),
-        (one(contents={"int_contents": [1, 2]}), "needs 2 elements, but came with 0"),
+        (one(), "needs 2 elements, but has 0"),
+        (one(contents={"int_contents": [1, 2]}), "needs 2 elements, but has 0"),
         (one(shape=[-1, 2]), "0 or more, not"),
-        (one(datatype="FP8"), "of FP8 cannot come as contents"),
+        (one(datatype="FP8"), "of FP8 cannot be sent as contents"),
         (one(datatype="FP16"), "send raw_input_contents"),
         (one(datatype="INT8", contents={"int_contents": [1, 300]}), "exceed INT8"),
         (one(datatype="BYTES", contents={"bytes_contents": [b"a", b"b"]}), "must be FP32, not"),
@@ -274,7 +274,7 @@ def one(**fields):
             message(
                 outputs=[{"name": "score", "parameters": {"classification": {"int64_param": 3}}}]
             ),
-            "the output 'score' of this model is none",
+            "the output 'score' of this model has no logits",
         ),
         (message(parameters={"colour": {"int64_param": 1}}), "no parameter 'colour'"),
         (message(parameters={"threshold": {}}), "not nothing"),
@@ -297,7 +297,7 @@ def test_a_mistake_is_an_invalid_argument_and_the_server_goes_on(address, client
 def test_what_is_no_message_is_an_invalid_argument(address):
     with grpc.insecure_channel(address) as channel:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        with refused("INVALID_ARGUMENT", "the message is no ModelInferRequest"):
+        with refused("INVALID_ARGUMENT", "the message is not a valid ModelInferRequest"):
             infer(b"\xff" * 40)
 
 
@@ -392,7 +392,7 @@ def test_beyond_the_queue_is_resource_exhausted_and_says_when_to_come_again():
         for call in calls:
             call.cancel()
     assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "rows are at work already" in refused.details()
+    assert "requests in progress hold" in refused.details()
     assert int(dict(refused.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
 
 
@@ -529,7 +529,7 @@ def test_who_may_not_ask_is_refused_before_the_message_comes(caplog):
             with pytest.raises(grpc.RpcError) as told:
                 ask(message(), metadata=[*shown, ("x-request-id", "abc-1")], timeout=30)
             assert told.value.code() is grpc.StatusCode.UNAUTHENTICATED
-            assert "asking needs the header Authorization" in told.value.details()
+            assert "a query needs the header Authorization" in told.value.details()
             assert ("x-request-id", "abc-1") in told.value.trailing_metadata()
         comes.set()
         ask(message(), metadata=[("authorization", "Bearer ask")], timeout=30)

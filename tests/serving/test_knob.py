@@ -255,5 +255,5 @@ def test_a_request_of_a_number_that_no_float_holds_is_refused_in_one_sentence(na
 
 
 def test_bounds_without_anything_to_hold_are_refused():
-    with pytest.raises(ValueError, match="say what it is to hold"):
+    with pytest.raises(ValueError, match="give hold"):
         build_app(served(), between=(0.1, 0.5))

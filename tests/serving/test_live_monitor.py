@@ -207,7 +207,7 @@ def test_of_a_small_rate_about_so_many_are_audited():
 
 def test_audits_of_answers_that_are_no_labels_are_refused():
     joint = JointRegressor(lambda x: np.stack([x, x], axis=1), abs, Router("predicted_std", 0))
-    with pytest.raises(ValueError, match="audits compare labels"):
+    with pytest.raises(ValueError, match="an audit compares labels"):
         Engine(joint, audit_rate=0.1)
 
 
@@ -236,7 +236,7 @@ def test_a_state_that_does_not_fit_is_set_aside(tmp_path, damage, caplog):
     if damage == "other":
         about = replace(about, calibration_id="other")
     LiveMonitor(about, audit_rate=1.0, folder=tmp_path)
-    assert "begins anew" in caplog.text
+    assert "starts again" in caplog.text
     assert (tmp_path / "monitor.json.old").exists()
 
 

@@ -129,5 +129,5 @@ def test_an_attempt_at_a_far_teacher_that_fails_is_told_with_host_and_reason_now
         _, said = process.communicate("go\n", timeout=60)
     host = far.url.split("/")[2]
     (line,) = said.splitlines()  # of nine attempts
-    assert f"INFO teacher at {host}, attempt 1 of 3: teacher at {host} answers" in line
+    assert f"INFO teacher at {host}, attempt 1 of 3: teacher at {host} answered" in line
     assert "status 500" in line

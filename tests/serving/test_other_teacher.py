@@ -111,7 +111,7 @@ def test_while_it_serves_another_models_answers_are_not_taken(models, saved, por
                 assert found.degraded.all()
                 np.testing.assert_array_equal(found.output, joint.student(X))
             end = time.monotonic() + 30
-            while "is another model than it was" not in (joint.teacher.away or ""):
+            while "is not the model that was recorded" not in (joint.teacher.away or ""):
                 assert time.monotonic() < end
                 time.sleep(0.02)
             assert joint.teacher.state == "open"  # it is not asked again and again
@@ -129,7 +129,7 @@ def test_an_answer_alone_gives_another_model_away(models, port):
         model.sha256 = "0" * 64
         with pytest.raises(ebjr.OtherModel, match=r"its hash was 0{12} and is \w{12}"):
             teacher(X)
-        with pytest.raises(ebjr.TeacherUnavailable, match=r"left alone until .* another model"):
+        with pytest.raises(ebjr.TeacherUnavailable, match=r"until it is back: .* is not the model"):
             teacher(X)
     teacher.close()
 

@@ -212,7 +212,7 @@ def test_a_threshold_is_typed_and_what_is_none_is_said_to_be(page, busy):
     assert router(busy)["threshold"] == 0.625
     page.get_by_label("Threshold", exact=True).fill("high")
     page.get_by_role("button", name="Set").click()
-    says(page, "knob-said", "A threshold is a number")
+    says(page, "knob-said", "A threshold must be a number")
     assert router(busy)["threshold"] == 0.625
 
 
@@ -227,7 +227,7 @@ def test_the_threshold_is_short_in_its_box_and_stays_exact_until_somebody_types(
     assert len(shown) < len(str(exact))
     assert float(shown) == pytest.approx(exact, rel=0.05)
     page.get_by_role("button", name="Set").click()
-    says(page, "knob-said", f"The knob is at threshold {exact} already.")
+    says(page, "knob-said", f"The knob is already at threshold {exact}.")
     assert router(busy)["threshold"] == exact
     box.fill(shown)
     page.keyboard.press("Enter")
@@ -262,7 +262,7 @@ def test_three_stages_are_named_with_the_rows_that_each_answered(page, tmp_path)
         page.set_input_files("#file", png(np.full((8, 8, 3), (90, 90, 120), np.uint8)))
         says(page, "try-said", "The score,")
         names = [page.locator(f"#{side}-title").inner_text() for side in ("student", "teacher")]
-        assert names == ["model-2, who answers", "teacher"]
+        assert names == ["model-2 (answers)", "teacher"]
         rows = page.locator("#stages tr", has_text="model-2's batch").locator("td").last
         sync_api.expect(rows).to_have_text(re.compile(r"^[\d,]+$"))
 
@@ -273,7 +273,7 @@ def test_the_autopilot_is_given_a_target_and_let_go(page, busy):
     page.keyboard.press("Enter")
     says(page, "knob-said", "the autopilot holds deferral_rate=0.5")
     says(page, "state", "Holds deferral_rate=0.5 between deferral rates of")
-    page.get_by_role("button", name="Let go").click()
+    page.get_by_role("button", name="Turn off").click()
     says(page, "state", "Off.")
     assert router(busy)["autopilot"] is None
 
@@ -305,7 +305,7 @@ def test_an_image_is_answered_by_both_as_by_the_models_themselves(page, busy, ca
         page.set_input_files("#file", png(image(seed)))
         says(page, "try-said", CLASSES[answer.prediction[0]])
         who = "teacher" if answer.deferred[0] else "student"
-        says(page, f"{who}-title", f"{who}, who answers")
+        says(page, f"{who}-title", f"{who} (answers)")
         for role in ("student", "teacher"):
             own = getattr(joint, role)(image(seed)[None])[0]
             names = page.locator(f"#{role} dt").all_inner_texts()
@@ -313,7 +313,7 @@ def test_an_image_is_answered_by_both_as_by_the_models_themselves(page, busy, ca
         said = f"Score {float(f'{answer.score[0]:.4g}')} against threshold"
         assert said in page.get_attribute("#gauge", "aria-label")
     page.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"no"})
-    says(page, "try-said", "image 0 is no image that can be read")
+    says(page, "try-said", "image 0 cannot be read")
     page.troubles.clear()  # the browser notes the 400 on its console
 
 
@@ -339,9 +339,9 @@ def test_the_boxes_of_both_detectors_are_drawn_on_the_image(page, width):
     with running(Served(joint, labels=CLASSES)) as address:
         opened(page, address)
         page.set_input_files("#file", png(pixels))
-        says(page, "try-said", "2 boxes (red, green), says the teacher. The score, 0.4, is below")
-        says(page, "teacher-title", "teacher, who answers")
-        says(page, "fused-title", "the answer: boxes of both, fused")
+        says(page, "try-said", "The teacher answers 2 boxes (red, green). The score, 0.4, is below")
+        says(page, "teacher-title", "teacher (answers)")
+        says(page, "fused-title", "the answer: boxes of both models, fused")
         drawn = {"student": student, "teacher": teacher, "fused": lambda x: joint(x).prediction}
         for name, model in drawn.items():
             shown = model([pixels])[0].above(0.3)
@@ -365,7 +365,7 @@ def test_the_boxes_of_both_detectors_are_drawn_on_the_image(page, width):
         page.keyboard.press("Enter")
         says(page, "knob-said", "threshold 0.3")
         page.get_by_role("button", name="Ask both models").click()
-        says(page, "try-said", "1 box (red), says the student. The score, 0.4, is not below")
+        says(page, "try-said", "The student answers 1 box (red). The score, 0.4, is not below")
         assert not page.is_visible("#fused")
 
 
@@ -402,7 +402,7 @@ def test_with_a_token_to_ask_both_models_want_to_see_it(page, calibrated):
     with running(served_of(JointConfig.read(calibrated)), infer_token="ask") as address:
         opened(page, address)
         page.set_input_files("#file", png(np.full((8, 8, 3), (90, 90, 120), np.uint8)))
-        says(page, "try-said", "asking needs the header Authorization")
+        says(page, "try-said", "a query needs the header Authorization")
         page.troubles.clear()
         page.get_by_label("Bearer token").fill("ask")
         page.set_input_files("#file", png(np.full((8, 8, 3), (90, 120, 90), np.uint8)))
@@ -413,7 +413,7 @@ def test_a_server_that_goes_away_is_missed_and_found_again(page, calibrated):
     served = JointConfig.read(calibrated)
     with running(served_of(served)) as address:
         opened(page, address)
-    says(page, "connection", "The server does not answer. These are the last figures")
+    says(page, "connection", "The server does not answer. The figures shown are the last ones")
     page.focus("#knob")
     page.keyboard.press("End")
     says(page, "knob-said", "The knob was not moved: The server does not answer.")
@@ -444,7 +444,7 @@ def test_a_teacher_that_is_away_is_told_and_the_student_answers(page):
         says(page, "state", "Reached. away answers over its link")
         page.get_by_label("One row of numbers").fill("4 1")
         page.get_by_role("button", name="Ask both models").click()
-        says(page, "try-said", "but the teacher cannot answer: the student's answer, 0, marked")
+        says(page, "try-said", "but the teacher cannot answer: the student answers 0, marked")
         says(page, "teacher", "the cable is cut")
         says(page, "alarm", "Alarm: teacher away.")
     far.close()
@@ -459,10 +459,12 @@ def test_rows_of_numbers_are_tried_and_no_calibration_is_needed(page):
         assert not page.is_visible("#curve-section")
         page.get_by_label("One row of numbers, 2 of them").fill("1.5, 4")
         page.get_by_role("button", name="Ask both models").click()
-        says(page, "try-said", "<b>yes</b>, says the teacher. The score, 4, is below the threshold")
+        says(
+            page, "try-said", "The teacher answers <b>yes</b>. The score, 4, is below the threshold"
+        )
         page.get_by_label("One row of numbers").fill("1 2 3")
         page.get_by_role("button", name="Ask both models").click()
-        says(page, "try-said", "A row has 2 numbers, and these are 3.")
+        says(page, "try-said", "A row must have 2 numbers, and this one has 3.")
 
 
 def words_of(texts):
@@ -479,7 +481,7 @@ def test_a_text_is_typed_and_answered(page):
         opened(page, address)
         page.get_by_label("A text").fill("yes, oh yes")
         page.get_by_role("button", name="Ask both models").click()
-        says(page, "try-said", "yes, says the student")
+        says(page, "try-said", "The student answers yes")
 
 
 def test_a_calibration_that_defers_everything_is_shown(page, calibrated):

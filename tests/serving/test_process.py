@@ -230,7 +230,7 @@ def test_sighup_takes_over_what_the_file_says_now_without_a_failed_request(tmp_p
         said = process.stderr.read()
     assert not failed
     assert "joint is served, version 1" in said
-    assert "joint stays as it is: " in said
+    assert "joint stays as it was: " in said
     assert "Traceback" not in said
 
 

@@ -123,7 +123,7 @@ def test_a_module_that_has_changed_is_refused_and_what_was_imported_answers(tmp_
         write(tmp_path, 7, "own_code")
         wrong = load(client)
         assert wrong.status_code == 400
-        assert "own_code.py has changed since it was imported: start again" in wrong.text
+        assert "own_code.py has changed since it was imported: restart" in wrong.text
         assert ask(client) == [3, 6, 9]
 
 

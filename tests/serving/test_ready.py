@@ -56,7 +56,7 @@ def test_a_server_is_ready_with_its_teacher_and_not_ready_without_it(far):
         far.behave("error")  # and nobody asks for answers
         said = until(client, 503)
         assert "teacher at 127.0.0.1" in said
-        assert "is left alone until it is there again" in said
+        assert "is not called until it is back" in said
         assert client.get("/v2/health/live").status_code == 200
         one = client.get("/v1/models/joint")
         assert (one.status_code, one.json()["ready"]) == (503, False)

@@ -171,11 +171,11 @@ def test_both_detectors_say_what_they_find_on_an_image():
 
 
 def test_boxes_are_no_labels_to_audit_and_the_monitor_says_so():
-    with pytest.raises(ValueError, match="the answers of detection are none: audit_rate must be 0"):
+    with pytest.raises(ValueError, match="audit_rate must be 0 for detection"):
         build_app(Served(joint_detector()), audit_rate=0.1)
     monitor = build_app(Served(joint_detector())).state.service.monitor
     assert monitor.status()["disagreement"].startswith(
-        "not watched: the answers of detection are no labels, which agree or contradict"
+        "not watched: answers of detection are not labels, which agree or contradict"
     )
 
 
@@ -270,12 +270,12 @@ def test_a_calibrated_pair_in_files_is_served_as_it_predicts(tiny):
 
 def test_a_detector_at_an_address_is_refused_as_a_teacher(tiny, run):
     config, far = JointConfig.read(tiny / "joint.toml"), "http://127.0.0.1:1/v2/models/joint"
-    with pytest.raises(ValueError, match="a detector at an address cannot be the teacher yet"):
+    with pytest.raises(ValueError, match="a remote detector cannot be the teacher yet"):
         replace(config, teacher=RemoteEntry(far, {}))
     words = ["record", "--task", "detection", "--student", tiny / "student.onnx", "--teacher", far]
     code, _, error = run(*words, "--data", tiny / "labels.json", "-o", "outcomes.npz")
     assert code == 2
-    assert "a detector at an address cannot be the teacher yet: give its file" in error
+    assert "a remote detector cannot be the teacher yet: give its file" in error
 
 
 def test_a_served_detector_is_no_model_of_another_joint_model():
@@ -283,7 +283,7 @@ def test_a_served_detector_is_no_model_of_another_joint_model():
     pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
     with (
         running(build_app(Served(joint_detector()))) as (host, port),
-        pytest.raises(ebjr.ModelError, match="is a joint detector, which cannot be asked"),
+        pytest.raises(ebjr.ModelError, match="is a joint detector, which cannot be used over HTTP"),
     ):
         ebjr.load_model(f"http://{host}:{port}")
 

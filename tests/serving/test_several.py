@@ -93,7 +93,7 @@ def test_a_request_goes_to_the_model_that_it_names(client, long):
 
 
 def test_what_names_no_model_is_refused_in_a_sentence_that_lists_them(client):
-    sentence = "say which model is meant, with ?model=NAME: the models are called 'joint', 'second'"
+    sentence = "name the model with ?model=NAME: the models are called 'joint', 'second'"
     asked = {
         "/v1/router": client.get,
         "/v1/status": client.get,
@@ -171,7 +171,7 @@ def test_chat_completions_go_by_the_model_of_the_request():
         assert ask(client, "texts").json()["model"] == "texts"
         refused = ask(client, "joint")
         assert refused.status_code == 404
-        assert "chat completions are for models" in refused.json()["error"]["message"]
+        assert "chat completions need a model" in refused.json()["error"]["message"]
         unknown = ask(client, "none").json()["error"]["message"]
         assert unknown.startswith("there is no model 'none' here; the models are called 'joint'")
         nobody = client.post("/v1/chat/completions", json={"messages": []})
@@ -194,7 +194,7 @@ def test_bytes_are_those_of_all_models_and_rows_each_ones_own():
     second = Admission(bytes=100, rows=10, seconds=1e9, beside=first)
     held = first.hold("a")
     held.add(bytes=90, rows=10)
-    with pytest.raises(Overloaded, match="90 bytes of requests are at work already"):
+    with pytest.raises(Overloaded, match="hold 90 bytes of requests"):
         second.hold("b").add(bytes=20)
     with second.hold("b") as other:
         other.add(rows=10)

@@ -140,7 +140,7 @@ def test_regressors_say_numbers_and_what_is_no_number_in_json_is_a_word():
         (request([(0.5, 0.0)]) | {"parameters": {"threshold": "x"}}, "threshold must be a number"),
         (
             {"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}]},
-            "both models are asked of one input, not of 2",
+            "send one input to ask both models, not 2",
         ),
     ],
 )

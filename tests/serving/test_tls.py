@@ -108,7 +108,7 @@ def test_triton_clients_ask_over_tls_and_show_tokens(ca):
                 headers = {"Authorization": f"Bearer {token}"}
                 found = client.infer("joint", triton_tensors(triton_http), headers=headers)
                 assert found.as_numpy("prediction").tolist() == [1, 0]
-            with pytest.raises(Exception, match="asking needs the header Authorization"):
+            with pytest.raises(Exception, match="a query needs the header Authorization"):
                 client.infer("joint", triton_tensors(triton_http))
         how = {"ssl": True, "root_certificates": str(ca.file)}
         with closing(triton_grpc.InferenceServerClient(urls["grpcs"], **how)) as client:
@@ -118,7 +118,7 @@ def test_triton_clients_ask_over_tls_and_show_tokens(ca):
             found = client.infer("joint", triton_tensors(triton_grpc), headers=headers)
             assert found.as_numpy("prediction").tolist() == [1, 0]
             for headers in ({}, {"authorization": "Bearer other"}):
-                with pytest.raises(Exception, match="asking needs the header") as refused:
+                with pytest.raises(Exception, match="a query needs the header") as refused:
                     client.infer("joint", triton_tensors(triton_grpc), headers=headers)
                 assert "UNAUTHENTICATED" in str(refused.value.status())
 
@@ -195,7 +195,7 @@ def test_a_wrong_file_later_changes_nothing_and_is_said(ca):
         process.send_signal(signal.SIGHUP)
         line = process.stderr.readline()
         assert "the certificate of the server stays as it was" in line
-        assert "does not belong to the key" in line
+        assert "does not belong to the certificate" in line
         with closing(connect(url, trusting(ca))) as connection:
             assert shown(connection) == before
             assert infer(connection) == 200
@@ -227,7 +227,10 @@ def test_grpc_takes_no_key_with_a_password_and_says_what_to_do(ca, caplog):
     plain.for_grpc()
     ca.certificate("plain", password="sesame")
     plain.kept.look()
-    assert "stays as it was: gRPC takes no key with a password: openssl pkey" in caplog.text
+    assert (
+        "stays as it was: gRPC takes no key with a password; decrypt it: openssl pkey"
+        in caplog.text
+    )
 
 
 def test_what_was_read_stays_until_a_right_file_is_there(tmp_path, caplog):
@@ -278,12 +281,12 @@ def test_a_client_that_does_not_shake_hands_is_hung_up_on(ca, monkeypatch):
     ("options", "says"),
     [
         (("--ssl-certfile", "none.pem"), "none.pem: No such file or directory"),
-        (("--ssl-keyfile", "server.key"), "TLS needs a certificate: --ssl-certfile"),
+        (("--ssl-keyfile", "server.key"), "TLS needs a certificate: add --ssl-certfile"),
         (("--ssl-certfile", "server.crt", "--ssl-keyfile", "other.key"), "does not belong to"),
         (("--ssl-certfile", "old.crt", "--ssl-keyfile", "old.key"), "certificate has expired"),
         (("--ssl-certfile", "locked.crt", "--ssl-keyfile", "locked.key"), "needs a password"),
-        (("--token", ""), "a token (--token) is letters"),
-        (("--infer-token-file", "empty"), "must hold a token in each line, and is empty"),
+        (("--token", ""), "a token (--token) is printable"),
+        (("--infer-token-file", "empty"), "is empty: it must hold one token a line"),
         (("--infer-token", "a", "--infer-token-file", "empty"), "not both"),
         (("--ready", "both"), "ready must be one of student, teacher, not 'both'"),
     ],
@@ -311,5 +314,5 @@ def test_a_secret_that_was_not_filled_in_opens_no_server(calibrated, run, monkey
     monkeypatch.setenv(variable, "")
     code, out, err = run("serve", calibrated, "--port", "0")
     said = " ".join(err.split()).replace(" │ │ ", " ")
-    assert (code, f"{variable} is set and empty" in said) == (2, True), err
+    assert (code, f"{variable} is set but empty" in said) == (2, True), err
     assert "serving" not in out

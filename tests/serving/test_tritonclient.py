@@ -111,7 +111,7 @@ def test_the_version_may_be_named(client):
         (
             lambda c: c.infer("joint", [tensor()], outputs=wanted(logits=True)),
             "400",
-            "no output 'logits'; this model gives prediction",
+            "no output 'logits'; the model has prediction",
         ),
         (
             lambda c: c.infer(
@@ -120,7 +120,7 @@ def test_the_version_may_be_named(client):
                 outputs=[triton.InferRequestedOutput("score", class_count=2)],
             ),
             "400",
-            "'classification' names the best classes of logits, and the output 'score' of this",
+            "'classification' ranks the classes of logits, and the output 'score' of this",
         ),
         (lambda c: c.infer("joint", [tensor()], priority=-2), "400", "priority must be a whole"),
         (

@@ -115,8 +115,8 @@ def test_every_stage_is_asked():
     ("boxes", "labels", "said"),
     [
         ((3, 3), 3, None),
-        ((3, 3), 2, "2 labels are named, and detector answers 3 classes"),
-        ((3, 4), 3, r"rows of shape \(3,\) and detector \(4,\)"),
+        ((3, 3), 2, "there are 2 labels, but detector answers 3 classes"),
+        ((3, 4), 3, r"rows of \(3,\) and detector of \(4,\)"),
     ],
 )
 def test_detectors_of_other_classes_than_the_labels_are_refused(boxes, labels, said):
@@ -148,5 +148,5 @@ def test_labels_are_counted_where_nothing_can_be_asked():
         about = served(**{role: named})
         check_labels(about)
         about.labels = ("a", "b")
-        with pytest.raises(ModelError, match="2 labels are named, and named answers 3 classes"):
+        with pytest.raises(ModelError, match="there are 2 labels, but named answers 3 classes"):
             check_labels(about)

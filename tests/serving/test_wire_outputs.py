@@ -122,14 +122,14 @@ def test_regression_has_no_names():
     joint = JointRegressor(lambda x: x[:, None], lambda x: x[:, None], Router("random", 0.5))
     assert list(said(named(joint, None), numbers(1.0))) == USUAL
     answer, _ = asked(named(joint, None), numbers(1.0), {"output": {"classification": 1}})
-    assert (answer.status_code, "names the best classes of logits" in answer.text) == (400, True)
+    assert (answer.status_code, "ranks the classes of logits" in answer.text) == (400, True)
 
 
 def test_labels_that_are_too_few_fail_in_a_sentence_and_the_classes_may_still_be_asked_for():
     answer, _ = asked(named(labels=("cat", "dog")), ROWS)
     assert (answer.status_code, answer.json()["error"]) == (
         503,
-        "2 labels are too few: a model answers more classes",
+        "a model answers more classes than the 2 labels name",
     )
     assert said(named(labels=("cat", "dog")), ROWS, {"prediction": {}})["prediction"].tolist() == [
         2,
@@ -159,7 +159,7 @@ def test_the_best_classes_are_tritons_value_index_and_label(count, labels):
 def test_what_has_no_classes_is_not_ranked(name):
     answer, _ = asked(named(), ROWS, {name: {"classification": 2}})
     assert answer.status_code == 400
-    says = f"names the best classes of logits, and the output '{name}' of this model is none"
+    says = f"ranks the classes of logits, and the output '{name}' of this model has no logits"
     assert says in answer.json()["error"]
 
 

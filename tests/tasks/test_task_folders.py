@@ -52,7 +52,7 @@ def test_a_new_folder_is_a_new_task(folder):
     [
         (("TASK = Own()", ""), "the folder of task 'own' must declare a Task named TASK"),
         (("TASK = Own()", "TASK = Own"), "must declare a Task named TASK"),
-        (("    metrics = (ACCURACY,)\n", ""), "task 'own' misses metrics: TASK must declare name,"),
+        (("    metrics = (ACCURACY,)\n", ""), "task 'own' misses metrics: TASK must have name,"),
         (("    raw = LOGITS\n    metrics = (ACCURACY,)\n", ""), "task 'own' misses raw, metrics:"),
         (('name = "own"', 'name = "other"'), "task 'own' calls itself 'other'"),
     ],

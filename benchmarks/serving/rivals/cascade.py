@@ -15,7 +15,7 @@ import onnxruntime
 
 
 def setting(name: str, default: str) -> str:
-    """What the environment says, ``CASCADE_NAME``."""
+    """Read ``CASCADE_NAME`` from the environment."""
     return os.environ.get(f"CASCADE_{name}", default)
 
 
@@ -46,7 +46,7 @@ def scores(logits: np.ndarray) -> np.ndarray:
 
 
 def threshold() -> float:
-    """What the environment says."""
+    """Read the threshold from the environment."""
     return float(os.environ["CASCADE_THRESHOLD"])
 
 

@@ -1,4 +1,4 @@
-"""Backends: where a model comes from. `load_model` makes any of them a `Model`.
+"""Backends: `load_model` makes a `Model` of a file, an address or a Python object.
 
 A backend is imported when a model of its kind is loaded, never before.
 """
@@ -27,42 +27,45 @@ def load_model(source: Any, *, trust: bool = False, **options: Any) -> Model:
     Parameters
     ----------
     source
-        A path to an ``.onnx`` file (`ebjr.backends.onnx.OnnxModel`), a path to a ``.pt2`` program
-        or a torch ``nn.Module`` (`ebjr.backends.pytorch.TorchModel`), a fitted scikit-learn
-        estimator (`ebjr.backends.sklearn.SklearnModel`), a Hugging Face pipeline, or a model with
-        its ``processor`` (`ebjr.backends.transformers.TransformersModel`), the address of an Open
-        Inference Protocol endpoint (`ebjr.link.remote.RemoteModel`), the ``.toml`` of a language
-        model behind OpenAI's API (`ebjr.backends.chat.ChatModel`), or any other callable,
-        which is a model as it is. One of these by its import path, ``"package.module:name"`` or
-        ``"file.py:name"``, so that ``joint.toml`` can name it: a class, or a function without
-        parameters, is called to make it. An estimator's ``.skops``, ``.joblib``, ``.pkl`` or
-        ``.pickle`` file.
+        One of:
+
+        - a path to an ``.onnx`` file (`ebjr.backends.onnx.OnnxModel`)
+        - a path to a ``.pt2`` program, or a torch ``nn.Module``
+          (`ebjr.backends.pytorch.TorchModel`)
+        - a fitted scikit-learn estimator (`ebjr.backends.sklearn.SklearnModel`), or its
+          ``.skops``, ``.joblib``, ``.pkl`` or ``.pickle`` file
+        - a Hugging Face pipeline, or a model with its ``processor``
+          (`ebjr.backends.transformers.TransformersModel`)
+        - the address of an Open Inference Protocol endpoint (`ebjr.link.remote.RemoteModel`)
+        - the ``.toml`` of a language model behind OpenAI's API (`ebjr.backends.chat.ChatModel`)
+        - any other callable, returned unchanged
+        - the import path of one of these, ``"package.module:name"`` or ``"file.py:name"``, which
+          ``joint.toml`` can store. A class, or a function without parameters, is called.
     trust
-        Read a pickle, which can run any code, or a ``.skops`` file with types that skops does not
+        Allow a pickle, which can run any code, or a ``.skops`` file with types that skops does not
         know to be safe.
     **options
-        What the backend takes: ``threads``, ``providers``, ``batch_size`` and ``output`` for
-        ONNX, or with ``layout`` (a name, or ``"auto"``) what a detector takes
+        Options of the backend: ``threads``, ``providers``, ``batch_size`` and ``output`` for ONNX,
+        or with ``layout`` (a name, or ``"auto"``) those of a detector
         (`ebjr.backends.detectors.OnnxDetector`); ``device``, ``dtype``, ``batch_size`` and
-        ``compile`` for PyTorch, and with ``processor`` the same for Hugging Face; for a shared
-        trunk ``features`` and ``continues`` for ONNX and PyTorch; ``output`` for scikit-learn;
-        ``send``, ``timeout_seconds`` and more for an address. Every one but a detector takes
-        ``output_kind``: what its answers are, where these must become logits
-        (`ebjr.backends.output_kind.KINDS`).
+        ``compile`` for PyTorch, and with ``processor`` the same for Hugging Face; ``features`` and
+        ``continues`` for a shared trunk in ONNX or PyTorch; ``output`` for scikit-learn; ``send``,
+        ``timeout_seconds`` and more for an address. All but detectors take ``output_kind``, which
+        says what the model returns if not logits (`ebjr.backends.output_kind.KINDS`).
 
     Raises
     ------
     FileNotFoundError
         `source` is a path without a file.
     TypeError
-        `source` is nothing that can be a model, or a callable came with options.
+        `source` cannot be a model, or is a callable that came with options.
     ModelError
         `source` is corrupt, of a kind that EBJR does not read, an estimator that is not fitted, or
         a pickle without `trust`.
     ValueError
         The module of an import path cannot be imported.
     MissingExtra
-        The package that runs this kind of model is not installed.
+        The package for this kind of model is not installed.
 
     Examples
     --------
@@ -89,11 +92,11 @@ def load_model(source: Any, *, trust: bool = False, **options: Any) -> Model:
 
         return _loaded(TorchModel, source, options)
     if isinstance(source, type) or not callable(source):
-        raise TypeError(f"a model is {TAKES}, but got {_described(source)}")
+        raise TypeError(f"a model must be {TAKES}, not {_described(source)}")
     if options:
         raise TypeError(
-            f"a callable is used as it is and takes no options, but got {', '.join(options)}; "
-            "set them where the callable is made"
+            f"a callable takes no options, but got {', '.join(options)}; set them where the "
+            "callable is made"
         )
     return source
 
@@ -108,13 +111,13 @@ def _load_file(source: str | os.PathLike[str], trust: bool, options: dict[str, A
         from ebjr.backends.chat import ChatModel
 
         if options:
-            raise TypeError(f"{path} says all of a chat model itself: leave {min(options)} out")
+            raise TypeError(f"{path} holds all options of a chat model: leave {min(options)} out")
         return ChatModel.of_file(path)
     if import_path(source) or path.suffix.lower() in SAVED:
         return load_python(str(source), trust, options)
     if path.suffix.lower() not in FILES:
-        way = f"name what is in it: {path}:NAME" if path.suffix == ".py" else "export it to a file"
-        raise ModelError(f"a model is {TAKES}, but got the path {path}; {way}")
+        way = f"name the model in it: {path}:NAME" if path.suffix == ".py" else "export it first"
+        raise ModelError(f"a model must be {TAKES}, not the path {path}; {way}")
     if path.suffix.lower() == ".pt2":
         from ebjr.backends.pytorch import TorchModel, load_program
 
@@ -129,17 +132,17 @@ def _load_file(source: str | os.PathLike[str], trust: bool, options: dict[str, A
 
 
 def _loaded(kind: type[Any], source: Any, options: dict[str, Any], load: Any = None) -> Model:
-    """The model that its kind, or `load`, makes, if every option is one of its kind."""
+    """Make a model by its class, or by `load`, after checking the options' names."""
     takes = list(inspect.signature(kind).parameters)[1:]
     if unknown := [name for name in options if name not in takes]:
         name = source if isinstance(source, Path) else f"a {type(source).__name__}"
-        raise TypeError(f"{name} is loaded with {', '.join(takes)}, and takes no {unknown[0]}")
+        raise TypeError(f"{name} takes the options {', '.join(takes)}, not {unknown[0]}")
     model: Model = (load or kind)(source, **options)
     return model
 
 
 def _is_of(module: str, kind: str, source: Any) -> bool:
-    """Whether it is of a kind that can only exist where its module was imported already."""
+    """`isinstance` without an import: no instance exists before its module is imported."""
     imported = sys.modules.get(module)
     return imported is not None and isinstance(source, getattr(imported, kind, ()))
 

@@ -1,8 +1,8 @@
 """ChatModel: a language model behind OpenAI's API as a classifier of texts.
 
-A closed question has an answer among labels. The log-probabilities of the labels, as far as the
-server tells them, are the model's raw output: logits that sum to less than 1 by what it might have
-said instead. So their energy (eq. 3) is the logarithm of the mass on the labels.
+The answer to a closed question is one of some labels. The labels' log-probabilities, as far as the
+server returns them, are the raw output. The probabilities sum to less than 1, since the model might
+have written something else; their energy (eq. 3) is the logarithm of the mass on the labels.
 """
 
 import asyncio
@@ -41,55 +41,55 @@ from ebjr.protocol import is_number
 from ebjr.threads import JITTER
 
 APIS = {"chat": "chat/completions", "completions": "completions"}
-"""How a server is asked, and the path under its address."""
+"""Each API, and its path under the server's address."""
 
 CONFIDENCES = ("logprobs", "sampling", "verbalized")
-"""What raw output is made of: tokens' log-probabilities, shares of samples, or a stated number."""
+"""Where raw output comes from: tokens' log-probabilities, shares of samples, a stated number."""
 
 KEY_VARIABLE = "EBJR_CHAT_KEY"
 MOST_TOKENS = 32  # of an answer, however long its labels are
-MOST_COUNTED = 10**12  # tokens of a request that a server may say it has taken
-MANY_ROWS, MOST_CUT = 16, 0.1  # after so many rows more tokens are asked for if one was too few
-_DATED = re.compile(r"[-@:](\d{3,8}|\d{4}-\d{2}-\d{2}|latest)")  # what a name may end with
+MOST_COUNTED = 10**12  # a server that reports more tokens for a request is not believed
+MANY_ROWS, MOST_CUT = 16, 0.1  # rows, and the share cut short, that raise `max_tokens` for all
+_DATED = re.compile(r"[-@:](\d{3,8}|\d{4}-\d{2}-\d{2}|latest)")  # version suffix of a model's name
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
 class ChatModel:
-    """A language model that is asked a closed question about texts: log-probabilities of labels.
+    """A language model as a classifier of texts: log-probabilities of the labels.
 
-    The key is read from the environment. Rows are asked at the same time, each on its own: one
-    that is refused, or answered with none of the labels, is not answered (`Answer.answered`), and
-    the others are.
+    The key is read from the environment. Each row is one request, and requests run concurrently. A
+    row whose request is refused, or whose answer is no label, is left unanswered
+    (`Answer.answered`) without harm to the others.
 
-    - `chat`: The address up to and with ``/v1``, of any server that speaks OpenAI's API.
-    - `model`: The model's name there.
-    - `prompt`: What is asked: a text with ``{column}`` where a column's text goes, or a list of
-      messages, each a table of `role` and `content`. ``"{messages}"`` alone takes a text that is
-      JSON of a list of messages, and passes it on.
-    - `labels`: The names of the answers, which are their texts; or by name the text, or texts, that
-      mean it.
-    - `columns`: What the texts of a row are called, in their order; the prompt's, if left out.
-    - `examples`: Examples with answers, shown before the question: tables of `columns` and `label`.
-    - `api`: ``"chat"``, or ``"completions"``, for models that go on with a text.
-    - `confidence`: ``"logprobs"``; for servers that do not tell these ``"sampling"``, the shares of
-      labels among `samples` answers, or ``"verbalized"``, where the prompt asks for a label and for
-      how sure it is, as in ``spam, 80%``.
-    - `top_logprobs`: How many likeliest tokens are asked for.
-    - `max_tokens`: The most tokens of an answer; None is one, and more for rows, or for all, where
-      that does not tell the labels apart.
-    - `price`: Dollars per million tokens, as ``{input = 0.15, output = 0.6}``.
-    - `served_as`: The name that answers carry. If left out, it is `model`, or that with a date.
-    - `request`: Further fields of each request.
-    - `key_variable`: The environment variable with the key. It begins with ``EBJR_``, so that no
-      file can send another secret.
-    - `timeout_seconds`: How long a request may take, with all its attempts, once it is its turn.
-    - `retries`: How often it is sent again where the server is busy, or fails.
-    - `concurrent`: The most requests on their way at once.
+    - `chat`: The address, ``/v1`` included, of a server with OpenAI's API.
+    - `model`: The model's name on that server.
+    - `prompt`: A text with ``{column}`` where a column's text goes, or a list of messages, each a
+      table of `role` and `content`. ``"{messages}"`` alone passes on an input that is a JSON list
+      of messages.
+    - `labels`: The labels, which are also the answers' texts; or by label its text or texts.
+    - `columns`: The names of a row's texts, in order; the prompt's if left out.
+    - `examples`: Answered examples shown before the question: tables of `columns` and `label`.
+    - `api`: ``"chat"``, or ``"completions"`` for models that continue a text.
+    - `confidence`: ``"logprobs"``; for servers that do not return these, ``"sampling"``, the shares
+      of labels among `samples` answers, or ``"verbalized"``, for a prompt that asks for a label and
+      a confidence, like ``spam, 80%``.
+    - `top_logprobs`: How many of the likeliest tokens to request.
+    - `max_tokens`: The most tokens of an answer. None asks for one, and for more if one does not
+      tell the labels apart.
+    - `price`: Dollars per million tokens, like ``{input = 0.15, output = 0.6}``.
+    - `served_as`: The model's name in answers; if left out, `model`, with or without a date.
+    - `request`: More fields of each request.
+    - `key_variable`: The environment variable with the key. It must begin with ``EBJR_``, so that a
+      file cannot make us send another secret.
+    - `timeout_seconds`: Seconds for a request with all its retries, not counting the wait for its
+      turn.
+    - `retries`: Retries of a request if the server is busy or fails.
+    - `concurrent`: The most requests in flight.
 
     Raises
     ------
     ValueError
-        An argument is out of range, or the prompt names a column that there is none of.
+        An argument is out of range, or `prompt` names a column that is not in `columns`.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class ChatModel:
         self.columns = self._prompt.columns
         self._shown = self._prompt.shown(examples, answers)
         parts = server_of(chat, "a chat model's address")
-        how = {"sampling": f", by {samples} samples", "verbalized": ", by what it says of itself"}
+        how = {"sampling": f", by {samples} samples", "verbalized": ", by stated confidence"}
         self.url = str(chat).rstrip("/")
         self.name = f"{model} at {parts.netloc}{how.get(confidence, '')}"
         self._model, self._served_as, self._noted = model, served_as, False
@@ -147,7 +147,7 @@ class ChatModel:
             chats = {"logprobs": True, "top_logprobs": top_logprobs}
             self._fields |= chats if api == "chat" else {"logprobs": top_logprobs}
         self._fields |= request or {}
-        with needs("remote", "asking a chat model"):
+        with needs("remote", "calling a chat model"):
             import msgspec
         self._encode, self._decode = msgspec.json.Encoder().encode, _decoder().decode
         token = os.environ.get(key_variable)
@@ -158,10 +158,14 @@ class ChatModel:
 
     @classmethod
     def of_file(cls, path: str | os.PathLike[str]) -> "ChatModel":
-        """The model that a TOML file describes: its keys are the arguments.
+        """Load the model that a TOML file describes: its keys are the arguments.
 
-        `examples` may name a table beside it with the columns and a column of labels. A ValueError
-        says what is wrong with the file.
+        `examples` may name a table beside the file, with the columns and a column of labels.
+
+        Raises
+        ------
+        ValueError
+            `path` is not a TOML file, or a key is missing, unknown or invalid.
         """
         file = Path(path)
         try:
@@ -172,10 +176,10 @@ class ChatModel:
 
     @classmethod
     def of_table(cls, table: Mapping[str, Any], folder: Path) -> "ChatModel":
-        """The model that a TOML table describes."""
+        """Make the model that a TOML table describes."""
         table = dict(table)
         if "router" in table:
-            raise ValueError("it is a joint model's file, and not that of a chat model")
+            raise ValueError("this file describes a joint model, not a chat model")
         needed = ("chat", "model", "prompt", "labels")
         for name in needed:
             if name not in table:
@@ -188,11 +192,11 @@ class ChatModel:
         try:
             return cls(table.pop("chat"), **table)
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"a value is of another type than it must be: {error}") from error
+            raise ValueError(f"a value has the wrong type: {error}") from error
 
     @property
     def facts(self) -> ModelFacts:
-        """All that the model says of itself."""
+        """Name, address, labels, columns and options."""
         return ModelFacts(
             self.name,
             url=self.url,
@@ -208,9 +212,12 @@ class ChatModel:
         )
 
     def __call__(self, batch: Any, /) -> Answer:
-        """Log-probabilities (n, labels) of n texts, or of rows of k texts, and what they cost.
+        """Return log-probabilities (n, labels) of n texts, or of n rows of k texts, and their cost.
 
-        TeacherUnavailable: the server answered none of them, and may later.
+        Raises
+        ------
+        TeacherUnavailable
+            The server answered no row, but may later.
         """
         rows = self._rows(batch)
         if not rows:
@@ -220,7 +227,7 @@ class ChatModel:
         failed = [row.error for row in found if row.error is not None]
         spent = np.array([row.spent for row in found])
         away = [error for error in failed if isinstance(error, TeacherUnavailable)]
-        if len(away) == len(rows):
+        if len(away) == len(rows):  # else the server is there, and `answered` tells the rest
             away[0].spent = spent
             raise away[0]
         output = [row.output for row in found if row.output is not None]
@@ -231,7 +238,7 @@ class ChatModel:
         return Answer(known, answered=answered, why=why, spent=spent)
 
     def check(self) -> None:
-        """Ask whether the server is there; else raise what is wrong."""
+        """Check that the server answers; raise a `ModelError` if not."""
         try:
             self._server.exchange("GET", "models")
         except ModelError as error:
@@ -249,7 +256,7 @@ class ChatModel:
         return f"ChatModel({self.url!r}, model={self._model!r})"
 
     def _rows(self, batch: Any) -> list[tuple[str, ...]]:
-        """The texts of each row, (n, k)."""
+        """Return the texts of each row, (n, k)."""
         count, wanted = row_count(batch), len(self.columns)
         several = list | tuple | np.ndarray
         rows = [tuple(row) if isinstance(row, several) else (row,) for row in batch]
@@ -266,18 +273,18 @@ class ChatModel:
         return list(await asyncio.gather(*map(self._ask_one, rows)))
 
     async def _ask_one(self, row: tuple[str, ...]) -> "_Row":
-        """The answer to a row, or what is wrong with it; and what was spent on it."""
+        """Return a row's answer or error, and what was spent on it."""
         spent = np.zeros(3)
         try:
             fields = {**self._fields, **self._prompt.asked(row, self._shown)}
             return _Row(await self._answer(fields, spent), spent, None)
         except ModelError as error:
             return _Row(None, spent, error)
-        except Exception as error:  # whatever a reply does, it does to its own row
+        except Exception as error:  # an odd reply must not fail the other rows
             return _Row(None, spent, ModelError(one_line(error)))
 
     async def _answer(self, fields: dict[str, Any], spent: Any) -> Any:
-        """(labels,): raw output of one row; `spent` is added to."""
+        """Return the raw output of one row, (labels,), and add to `spent`."""
         if self._confidence == "sampling":
             asked = (self._choice(fields, self._most_tokens, spent) for _ in range(self._samples))
             said = [_text(one) for one in await asyncio.gather(*asked)]
@@ -294,7 +301,7 @@ class ChatModel:
                 raise
         self._cut += 1
         if self._asked >= MANY_ROWS and self._cut > self._asked * MOST_CUT:
-            self._most_tokens = self._longer  # a few tokens cost less than asking twice
+            self._most_tokens = self._longer  # a few more tokens cost less than a second request
         return self._logprobs(await self._choice(fields, self._longer, spent))
 
     def _logprobs(self, choice: Any) -> Any:
@@ -302,20 +309,20 @@ class ChatModel:
         return self.tokens.logprobs(positions_of(choice.logprobs), ended=ended)
 
     async def _choice(self, fields: dict[str, Any], most: int, spent: Any) -> Any:
-        """The one choice of a request, in its turn."""
+        """Send a request in its turn, and return its choice."""
         body = self._encode({**fields, "max_tokens": most})
-        async with self._turns:
+        async with self._turns:  # the deadline starts with the turn, not in the queue
             return await self._asked_again(body, spent, time.monotonic() + self._seconds)
 
     async def _asked_again(self, body: bytes, spent: Any, until: float) -> Any:
-        """The one choice of a request, which is sent again while the server is busy or fails."""
+        """Send a request, with retries, and return its choice."""
         for tried in range(self._retries + 1):
             try:
                 said, _ = await self._server.ask("POST", APIS[self._api], body, _JSON, until=until)
                 return self._read(said, spent)
             except TeacherUnavailable as error:
                 if isinstance(error.__cause__, TimeoutError):
-                    spent += math.nan  # it may be charged
+                    spent += math.nan  # unknown: the server may charge for it
                 wait = self._wait(error, tried)
                 if wait is None or tried == self._retries or time.monotonic() + wait > until:
                     raise
@@ -323,28 +330,28 @@ class ChatModel:
         raise AssertionError("the last attempt raises")
 
     def _wait(self, error: TeacherUnavailable, tried: int) -> float | None:
-        """In how many seconds an attempt that failed is worth another; None: it is not."""
+        """Return the seconds to wait before a retry."""
         if error.retry_after_seconds is not None:
             return error.retry_after_seconds
         if error.status in (401, 403):
             state = "" if self._has_key else ", which is not set"
-            raise TeacherUnavailable(f"{error}; its key is read from {self._key}{state}") from error
+            raise TeacherUnavailable(f"{error}; the key is read from {self._key}{state}") from error
         if error.status == 404:
             raise TeacherUnavailable(
-                f"{error}; chat must be the address before /{APIS[self._api]}, as http://host/v1, "
-                "and model a name that is known there"
+                f"{error}; chat must be the address before /{APIS[self._api]}, like "
+                "http://host/v1, and model a name that the server knows"
             ) from error
         return float(min(0.2 * 2**tried, 10.0) * JITTER.uniform(0.5, 1.0))
 
     def _read(self, said: bytes, spent: Any) -> Any:
-        """The one choice in a reply, once it is known to be of the model that was asked."""
+        """Return the choice in a reply, after checking which model answered."""
         try:
             with self._server.understanding():
                 reply = self._decode(said)
         except TeacherUnavailable:
-            spent += math.nan  # it may be charged
+            spent += math.nan  # unknown: the server may charge for it
             raise
-        self._count(reply.usage, spent)
+        self._count(reply.usage, spent)  # first: another model's answer is charged as well
         self._check_served(reply.model)
         with self._server.understanding():
             if not reply.choices:
@@ -352,7 +359,7 @@ class ChatModel:
         return reply.choices[0]
 
     def _count(self, usage: Any, spent: Any) -> None:
-        """Add what a request took; NaN is not known."""
+        """Add a request's tokens and dollars to `spent`; NaN if unknown."""
         usage = usage if isinstance(usage, dict) else {}
         tokens = [
             count if isinstance(count, int) and 0 <= count < MOST_COUNTED else math.nan
@@ -362,23 +369,23 @@ class ChatModel:
         spent[2] += math.nan if self._price is None else np.dot(tokens, self._price)
 
     def _check_served(self, found: str | None) -> None:
-        """Compare the model that answered with the one that was asked."""
+        """Check that the requested model answered."""
         asked = self._served_as or self._model
         if found is None or found == asked:
             return
         dated = found.startswith(asked) and _DATED.fullmatch(found.removeprefix(asked))
         if self._served_as is not None or not (dated or found == asked.rpartition("/")[2]):
             raise OtherModel(
-                f"{self.name} answers as {found!r}, and {asked!r} was asked: if that is right, "
-                f"give served_as = {found!r}"
+                f"{self.name} answered as {found!r}, but {asked!r} was requested: if that is "
+                f"right, set served_as = {found!r}"
             )
         if not self._noted:
             self._noted = True
-            note(f"{self.name} answers as {found}: served_as = {found!r} would notice another")
+            note(f"{self.name} answers as {found}: set served_as = {found!r} to refuse any other")
 
 
 class _Row(NamedTuple):
-    """Raw output (labels,) of a row, or why there is none; tokens in and out, and dollars."""
+    """A row's raw output (labels,) or error, and its tokens in, tokens out and dollars."""
 
     output: Any
     spent: Any
@@ -386,7 +393,7 @@ class _Row(NamedTuple):
 
 
 class _Prompt(NamedTuple):
-    """What is asked about a row: a text, or messages, of which the last is the question."""
+    """The messages about a row, of which the last is the question; a text is one message."""
 
     parts: tuple[tuple[str, str], ...]  # role and content
     columns: tuple[str, ...]
@@ -394,11 +401,11 @@ class _Prompt(NamedTuple):
 
     @classmethod
     def of(cls, prompt: Any, columns: Sequence[str] | None, api: str) -> "_Prompt":
-        """A prompt as it is given; a ValueError says what is wrong with it."""
+        """Check a prompt as the user gave it; a ValueError says what is wrong."""
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         elif api == "completions":
-            raise ValueError("with api = 'completions' prompt must be a text, not messages")
+            raise ValueError("with api = 'completions', prompt must be a text, not messages")
         known = isinstance(prompt, list | tuple) and all(
             isinstance(one, Mapping)
             and one.keys() == {"role", "content"}
@@ -413,34 +420,34 @@ class _Prompt(NamedTuple):
         parts = tuple((one["role"], one["content"]) for one in prompt)
         named = dict.fromkeys(name for _, text in parts for name in _FIELD.findall(text))
         if not named:
-            raise ValueError("prompt has no {column} in it, where the text of a row goes")
+            raise ValueError("prompt must contain {column}, the place of a row's text")
         own = tuple(named) if columns is None else tuple(columns)
         if len({*own}) < len(own) or not all(isinstance(name, str) for name in own):
-            raise ValueError(f"columns must be names that differ, not {', '.join(map(str, own))}")
+            raise ValueError(f"columns must be distinct names, not {', '.join(map(str, own))}")
         if missing := [name for name in named if name not in own]:
             raise ValueError(
-                f"prompt names {{{missing[0]}}}, but the columns are {', '.join(own)}: name it "
-                "among columns, or leave these out"
+                f"prompt names {{{missing[0]}}}, but the columns are {', '.join(own)}: add it to "
+                "columns, or leave columns out"
             )
         return cls(parts, own, api)
 
     def shown(
         self, examples: Sequence[Mapping[str, str]], answers: Mapping[str, Sequence[str]]
     ) -> list[tuple[str, str]]:
-        """The question and the answer of each example."""
+        """Return the question and the answer of each example."""
         found = []
         for number, example in enumerate(examples, 1):
             if missing := [name for name in (*self.columns, "label") if name not in example]:
                 raise ValueError(f"example {number} has no {missing[0]!r}")
             if (label := example["label"]) not in answers:
                 known = ", ".join(answers)
-                raise ValueError(f"example {number} has the label {label!r}, none of {known}")
+                raise ValueError(f"example {number} has the label {label!r}, not one of {known}")
             row = tuple(example[name] for name in self.columns)
             found.append((self._filled(self.parts[-1][1], row), answers[label][0]))
         return found
 
     def asked(self, row: tuple[str, ...], shown: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """The fields of a request that hold the question about a row."""
+        """Return the fields of a request that hold the question about a row."""
         if len(self.parts) == 1 and self.parts[0][1] == "{messages}":
             return {"messages": _messages(row[0])}
         *before, (role, question) = self.parts
@@ -455,24 +462,25 @@ class _Prompt(NamedTuple):
         return {"messages": [{"role": role, "content": text} for role, text in talk]}
 
     def _filled(self, text: str, row: Sequence[str]) -> str:
-        """A text with the row's texts in it, which are not looked at for further columns."""
+        """Fill a row's texts into a text."""
         values = dict(zip(self.columns, row, strict=True))
+        # one pass: a row's text that contains {column} stays as it is
         return _FIELD.sub(lambda one: values[one[1]], text)
 
 
 def _messages(text: str) -> list[Any]:
-    """Messages that came as JSON."""
+    """Read messages from JSON."""
     try:
         found = json.loads(text)
     except ValueError:
         found = None
     if not isinstance(found, list) or not found:
-        raise ValueError("the prompt '{messages}' takes JSON of a list of messages")
+        raise ValueError("with the prompt '{messages}', an input must be a JSON list of messages")
     return found
 
 
 def _check_types(given: Mapping[str, Any]) -> None:
-    """Check what TOML may have as another type; a ValueError names the argument."""
+    """Check the types, which a TOML file may get wrong; a ValueError names the argument."""
     for name in ("samples", "top_logprobs", "max_tokens", "retries", "concurrent"):
         value = given[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -480,12 +488,12 @@ def _check_types(given: Mapping[str, Any]) -> None:
     for name in ("chat", "model", "served_as", "key_variable"):
         value = given[name]
         if (value is not None or name == "model") and (not isinstance(value, str) or not value):
-            raise ValueError(f"{name} must be a text that is not empty, not {value!r}")
+            raise ValueError(f"{name} must be a non-empty text, not {value!r}")
     request = given["request"] or {}
     if not isinstance(request, Mapping):
-        raise ValueError(f"request must be a table of further fields, not {request!r:.80}")
+        raise ValueError(f"request must be a table of more fields, not {request!r:.80}")
     if own := [name for name in request if name in _OWN_FIELDS]:
-        raise ValueError(f"request cannot have {own[0]!r}, which is said otherwise or must not be")
+        raise ValueError(f"request cannot have {own[0]!r}, a field that EBJR sets itself")
 
 
 _OWN_FIELDS = (
@@ -498,18 +506,18 @@ def _check_choices(api: str, confidence: str, key_variable: str) -> None:
     check_choice("confidence", confidence, CONFIDENCES)
     if not key_variable.startswith("EBJR_"):
         raise ValueError(
-            f"key_variable must begin with EBJR_, so that no file sends another secret, but is "
+            f"key_variable must begin with EBJR_, so that no other secret is sent, not "
             f"{key_variable!r}"
         )
 
 
 def _answers(labels: Any) -> dict[str, list[str]]:
-    """By label the texts that mean it."""
+    """Return the texts of each label."""
     if isinstance(labels, str) or not isinstance(labels, Mapping | Sequence):
         raise ValueError(f"labels must be a list of names, or texts by name, not {labels!r:.80}")
     if not isinstance(labels, Mapping):
         if len({*labels}) < len(labels):
-            raise ValueError("labels must differ, but one is there twice")
+            raise ValueError(f"labels must be distinct, not {[*labels]!r:.80}")
         if not all(isinstance(name, str) for name in labels):
             raise ValueError(f"labels must be texts, in quotes, not {[*labels]!r:.80}")
         return {name: [name] for name in labels}
@@ -517,20 +525,20 @@ def _answers(labels: Any) -> dict[str, list[str]]:
 
 
 def _checked_price(price: Mapping[str, float] | None) -> NDArray[np.float64] | None:
-    """Dollars per token, in and out."""
+    """Return the dollars per token, in and out."""
     if price is None:
         return None
     sound = isinstance(price, Mapping) and price.keys() == {"input", "output"}
     if not sound or not all(is_number(one) and 0 <= one < math.inf for one in price.values()):
         raise ValueError(
-            "price must say input and output in dollars per million tokens, as "
+            "price must have input and output, in dollars per million tokens, like "
             f"{{input = 0.15, output = 0.6}}, not {price!r:.80}"
         )
     return np.array([price["input"], price["output"]], np.float64) / 1e6
 
 
 def _read_examples(file: Path, columns: Sequence[str], labels: Any) -> list[dict[str, str]]:
-    """Examples in a table: its columns, and the one of labels."""
+    """Read examples from a table with the columns and a column of labels."""
     from ebjr.data.open import open_data
 
     names = [*_answers(labels)]
@@ -547,39 +555,41 @@ def _read_examples(file: Path, columns: Sequence[str], labels: Any) -> list[dict
 
 
 def _text(choice: Any) -> str:
-    """What a choice says, of a chat or a completion."""
+    """Return the text of a chat's or a completion's choice."""
     said = choice.text if choice.message is None else choice.message.content
     return said or ""
 
 
 def _shares(found: Sequence[int | None], count: int, said: Sequence[str]) -> NDArray[np.float64]:
-    """(labels,): the logarithm of the labels' shares among samples, none of them 0."""
+    """Return the logarithm of the labels' smoothed shares among samples, (labels,)."""
     votes = np.bincount([one for one in found if one is not None], minlength=count)
     if not votes.any():
         raise Unclear(f"none of {len(found)} samples is a label; one is {said[0]!r:.60}")
-    return np.asarray(np.log((votes + 1 / count) / (len(found) + 1)))
+    return np.asarray(np.log((votes + 1 / count) / (len(found) + 1)))  # smoothed: log(0) is -inf
 
 
 _STATED = re.compile(r"\W*?(?<!-)(?<![.\d])(\d+(?:\.\d+)?)\s*([%\uff05]?)[\s.)*\u3002]*")
 
 
 def _stated(text: str, tokens: LabelTokens) -> NDArray[np.float64]:
-    """(labels,): the logarithm of what an answer says of how sure it is, shared by the others."""
+    """Return the logarithm of the stated probability; the other labels share the rest."""
     count, label = len(tokens.names), tokens.label(text)
     number = _STATED.fullmatch(tokens.after(text))
     if label is None or number is None:
-        raise Unclear(f"the answer is no label and how sure it is, as in 'spam, 80%': {text!r:.60}")
+        raise Unclear(
+            f"the answer must be a label and a confidence, like 'spam, 80%': {text!r:.60}"
+        )
     sure = float(number[1]) / (100 if number[2] or float(number[1]) > 1 else 1)
     if sure > 1:
-        raise Unclear(f"the answer says that it is surer than 100 %: {text!r:.60}")
-    sure = min(max(sure, 1 / count + 1e-6), 0.999)  # what it says is what it holds for likeliest
+        raise Unclear(f"the answer states a confidence above 100 %: {text!r:.60}")
+    sure = min(max(sure, 1 / count + 1e-6), 0.999)  # the stated label stays the likeliest
     found = np.full(count, (1 - sure) / (count - 1))
     found[label] = sure
     return np.asarray(np.log(found))
 
 
 def _decoder() -> Any:
-    """What reads a reply: the parts of it that are used, each with its type."""
+    """Return a decoder of the fields of a reply that are used, each with its type."""
     import msgspec
 
     class Token(msgspec.Struct):
@@ -607,14 +617,14 @@ def _decoder() -> Any:
 
     class Reply(msgspec.Struct):
         choices: list[Choice]
-        usage: Any = None  # odd usage costs no answer
+        usage: Any = None  # untyped: an odd `usage` must not lose the answer
         model: str | None = None
 
     return msgspec.json.Decoder(Reply)
 
 
 def chat_identity(options: Mapping[str, Any]) -> str:
-    """The SHA-256 of all in a chat model's table that its answers depend on."""
+    """Hash the options that a chat model's answers depend on."""
     known = {name: options[name] for name in IDENTITY if name in options}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
@@ -632,4 +642,4 @@ IDENTITY = (
     *("model", "prompt", "labels", "columns", "examples", "api", "confidence", "samples"),
     *("top_logprobs", "max_tokens", "served_as", "request"),
 )
-"""Those of them that its answers depend on."""
+"""The options that a chat model's answers depend on."""

@@ -1,4 +1,4 @@
-"""Batches in chunks: of at most so many rows, or of the one number that a graph is fixed to."""
+"""Batches in chunks, of a largest size or of a graph's fixed batch size."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,13 +16,13 @@ def run_in_chunks(
     fixed: int | None,
     join: Callable[[Sequence[Any]], Any],
 ) -> list[Any]:
-    """Answers to a batch (n, ...), run in chunks of at most `size` rows.
+    """Run a batch (n, ...) in chunks of at most `size` rows; return the list of outputs.
 
-    `run` gives a list of them, as this does. Of a graph `fixed` to some rows the last chunk is
-    filled up with copies of its last row. `join` makes one array of several.
+    `run` returns such a list for a chunk. For a graph with a `fixed` batch size the last chunk is
+    padded with copies of its last row. `join` concatenates arrays.
     """
     rows = len(batch)
-    if not rows:  # graphs that reshape often cannot run on no rows at all: some of zeros
+    if not rows:  # many graphs fail on an empty batch: run one of zeros, and keep no row
         zeros = getattr(batch, "new_zeros", None) or partial(np.zeros, dtype=batch.dtype)
         return [part[:0] for part in run(zeros((fixed or 1, *batch.shape[1:])))]
     if rows == (fixed or rows) and rows <= (size or rows):
@@ -37,7 +37,7 @@ def run_in_chunks(
 
 
 def as_array(batch: Any) -> np.ndarray:
-    """A batch as NumPy; a TypeError where it is no array, but a list, say."""
+    """Return a batch as NumPy; a TypeError if it is not an array, but a list, say."""
     if not hasattr(batch, "__array__"):
         raise TypeError(
             f"a batch must be an array (n, ...), but is a {type(batch).__name__}; "
@@ -47,7 +47,7 @@ def as_array(batch: Any) -> np.ndarray:
 
 
 def checked_batch_size(size: int | None, fixed: int | None, name: str) -> int | None:
-    """The most rows of a chunk; a ValueError where a model cannot be run so."""
+    """Return the largest chunk; a ValueError if it conflicts with the model's fixed batch."""
     if size is None:
         return None
     if fixed is not None and size != fixed:
@@ -59,7 +59,7 @@ def checked_batch_size(size: int | None, fixed: int | None, name: str) -> int | 
 
 
 def at_least_one(what: str, number: Any) -> int:
-    """A whole number of at least 1; ValueError, which calls it `what`, where it is none."""
+    """Check a whole number of at least 1; a ValueError names it `what`."""
     if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
         raise ValueError(f"{what} must be a whole number of at least 1, but is {number!r}")
     return int(number)

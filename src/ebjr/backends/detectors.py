@@ -1,8 +1,8 @@
 """Detectors in ``.onnx`` files: decoded images in, a `Detections` for each out.
 
-A graph of a detector gives raw maps, whose layout differs from family to family: a decoder of
-`ebjr.backends.layouts` makes boxes in pixels of the model's input of them. `Preprocess` made that
-input and takes the boxes back to the image, in one place for all.
+A detector's graph returns raw maps whose layout depends on its family. A decoder in
+`ebjr.backends.layouts` turns them into boxes in pixels of the model's input. `Preprocess`, which
+made that input, maps the boxes back to the image.
 """
 
 import os
@@ -24,29 +24,29 @@ from ebjr.model import ModelFacts
 from ebjr.tasks.detection.boxes import Detections
 from ebjr.tasks.detection.first import may_be_numbers
 
-CANDIDATES = 3000  # how many boxes and classes of an image go into non-maximum suppression at most
+CANDIDATES = 3000  # most pairs of box and class of an image in non-maximum suppression
 
 
 class OnnxDetector:
     """A detector in an ``.onnx`` file: decoded images in, a list of `Detections` out.
 
-    A graph with a fixed batch of one is run one image at a time (`loops`): a batch costs as much as
-    its images one by one.
+    A graph with a fixed batch of one runs one image at a time (`loops`), which makes no batch
+    cheaper.
 
-    - `layout`: What its outputs look like: a name in `ebjr.backends.layouts.LAYOUTS`, a `Layout` of
-      your own, or ``"auto"``: the only one that fits what the model says of a gray image.
+    - `layout`: The layout of its outputs: a name in `ebjr.backends.layouts.LAYOUTS`, a `Layout` of
+      your own, or ``"auto"``, the only one that fits the outputs for a gray image.
     - `preprocess`: How images become its input; by default squashed to its size, RGB from 0 to 1.
-    - `classes`: How many classes the model has; None: as many as the file names (as ultralytics'
-      do), or 80.
-    - `label_ids`: The model's own number, its label or its column, of each class that is reported.
-      None: all, of which the first has the number 1 for torchvision's and 0 for all others.
-    - `class_ids`: The data's numbers of their classes, where `classes` is how many these are: they
-      become `label_ids` where the outputs fit no other.
+    - `classes`: The number of classes. None takes the names in the file (ultralytics writes them),
+      or 80.
+    - `label_ids`: The model's own number (label or column) of each reported class. None reports
+      all, numbered from 1 for torchvision and from 0 for others.
+    - `class_ids`: The data's own class numbers, if `classes` is the number of the data's classes.
+      They become `label_ids` if no layout fits that number.
     - `nms`: The overlap above which the worse of two boxes of a class is dropped; ``"default"`` is
       the layout's, None or ``"none"`` keeps all.
     - `above`, `limit`: A box is reported for every class with a score above `above`, at most
       `limit` an image. The defaults are COCO's.
-    - `threads`, `providers`: As of an `OnnxModel`.
+    - `threads`, `providers`: As for an `OnnxModel`.
     """
 
     def __init__(
@@ -92,22 +92,22 @@ class OnnxDetector:
         self.loops = self.model.fixed_batch == 1
 
     def _count(self, given: int | None, class_ids: Sequence[int]) -> tuple[int, str]:
-        """How many classes the model has, as many as its file names but for data; who says so."""
+        """Return the number of classes, and its source for messages."""
         named = len(self.names)
         if named and (given is None or class_ids):
             return named, "as the file names"
         if named and named != given:
             raise ModelError(
                 f"{self.path} names {named} classes ({some(self.names)}), not {given}: leave "
-                "classes= out, or say with label_ids= which of them are wanted"
+                "classes= out, or choose some of them with label_ids="
             )
         if given is None:
-            return 80, "COCO's, as none were given"
+            return 80, "COCO's, since none were given"
         return given, "as the data list" if class_ids else "as given"
 
     @property
     def facts(self) -> ModelFacts:
-        """All that the detector says of itself."""
+        """The model's facts, with the detector's options and labels."""
         inside = facts_of_images(self.model.facts, self.preprocess)
         options: dict[str, Any] = {"layout": self.layout_name or self.layout}
         options |= {key: getattr(self, key) for key in ("classes", "above", "limit")}
@@ -122,12 +122,12 @@ class OnnxDetector:
 
     @property
     def layout_name(self) -> str | None:
-        """The name of its layout; None where that is a `Layout` of your own."""
+        """The name of its layout; None for a `Layout` of your own."""
         return next((name for name, known in LAYOUTS.items() if known is self.layout), None)
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The model's own number of each class that is reported."""
+        """The model's own number of each reported class."""
         return self.label_ids or tuple(self._own_numbers)
 
     @property
@@ -135,12 +135,12 @@ class OnnxDetector:
         return range(self.layout.first, self.layout.first + self.classes)
 
     def numbers_of(self, names: Sequence[str]) -> tuple[int, ...] | None:
-        """The model's own numbers of classes by name, if its file names all of these."""
+        """Return the model's own numbers of the named classes; None if its file lacks one."""
         own = dict(zip(self.names, self._own_numbers, strict=False))
         return tuple(own[name] for name in names) if {*names} <= {*own} else None
 
     def with_label_ids(self, label_ids: Sequence[int], exact: bool = False) -> Self:
-        """The same, which reports the classes of these numbers; `exact`: it has none after them."""
+        """Return a copy that reports these classes; `exact`: the model has none beyond them."""
         other = copy(self)
         if exact:
             other.classes = max(label_ids) + 1 - self.layout.first
@@ -151,19 +151,19 @@ class OnnxDetector:
         ids, own = tuple(map(int, label_ids)), self._own_numbers
         if not ids or len({*ids}) < len(ids) or not {*ids} <= {*own}:
             raise ValueError(
-                f"label_ids must be numbers that differ, from {own[0]} to {own[-1]} for "
-                f"{self.classes} classes, but is {list(label_ids)}"
+                f"label_ids must be distinct numbers from {own[0]} to {own[-1]} for "
+                f"{self.classes} classes, not {list(label_ids)}"
             )
         return ids
 
     def with_preprocess(self, preprocess: Preprocess) -> Self:
-        """The same detector, whose images are prepared in another way."""
+        """Return a copy with other preprocessing."""
         other = copy(self)
         other.preprocess = preprocess
         return other
 
     def __call__(self, images: Sequence[Image], /) -> list[Detections]:
-        """What is on n images, uint8 (height, width, 3): rows of a box and a class, best first."""
+        """Detect on n images, uint8 (height, width, 3): rows of a box and a class, best first."""
         if not len(images):
             return []
         fixed = self.model.fixed_batch
@@ -176,8 +176,8 @@ class OnnxDetector:
         answers = self._decoded(self.model.answer_all(batch), size)
         if len(answers) != len(batch):
             raise ModelError(
-                f"{self.name} was given {len(batch)} images and answered {len(answers)}; "
-                "give it one at a time"
+                f"{self.name} was given {len(batch)} images but returned {len(answers)} answers; "
+                "give it one image at a time"
             )
         placed = [
             self._reported(decoded, image.shape[:2], size)
@@ -186,7 +186,7 @@ class OnnxDetector:
         return [placed]
 
     def _decoded(self, outputs: Outputs, size: Size) -> list[Decoded]:
-        """What the outputs say of our classes; the first that are met are looked at closely."""
+        """Decode the outputs for the reported classes; the first batch's values are checked."""
         answers = self.layout.decode(outputs, size, self.classes)
         if not self._looked_at:
             check_values(answers, size, self.layout)
@@ -194,7 +194,7 @@ class OnnxDetector:
         return answers if self.label_ids is None else [self._ours(one) for one in answers]
 
     def _ours(self, decoded: Decoded) -> Decoded:
-        """The classes of `label_ids` alone; a box whose one class is none of them has label -1."""
+        """Keep the classes of `label_ids`; a box with another single class gets label -1."""
         columns = np.array(self.label_ids) - self.layout.first
         places = np.full(decoded.logits.shape[1], -1)
         places[columns] = np.arange(len(columns))
@@ -202,7 +202,7 @@ class OnnxDetector:
         return replace(decoded, logits=decoded.logits[:, columns], labels=labels)
 
     def _reported(self, decoded: Decoded, image_size: Size, size: Size) -> Detections:
-        """Boxes in pixels of the image, one row for each class they may be, the worse left out."""
+        """Return boxes in pixels of the image, a row for each likely class, after suppression."""
         single = decoded.labels is not None
         ours = decoded.labels >= 0 if decoded.labels is not None else True
         rows = np.flatnonzero((decoded.sure > self.above) & ours)

@@ -1,4 +1,4 @@
-"""The entries of ``joint.toml``: its models' files and addresses, and how each is used."""
+"""The model entries of ``joint.toml``: file or address, hash, preprocessing, cost and options."""
 
 import difflib
 import hashlib
@@ -32,34 +32,34 @@ log = logging.getLogger("ebjr.backends.entry")
 
 
 class _Single:
-    """An entry of one model, as those of joint models say of theirs."""
+    """What an entry of one model has in common with a `JointEntry`."""
 
     cost: Cost
 
     @property
     def dollars(self) -> float | None:
-        """What somebody said that a row costs; None where the model itself knows."""
+        """The price of a row that the user gave; None if the model knows its own."""
         return self.cost.dollars
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """The models that it is made of: itself."""
+        """The entry itself, as its only model."""
         return (self,)
 
     @property
     def routers(self) -> list[dict[str, Any]]:
-        """The routers between them: none."""
+        """No router."""
         return []
 
 
 @dataclass(frozen=True)
 class ModelEntry(_Single):
-    """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
+    """A model file in ``joint.toml``: its path, hash and preprocessing.
 
-    `sha256` is that of all its files (`files_of`), and of the name in a module, when the threshold
-    was calibrated; `path`, which may be an import path, is relative in ``joint.toml``. `preprocess`
-    is None where inputs are arrays already; `options` are for `load_model`. `weights_sha256` is of
-    what an import path led to (`weights_of`); None where no weights were seen.
+    `path`, which may be an import path, is relative in ``joint.toml``. `sha256` is the hash at
+    calibration of all its files (`files_of`) and of the name in a module. `preprocess` is None if
+    the inputs are arrays already. `options` are for `load_model`. `weights_sha256` is the hash of
+    the weights behind an import path (`weights_of`), None if it has none.
     """
 
     path: str
@@ -71,18 +71,16 @@ class ModelEntry(_Single):
 
     @classmethod
     def of_file(cls, path: str | os.PathLike[str], **about: Any) -> Self:
-        """The entry of a model file as it is now."""
+        """Make the entry of a model file with its hash now."""
         if not source_file(path).is_file():
-            raise FileNotFoundError(f"there is no model file {path}")
+            raise FileNotFoundError(f"model file {path} does not exist")
         return cls(absolute(path), _hash(path), **about)
 
     def check(self) -> None:
-        """Check that its files are there (FileNotFoundError) and what they were (ModelError)."""
+        """Check that its files exist (FileNotFoundError) and are unchanged (ModelError)."""
         if not source_file(self.path).is_file():
             way = ": run in the folder that holds it, or install it" if in_module(self.path) else ""
-            raise FileNotFoundError(
-                f"the model file {self.path} that joint.toml names is missing{way}"
-            )
+            raise FileNotFoundError(f"joint.toml names the missing model file {self.path}{way}")
         found, files = _hash(self.path), files_of(self.path)
         if found != self.sha256:
             beside = " and ".join(file.name for file in files[1:])
@@ -95,12 +93,15 @@ class ModelEntry(_Single):
     def load(self, *, trust: bool = False, **options: Any) -> Model:
         """Load the model, with its preprocessing, if its file passes `check`.
 
-        A ModelError refuses Python code without `trust`, and weights that have changed.
+        Raises
+        ------
+        ModelError
+            The path names Python code and `trust` is False, or the weights have changed.
         """
         if (named := import_path(self.path)) and not trust:
             raise ModelError(
-                f"joint.toml names Python code, {self.path}, which is run only where you trust it: "
-                "give --trust (trust=True)"
+                f"joint.toml names Python code, {self.path}: if you trust it, give --trust "
+                "(trust=True) to run it"
             )
         self.check()
         given = {**self.options, **options}
@@ -111,7 +112,7 @@ class ModelEntry(_Single):
                 model = load_model(self.path, trust=trust, **given)
             except TypeError as error:
                 raise ValueError(f"{self.path}: {error}") from error
-        if not named:  # what code makes may be another each time
+        if not named:  # code may make another model at each call
             _LOADED[whose] = model
         elif model.weights() != self.weights_sha256:
             raise ModelError(
@@ -121,7 +122,7 @@ class ModelEntry(_Single):
         return prepared(model, self.preprocess)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
-        """The TOML table, with the path relative to `folder`, or whole where that is None."""
+        """Return the TOML table, with the path relative to `folder` unless that is None."""
         path = _relative(self.path, folder)
         seen = {} if self.weights_sha256 is None else {"weights_sha256": self.weights_sha256}
         return {"path": path, "sha256": self.sha256, **seen, **self.options, **_shared_table(self)}
@@ -141,28 +142,28 @@ class ModelEntry(_Single):
 
 
 _LOADED: WeakValueDictionary[str, Any] = WeakValueDictionary()
-"""Models of files that are in use: a second look at one, or a second joint model, shares it."""
+"""Models of files in use, shared by all entries with the same file and options."""
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """Every file that makes up the model in a file, that one first."""
+    """Return a model's file and the files of weights beside it."""
     file = source_file(path)
     return [file, *(external_files(file) if file.suffix.lower() == ".onnx" else ())]
 
 
 def _hash(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of all files of a model, and of an import path of the name in its module."""
+    """Hash all files of a model, with the name in its module for an import path."""
     found, named = sha256_of(*files_of(path)), import_path(path)
     return hashlib.sha256(f"{found}  {named[1]}".encode()).hexdigest() if named else found
 
 
 @dataclass(frozen=True)
 class RemoteEntry(_Single):
-    """A far teacher in ``joint.toml``: its address, what its server said of it, how it is asked.
+    """A remote teacher in ``joint.toml``: its address, metadata and link.
 
-    A remote model has no file to be hashed: it is taken for the same as long as its server says the
-    same of it as when the threshold was calibrated (`metadata`, and of an EBJR server `sha256`),
-    and answers as a version that is named there. `cost` includes the link.
+    A remote model has no file to hash. It counts as unchanged if its server gives the `metadata`
+    (and an EBJR server the `sha256`) of the time of calibration, and answers as a version in it.
+    `cost` includes the link.
     """
 
     url: str
@@ -174,14 +175,18 @@ class RemoteEntry(_Single):
     sha256: str | None = None
 
     def check(self) -> None:
-        """Nothing can be checked without asking the server: `load` asks it."""
+        """Do nothing: only `load` asks the server."""
 
     def load(self, **options: Any) -> FarTeacher:
-        """The model, with its preprocessing, behind its link.
+        """Return the model, with its preprocessing, behind its link.
 
-        A server that cannot be reached now may be there later: the rows until then are answered
-        as the policy says. A ModelError refuses a server that says something else of the model
-        than it did. `options` are for models that run here.
+        If the server cannot be reached now, the policy decides about rows until it is back.
+        `options` are for local models, and have no effect.
+
+        Raises
+        ------
+        ModelError
+            The server has another model than at calibration.
         """
         known: dict[str, Any] = {"metadata": self.metadata, "sha256": self.sha256}
         model: Any = load_model(self.url, **self.options, **known)
@@ -189,7 +194,7 @@ class RemoteEntry(_Single):
         return FarTeacher(prepared(model, self.preprocess), self.link, met=met)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
-        """The TOML table, with the queue's path relative to `folder`, or as it is."""
+        """Return the TOML table, with paths relative to `folder` unless that is None."""
         table: dict[str, Any] = {"url": self.url, **self.options, **self.link.as_dict()}
         files = picked(table, ("queue", *CERTIFICATES))
         table |= {key: _relative(path, folder) for key, path in files.items()}
@@ -205,7 +210,7 @@ class RemoteEntry(_Single):
         try:
             read_metadata(table["metadata"])
         except (ProtocolError, AttributeError) as error:
-            raise ValueError(f"{where}.metadata is no model's metadata: {error}") from error
+            raise ValueError(f"{where}.metadata is not a model's metadata: {error}") from error
         link, options = Link.from_dict(picked(table, LINK_KEYS)), picked(table, REMOTE_OPTIONS)
         files = picked(table, CERTIFICATES)
         return cls(
@@ -219,17 +224,17 @@ class RemoteEntry(_Single):
 
 
 def _look_for(model: Any) -> bool:
-    """Ask whether a model elsewhere is the one that it was; False: it may be there later."""
+    """Check a remote model; False if it cannot be reached now."""
     try:
         model.check()
     except TeacherUnavailable as error:
-        log.warning("%s: it is not there yet", error)
+        log.warning("not reached yet: %s", error)
         return False
     return True
 
 
 def _chat() -> Any:
-    """What is known of chat models; it brings HTTP along, and is imported where there is one."""
+    """Import the module of chat models, which needs HTTP, only if there is one."""
     from ebjr.backends import chat
 
     return chat
@@ -237,15 +242,15 @@ def _chat() -> Any:
 
 @dataclass(frozen=True)
 class ChatEntry(_Single):
-    """A language model in ``joint.toml``: what `ChatModel` takes, and how its server is asked.
+    """A language model in ``joint.toml``: the arguments of `ChatModel`, and its link.
 
-    `sha256` is that of all that its answers depend on, the prompt and the labels above all, when
-    the threshold was calibrated; None takes it as it is.
+    `sha256` is the hash, at calibration, of the prompt, the labels and all else that the answers
+    depend on; None computes it.
     """
 
     options: Mapping[str, Any]
     sha256: str | None = None
-    link: Link = field(default_factory=lambda: Link(retries=0))  # the model asks again by itself
+    link: Link = field(default_factory=lambda: Link(retries=0))  # the model itself retries
     cost: Cost = field(default_factory=Cost)
     preprocess: Preprocess | None = None  # texts have none
 
@@ -254,28 +259,28 @@ class ChatEntry(_Single):
             object.__setattr__(self, "sha256", _chat().chat_identity(self.options))
 
     def check(self) -> None:
-        """Check that what is asked, and of which model, is what it was; else a ModelError."""
+        """Check that the model, prompt and labels are unchanged; else a ModelError."""
         if _chat().chat_identity(self.options) != self.sha256:
             raise ModelError(
-                f"what is asked of {self.options['model']} (its {', '.join(_chat().IDENTITY)}) has "
+                f"the question to {self.options['model']} ({', '.join(_chat().IDENTITY)}) has "
                 "changed since the threshold was calibrated; record and calibrate again"
             )
 
     @property
     def dollars(self) -> float | None:
-        """What somebody said that a row costs; None with a price: `cost` was measured by that."""
+        """The price of a row that the user gave; None if there is a price per token."""
         return None if "price" in self.options else self.cost.dollars
 
     def load(self, **options: Any) -> FarTeacher:
-        """The model behind its link; `options` are for models that run here."""
+        """Return the model behind its link; `options` have no effect."""
         self.check()
         model = _chat().ChatModel(**self.options)
         return FarTeacher(model, self.link, met=_look_for(model))
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
-        """The TOML table, with the queue's path relative to `folder`, or as it is."""
+        """Return the TOML table, with the queue's path relative to `folder` unless that is None."""
         link = self.link.as_dict() | {"retries": None}
-        kept = self.link.when_unavailable == "queue"  # else there is no file
+        kept = self.link.when_unavailable == "queue"  # other policies have no file
         link["queue"] = _relative(self.link.queue, folder) if kept else None
         known = {**link, **self.options, "sha256": self.sha256}
         return {name: value for name, value in known.items() if value is not None} | _shared_table(
@@ -300,11 +305,11 @@ class ChatEntry(_Single):
 
 @dataclass(frozen=True)
 class JointEntry:
-    """A joint model as a stage in ``joint.toml``: both of its models, and the router between.
+    """A joint model as a stage in ``joint.toml``: its two entries and the router between.
 
-    `router` has the keys `score`, `threshold`, `blend` and `skip` as TOML has them. `path` is the
-    ``joint.toml`` that it was read from, with its `sha256`; None where its tables stand in the
-    file itself. `cost` is what it costs on average.
+    `router` has the TOML keys `score`, `threshold`, `blend` and `skip`. `path` is the
+    ``joint.toml`` that the stage was read from, with its `sha256`; None if the stage's tables are
+    in the outer file. `cost` is its average cost.
     """
 
     student: "Entry"
@@ -314,34 +319,36 @@ class JointEntry:
     cost: Cost = field(default_factory=Cost)
     path: str | None = None
     sha256: str | None = None
-    labels: tuple[str, ...] | None = None  # that its file names
-    preprocess: Preprocess | None = None  # its models have their own
-    options: Mapping[str, Any] = field(default_factory=dict)  # as they have these
+    labels: tuple[str, ...] | None = None  # of its own file
+    preprocess: Preprocess | None = None  # always None: its models have their own
+    options: Mapping[str, Any] = field(default_factory=dict)  # always empty, likewise
 
     def __post_init__(self) -> None:
         kind = as_task(self.task)
         if kind.scale is not None or self.task == "specialized":
-            raise ValueError(f"a joint model of task {self.task} cannot be a stage: give a model")
+            raise ValueError(
+                f"a joint model of task {self.task} cannot be a stage: give a single model"
+            )
         check_keys(self.router, ROUTER_KEYS, "the router of a stage", ROUTER_KEYS[:2])
         Router(self.router["score"], self.router["threshold"], self.router.get("skip"))
         as_blend(self.router.get("blend", 0.0))
 
     @property
     def dollars(self) -> None:
-        """Its models say, or were said, what each of them costs."""
+        """None: each of its models has its own price."""
 
     @property
     def routers(self) -> list[dict[str, Any]]:
-        """Its routers, the innermost first, as TOML has them."""
+        """The routers' TOML tables, the innermost first."""
         return [*self.student.routers, dict(self.router)]
 
     @property
     def parts(self) -> tuple["Single", ...]:
-        """The models that it is made of, the first student first."""
+        """The entries of its models, the first student first."""
         return (*self.student.parts, *self.teacher.parts)
 
     def check(self) -> None:
-        """Check its own file, and as `ModelEntry.check` those of all its models."""
+        """Check its own file and those of all its models, as `ModelEntry.check` does."""
         self._check_file()
         self.student.check()
         self.teacher.check()
@@ -354,14 +361,14 @@ class JointEntry:
             )
 
     def load(self, **options: Any) -> Any:
-        """The joint model of the models that its entries load, each of which checks its own."""
+        """Load the joint model; each entry checks its own files."""
         self._check_file()
         models = self.student.load(**options), self.teacher.load(**options)
         dollars = self.student.dollars, self.teacher.dollars
         return joined(self.task, *models, dollars=dollars, **self.router)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
-        """The TOML table."""
+        """Return the TOML table."""
         if self.path is not None:
             return {"path": _relative(self.path, folder), "sha256": self.sha256}
         inside = {role: getattr(self, role).as_table(folder) for role in ("student", "teacher")}
@@ -371,7 +378,7 @@ class JointEntry:
     def from_table(
         cls, table: Mapping[str, Any], folder: Path, where: str, seen: tuple[Path, ...] = ()
     ) -> Self:
-        """Read a TOML table; `seen` are the files that led to it."""
+        """Read a TOML table; `seen` are the files that led to it, to find cycles."""
         cost = table.get("cost", {})
         if "path" not in table:
             check_keys(table, ("task", "cost", *_PARTS), where, _PARTS)
@@ -400,7 +407,7 @@ class JointEntry:
         return cls(student, teacher, table["router"], **picked(table, ("task",)), **about)
 
 
-FarEntry = RemoteEntry | ChatEntry  # of a model elsewhere, behind a link
+FarEntry = RemoteEntry | ChatEntry  # of a remote model, behind a link
 Single = ModelEntry | FarEntry
 Entry = Single | JointEntry
 
@@ -414,7 +421,7 @@ def joined(
     dollars: tuple[float | None, float | None] = (None, None),
     **how: Any,
 ) -> Any:
-    """Two models of a task as one, by the keys of a router's table and what else is given."""
+    """Join two models of a task, with the keys of a router's table and other arguments."""
     router = Router(score, how.pop("threshold"), how.pop("skip", None))
     blend = as_blend(how.pop("blend", 0.0))
     found = as_task(task).final(student, teacher, router, blend=blend, **how)
@@ -423,10 +430,15 @@ def joined(
 
 
 def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:
-    """The entry of a loaded model, with its preprocessing.
+    """Make the entry of a loaded model, with its preprocessing.
 
-    A TypeError refuses a model that came from neither a file nor an address, or a detector whose
-    layout has no name. `link` says how a remote model is asked; None is as it is.
+    `link` is for a remote model; None keeps its own.
+
+    Raises
+    ------
+    TypeError
+        `model` came from neither a file nor an address, is a detector with an unnamed layout, or
+        has an option that a file cannot store.
     """
     if isinstance(model, FarTeacher):
         link = link or model.link
@@ -444,29 +456,34 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
         return RemoteEntry(known.url, known.metadata or {}, **about)
     if known.path is None:
         raise TypeError(
-            f"joint.toml names files, addresses and import paths of models, but {known.name} has "
-            "none: put it in a file, say models.py, and load it by its name there, with "
+            f"joint.toml needs a model's file, address or import path, but {known.name} has none: "
+            "define it in a file, like models.py, and load it with "
             "ebjr.load_model('models.py:name')"
         )
-    options = picked(known.options, OPTIONS)
+    if lost := [name for name in known.options if name not in OPTIONS]:
+        raise TypeError(
+            f"joint.toml cannot store {known.name}'s option {lost[0]!r}, and without it the model "
+            f"may answer differently; the options that it stores are {', '.join(OPTIONS)}"
+        )
+    options = known.options
     if import_path(known.path):
         once: Any = unprepared(model)[0]
         again: Any = load_model(known.path, **options)
         about["weights_sha256"] = weights = once.weights()
         if again.weights() != weights:
             raise ModelError(
-                f"{known.path} makes other weights each time, or was given others after it was "
-                "loaded: have it load them from a file"
+                f"{known.path} makes other weights at each call, or they changed after it was "
+                "loaded: let it load them from a file"
             )
         if weights is None:
             note(
-                f"no weights are seen in {known.path}, so that nobody would notice others: load "
-                "them where its module is imported"
+                f"no weights were found in {known.path}, so a change of them cannot be noticed: "
+                "load them when its module is imported"
             )
     if not isinstance(options.get("layout", ""), str):
         raise TypeError(
-            f"{known.name} has a layout of your own, which joint.toml cannot name; choose one that "
-            "has a name"
+            f"{known.name} has a layout of your own, which joint.toml cannot store: choose a named "
+            "layout"
         )
     return ModelEntry.of_file(known.path, options=options, **about)
 
@@ -474,10 +491,7 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
 def entry_from_table(
     table: Mapping[str, Any], folder: Path, where: str, seen: tuple[Path, ...] = ()
 ) -> Entry:
-    """The entry of a TOML table, which names a file or an address, or has models of its own.
-
-    `seen` are the files of joint models that led to it.
-    """
+    """Read an entry of any kind; `seen` are the files of joint models that led to it."""
     check_keys(table, table, where)
     if "router" in table or str(table.get("path", "")).endswith(".toml"):
         return JointEntry.from_table(table, folder, where, seen)
@@ -487,19 +501,19 @@ def entry_from_table(
 
 
 def check_remote(task: str) -> None:
-    """Check that the teacher of a task may be at an address: that its answers travel."""
+    """Check that a task supports a remote teacher."""
     if not as_task(task).travels:
-        raise ValueError("a detector at an address cannot be the teacher yet: give its file")
+        raise ValueError("a remote detector cannot be the teacher yet: give its file")
 
 
 def parse_link(text: str) -> tuple[dict[str, Any], Link]:
-    """Options of a remote model, and its link, as one flag gives them: ``send=jpeg,retries=1``."""
+    """Parse a flag like ``send=jpeg,retries=1`` to a remote model's options and its link."""
     values = _parsed(text, (*REMOTE_OPTIONS, *LINK_KEYS), "a link")
     return picked(values, REMOTE_OPTIONS), Link.from_dict(picked(values, LINK_KEYS))
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """Options of `load_model` as one flag gives them."""
+    """Parse a flag with options of `load_model`."""
     values = _parsed(text, OPTIONS, "a list of options")
     if "providers" in values:
         values["providers"] = str(values["providers"]).split("/")
@@ -509,7 +523,7 @@ def parse_options(text: str) -> dict[str, Any]:
 
 
 def _parsed(text: str, allowed: Collection[str], what: str) -> dict[str, Any]:
-    """What `values_of` finds, each as TOML has it, or else as text."""
+    """Parse a flag by `values_of`; each value is read as TOML if possible, else as text."""
     values: dict[str, Any] = dict(values_of(text, what, "batch_size=8"))
     check_keys(values, allowed, what)
     for name, value in values.items():
@@ -524,19 +538,17 @@ def entries_of(
     given: Mapping[str, str | None],
     link: str | None = None,
 ) -> dict[str, Entry]:
-    """Both models' entries by role: as recorded in `outcomes`, unless others are given.
+    """Return both models' entries by role, as recorded in `outcomes` or given.
 
-    `path` is the outcomes' file, `given` holds a file or an address by role, or None, and `link` is
-    how a far teacher is asked, as `parse_link` takes it.
+    `path` is the outcomes' file, `given` has a file or an address by role, or None, and `link` is
+    the remote teacher's, as `parse_link` takes it.
     """
     costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
     entries: dict[str, Entry] = {}
     for role, source in given.items():
         table, entry = outcomes.models.get(role), None
         if table is None and source is None:
-            raise ValueError(
-                f"{path} does not say which file its {role} was: give it with --{role}"
-            )
+            raise ValueError(f"{path} does not name the file of its {role}: give it with --{role}")
         if table is not None:
             entry = entry_from_table(table, Path(path).resolve().parent, f"{path}: {role}")
         if source is not None:
@@ -553,7 +565,7 @@ def entries_of(
                 if came != recorded:
                     raise ModelError(
                         f"{source} is not the {role} whose answers are in {path} ({came}; "
-                        f"recorded: {recorded}); record it"
+                        f"recorded: {recorded}); record again"
                     )
                 if isinstance(entry, ModelEntry) and isinstance(found, ModelEntry):
                     found = replace(entry, path=found.path)
@@ -562,7 +574,7 @@ def entries_of(
             options, how = parse_link(link)
             if isinstance(entry, ChatEntry):
                 if options:
-                    raise ValueError(f"a chat model's file says its {', '.join(options)}")
+                    raise ValueError(f"set {', '.join(options)} in the chat model's file")
                 how = replace(how, retries=0)
             entry = replace(entry, options={**entry.options, **options}, link=how)
         assert entry is not None
@@ -574,7 +586,7 @@ def _entry_at(source: str, link: str | None, recorded: Mapping[str, Any]) -> Ent
     if import_path(source) or source.endswith(".toml"):
         try:
             return entry_of(load_model(source, **recorded))
-        except TypeError as error:  # it takes other options than what was recorded
+        except TypeError as error:  # the file takes other options than the recorded model
             raise ValueError(f"{source}: {error}") from error
     if not source.startswith(("http://", "https://")):
         return ModelEntry.of_file(source)
@@ -586,8 +598,8 @@ OPTIONS = (
     *("threads", "providers", "device", "dtype", "compile", "batch_size", "output", "output_kind"),
     *("layout", "classes", "nms", "above", "limit", "label_ids", "features", "continues"),
 )
-"""What `load_model` takes for a file, as the command line and ``joint.toml`` say it."""
-CERTIFICATES = ("ca_file", "client_cert", "client_key")  # files
+"""The options of `load_model` for a file, on the command line and in ``joint.toml``."""
+CERTIFICATES = ("ca_file", "client_cert", "client_key")  # paths of files
 REMOTE_OPTIONS = (
     *("send", "quality", "gzip", "timeout_seconds", "batch_size", "output", "output_kind"),
     *CERTIFICATES,
@@ -599,7 +611,7 @@ _SHARED = ("cost", "preprocess")
 
 
 def picked(table: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
-    """Those of some keys that a table has."""
+    """Return a table's items under the given keys."""
     return {key: table[key] for key in keys if key in table}
 
 
@@ -625,14 +637,14 @@ def _shared(table: Mapping[str, Any], where: str) -> dict[str, Any]:
 def check_keys(
     table: Any, allowed: Collection[str], where: str, needed: Collection[str] = ()
 ) -> None:
-    """Check that something is a table with all keys needed and none but the allowed ones."""
+    """Check that `table` has all needed keys and only allowed ones."""
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} must be a table, not {type(table).__name__}")
     for key in table:
         if key not in allowed:
             close = difflib.get_close_matches(key, allowed, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(allowed)}"
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(allowed)}"
             raise ValueError(f"{where} has an unknown key {key!r}; {hint}")
     missing = [key for key in needed if key not in table]
     if missing:
-        raise ValueError(f"{where} misses {', '.join(missing)}")
+        raise ValueError(f"{where} lacks {', '.join(missing)}")

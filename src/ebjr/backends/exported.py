@@ -1,4 +1,4 @@
-"""ExportedJoint: a joint model in one ``.onnx`` file, as `ebjr.export` writes it."""
+"""ExportedJoint: a joint model in one ``.onnx`` file, written by `ebjr.export`."""
 
 import json
 import os
@@ -37,9 +37,9 @@ TOLD = ("task", "score", "threshold", "blend")
 class ExportedJoint:
     """A joint model in one ``.onnx`` file of `export_joint`: a batch in, a `JointAnswer` out.
 
-    `about` is what the file says of itself: the task, the score, the blend, the models' hashes and
-    routers, the calibration, the operating points. `router.threshold` is the knob: a new value
-    takes effect at the next batch. `threads` and `providers` are as of an `OnnxModel`.
+    `about` is the file's metadata: the task, the score, the blend, the models' hashes and routers,
+    the calibration, the operating points. `router.threshold` is the knob: a new value takes effect
+    at the next batch. `threads` and `providers` are as for an `OnnxModel`.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class ExportedJoint:
         self.about = {key[5:]: _read(text) for key, text in said.items() if key[:5] == "ebjr."}
         for weights in external_files(self.path):
             if self.about.get("weights", found := sha256_of(weights)) != found:
-                raise ModelError(f"{weights} is not what {path} was exported with; export it again")
+                raise ModelError(f"{weights} has changed since {path} was exported; export again")
         knobs = list(self._session.get_overridable_initializers())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
         own = tuple(name for name in self.output_names if name != "stage")  # older files lack it
         known = own in (OUTPUTS, DETECTION_OUTPUTS) and set(TOLD) <= set(self.about)
         if [node.name for node in knobs] != ["threshold"] or not known:
-            raise ModelError(f"{path} is no joint model; `ebjr export` writes one")
+            raise ModelError(f"{path} is not a joint model; `ebjr export` writes one")
         (given,) = self._session.get_inputs()
         self.name = str(self.about.get("name", self.path.stem))
         self.input_name: str = given.name
@@ -79,7 +79,7 @@ class ExportedJoint:
 
     @cached_property
     def facts(self) -> ModelFacts:
-        """What every model says of itself."""
+        """Name, path, labels and input."""
         return ModelFacts(
             self.name,
             self.path,
@@ -138,7 +138,7 @@ class ExportedJoint:
 
 
 def _score(text: str) -> Score:
-    """The score by its name, or that name alone: the graph has it, whoever knows it here."""
+    """Return the score of a name; an unknown one is a name only, since the graph computes it."""
     try:
         return as_score(text)
     except ValueError:
@@ -146,11 +146,11 @@ def _score(text: str) -> Score:
 
 
 def _unknown(_output: Any) -> Any:
-    raise ValueError("this score is in the exported file alone; register it under its name")
+    raise ValueError("only the exported file has this score; register it under its name")
 
 
 def _read(text: str) -> Any:
-    """A fact is JSON, or text as it is."""
+    """Read metadata, which is JSON or plain text."""
     try:
         return json.loads(text)
     except ValueError:

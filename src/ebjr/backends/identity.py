@@ -1,4 +1,4 @@
-"""What a joint model is, as hashes: of what its answers depend on, and not of how it is run."""
+"""Hashes of a joint model: of everything that its answers depend on, and nothing else."""
 
 import hashlib
 import json
@@ -17,21 +17,21 @@ ANSWERS = (
     *("output", "output_kind", "dtype", "layout", "classes", "nms", "above", "limit", "label_ids"),
     *("features", "continues"),
 )
-"""Options of a model that change what it says."""
+"""Options of a model that change its answers."""
 
 
 def identities(
     joint: JointModel, student: Entry | None = None, teacher: Entry | None = None
 ) -> dict[str, str]:
-    """The SHA-256 of `student`, `teacher` and of both as one `model`; none where it is not known.
+    """Return the SHA-256 of `student`, of `teacher` and of both as `model`, as far as known.
 
-    A model's is that of its files, as ``joint.toml`` has it, of what an object of Python has
-    learned, or of a far model what its server says. The joint model's is of both, of how they are
-    prepared and mixed, and of the score: not of the threshold, which is a knob. `student` and
-    `teacher` are their entries, where these are known.
+    A model's hash is that of its files, as in ``joint.toml``, of a Python object's weights, or what
+    a remote server gives. The joint model's hash covers both, their preprocessing, the blend and
+    the score, but not the threshold, which is a knob. `student` and `teacher` are the models'
+    entries, if known.
     """
     first = _known(joint.student, student)
-    alone = joint.teacher is joint.student  # a classifier without another
+    alone = joint.teacher is joint.student  # one model without a teacher: hash it once
     known = {"student": first, "teacher": first if alone else _known(joint.teacher, teacher)}
     found = {role: sha256 for role, (sha256, _) in known.items() if sha256 is not None}
     if len(found) == 2:
@@ -42,7 +42,7 @@ def identities(
     return found
 
 
-Known = tuple[str | None, Any]  # the hash of a model, and all else that its answers depend on
+Known = tuple[str | None, Any]  # a model's hash, and what else its answers depend on
 
 
 def _known(model: Model, entry: Entry | None) -> Known:
@@ -74,7 +74,7 @@ def _of_model(model: Model) -> Known:
         return _of_entry(ModelEntry.of_file(known.path, **how))
     if known.path is not None and import_path(known.path):
         return _of_entry(ModelEntry.of_file(known.path, weights_sha256=once.weights(), **how))
-    with suppress(Exception):  # whatever an object does that is looked into
+    with suppress(Exception):  # an arbitrary object may fail in any way when inspected
         return weights_of(once), None
     return None, None
 
@@ -86,7 +86,7 @@ def _of_pair(task: str, router: dict[str, Any], student: Known, teacher: Known) 
 
 
 def _steady(router: dict[str, Any]) -> dict[str, Any]:
-    """A router's table without its knob."""
+    """Return a router's table without the threshold."""
     blend = blend_text(router.get("blend", 0.0))
     return {"score": str(router["score"]), "blend": blend, "skip": router.get("skip")}
 

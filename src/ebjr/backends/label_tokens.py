@@ -1,8 +1,8 @@
 """From a language model's tokens to log-probabilities of labels.
 
-A server tells, for each token that it wrote, the most likely tokens in its place. A label is
-written in several ways (case, leading blanks) and in one token or several; what is known of each
-way of writing it is added up, and what is not known is bounded.
+For each token that it wrote, a server lists the likeliest tokens in its place. A label has several
+spellings (case, leading blanks) and one or more tokens. The known probabilities of all its
+spellings are added up; the unknown ones are bounded.
 """
 
 import math
@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_BEFORE = b" \t\r\n\"'`*"  # what may come before an answer and says nothing
-LEAST = 1e-12  # no bound is less: shares are rounded
+_BEFORE = b" \t\r\n\"'`*"  # ignored before an answer
+LEAST = 1e-12  # lower limit of a bound: listed probabilities are rounded
 ROUNDING = 0.01  # by which listed probabilities may exceed 1
-LEAST_MASS = 0.01  # of all labels: below it the model says something else
-AFTER_SAMPLING = -100.0  # no model is so sure: the server tells 1 and 0, and not what it thought
-_UNKNOWN = "\ufffd".encode()  # a part of a letter that came without its bytes
+LEAST_MASS = 0.01  # of all labels together: with less, the model is answering something else
+AFTER_SAMPLING = -100.0  # a runner-up this unlikely: the server lists 1 and 0 after sampling
+_UNKNOWN = "\ufffd".encode()  # part of a letter, whose bytes the server did not send
 
 
 @dataclass(frozen=True)
 class Position:
-    """The likeliest tokens at one place, with their log-probabilities, and which was written."""
+    """The written token at one place, and the log-probabilities of the likeliest ones there."""
 
     written: bytes
     logprob: float
@@ -32,7 +32,7 @@ class Position:
 
 
 class Unclear(ValueError):
-    """The tokens do not tell which label it is; `longer` says whether more tokens may."""
+    """The tokens do not determine a label; `longer`: more of them may."""
 
     def __init__(self, why: str, *, longer: bool = False) -> None:
         super().__init__(why)
@@ -40,12 +40,15 @@ class Unclear(ValueError):
 
 
 class LabelTokens:
-    """The labels of a closed question, as a language model writes them.
+    """The labels of a closed question, as a language model spells them.
 
-    - `answers`: By label, the texts that mean it. Each is also known in lower, upper and title
-      case, as far as no other label is written so.
+    - `answers`: By label, its texts. Each also counts in lower, upper and title case, unless
+      another label is spelled so.
 
-    A ValueError refuses fewer than two labels, an empty text, and one text of two labels.
+    Raises
+    ------
+    ValueError
+        `answers` has fewer than two labels, an empty text, or one text for two labels.
 
     Examples
     --------
@@ -62,13 +65,11 @@ class LabelTokens:
         exact: dict[str, int] = {}
         for place, (name, texts) in enumerate(answers.items()):
             if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-                raise ValueError(
-                    f"the label {name!r} needs texts that are not empty, not {texts!r}"
-                )
+                raise ValueError(f"the label {name!r} needs non-empty texts, not {texts!r}")
             for text in texts:
                 if exact.setdefault(text.strip(), place) != place:
                     raise ValueError(
-                        f"two labels are written {text.strip()!r}: name each one apart"
+                        f"two labels have the text {text.strip()!r}: give each its own"
                     )
         written = dict(exact)
         for change in (str.lower, str.upper, str.capitalize, str.title):
@@ -85,32 +86,35 @@ class LabelTokens:
 
     @property
     def longest(self) -> int:
-        """The most bytes of a label: it has no more tokens."""
+        """The most bytes, and so the most tokens, of a label."""
         return max(map(len, self._written))
 
     def label(self, text: str) -> int | None:
-        """The label that a whole answer begins with; None where it begins with none."""
+        """Return the label that an answer begins with, or None."""
         return self._who(text.encode(errors="replace").lstrip(self._before))[0]
 
     def after(self, text: str) -> str:
-        """What a whole answer says after the label that it begins with."""
+        """Return what follows the label in an answer."""
         said = text.encode(errors="replace").lstrip(self._before)
         return said[len(self._whole(said)) :].decode(errors="replace")
 
     def logprobs(
         self, positions: Sequence[Position], *, ended: bool = False
     ) -> NDArray[np.float64]:
-        """(labels,): the log-probability of each label, as far as it is known, or else a bound.
+        """Return the log-probability of each label, or a bound if it is unknown, (labels,).
 
-        What was written is followed until it is one label, whole. Of tokens that were not written
-        those count that are a whole label; the beginning of a label only bounds it, as "The" may
-        be no "Theft".
+        The written tokens are followed until they make one whole label. Of the other listed tokens,
+        those that complete a label count for it; the beginning of a label only bounds it, since
+        "The" need not become "Theft".
 
-        - `positions`: What is known of each token of the answer, from its beginning.
-        - `ended`: Whether the model ended its answer itself after them.
+        - `positions`: The tokens of the answer, from its beginning.
+        - `ended`: The model itself ended its answer after them.
 
-        Raises `Unclear` where the numbers are no log-probabilities, where the labels are not among
-        the tokens, or where these do not tell labels apart.
+        Raises
+        ------
+        Unclear
+            The numbers are not log-probabilities, no token is a label, or the tokens do not tell
+            the labels apart.
         """
         count = len(self.names)
         for number, place in enumerate(positions):
@@ -118,11 +122,12 @@ class LabelTokens:
         known, bound, begun = np.zeros(count), np.zeros(count), np.zeros(count)
         before, path, whole, may = 1.0, b"", None, frozenset(range(count))
         for place in positions:
+            # an unlisted token has at most what the list leaves, and at most its least likely entry
             rest = max(LEAST, 1 - sum(map(math.exp, place.listed.values())))
             least = math.exp(min(place.listed.values(), default=0.0))
             bound[[*may]] += before * min(rest, least)
             for token, logprob in place.listed.items():
-                if _UNKNOWN in token:  # of any of them
+                if _UNKNOWN in token:  # it may begin any label
                     begun[[*may]] += before * math.exp(logprob)
                 elif token != place.written:
                     own, others = self._who((path + token).lstrip(self._before))
@@ -139,15 +144,17 @@ class LabelTokens:
         if may and not (ended and positions):
             raise Unclear("the answer was cut before it was a whole label", longer=True)
         if whole is not None:
-            known[whole] += before * (1 + 1e-9)  # as likely as another, it is the one that was said
+            known[whole] += before * (1 + 1e-9)  # in a tie the written label wins
         return self._told(known, bound + begun)
 
     def _told(self, known: Any, bound: Any) -> NDArray[np.float64]:
-        """The logarithm of what is known, and where nothing is of the bound."""
+        """Return the logarithm of the known probabilities, and of the bound for the others."""
         if not known.any():
             raise Unclear("no label is among the likeliest tokens")
         if known.sum() < LEAST_MASS:
-            raise Unclear(f"all labels together have {known.sum():.1%}: it says something else")
+            raise Unclear(
+                f"all labels together have {known.sum():.1%}: the model answers something else"
+            )
         best = int(np.argmax(known))
         rival = np.where(np.arange(len(known)) == best, 0.0, np.maximum(known, bound))
         if rival.max() > known[best]:
@@ -156,45 +163,45 @@ class LabelTokens:
         return np.asarray(np.log(np.where(known > 0, known, np.maximum(bound, LEAST))))
 
     def _labels_of(self, text: bytes) -> tuple[int | None, frozenset[int]]:
-        """The label that a beginning is, if it ends here; and those that it may still become."""
+        """Return the label of a text that ends here, if any, and the labels it may still become."""
         may, whole = set[int](), self._written.get(self._whole(text))
         for written, place in self._written.items():
-            # a word is a token where it can be: "no" is not the beginning of "not sure"
+            # tokenizers keep whole words together: "no" does not begin "not sure"
             goes_on = whole is None or not written[len(text) : len(text) + 1].isalpha()
             if place != whole and written.startswith(text) and goes_on:
                 may.add(place)
         return whole, frozenset(may)
 
     def _whole(self, text: bytes) -> bytes:
-        """The longest label that a text begins with, as it is written; empty where it is none."""
+        """Return the longest spelling of a label that a text begins with, or empty bytes."""
         own = (w for w in self._written if text.startswith(w) and _ends(text, len(w)))
         return max(own, key=len, default=b"")
 
 
 def _ends(text: bytes, length: int) -> bool:
-    """Whether a word ends at a place: no letter or digit follows, nor a part of a letter."""
-    follows = text[length : length + 4]
+    """Tell whether a word ends at `length`: no letter or digit follows, not even a part of one."""
+    follows = text[length : length + 4]  # the longest letter in UTF-8
     letter = follows.decode(errors="ignore")[:1]
     return not follows or (bool(letter) and not letter.isalnum())
 
 
 def _check(place: Position, *, first: bool) -> None:
-    """Check that what is listed at a place can be log-probabilities, and is not only its best."""
+    """Check that a place lists log-probabilities, and more than the best one."""
     known = [place.logprob, *place.listed.values()]
     if not all(-math.inf <= one <= ROUNDING for one in known):
-        raise Unclear(f"log-probabilities are at most 0, and one is {max(known):.4g}")
+        raise Unclear(f"log-probabilities must be at most 0, but one is {max(known):.4g}")
     if (total := sum(map(math.exp, place.listed.values()))) > 1 + ROUNDING:
         raise Unclear(f"the likeliest tokens have probabilities of {total:.4g} together, above 1")
     if _UNKNOWN in place.written:
-        raise Unclear("a part of a letter came without its bytes")
+        raise Unclear("the server sent part of a letter without its bytes")
     if first and len(place.listed) < 2:
-        raise Unclear("only one of the likeliest tokens came, so that nobody knows how sure it is")
+        raise Unclear("the server listed only one token, which says nothing of its confidence")
     if first and sorted(place.listed.values())[-2] < AFTER_SAMPLING:
-        raise Unclear("one token has all: these are probabilities after sampling")
+        raise Unclear("one token has probability 1: the server lists probabilities after sampling")
 
 
 def positions_of(logprobs: Any) -> list[Position]:
-    """The positions in a choice's ``logprobs``, in OpenAI's form of chats or of completions.
+    """Read a choice's ``logprobs``, in OpenAI's form for chats or for completions.
 
     A ValueError says what is missing.
     """
@@ -205,7 +212,7 @@ def positions_of(logprobs: Any) -> list[Position]:
         ]
     tokens, own, top = (getattr(logprobs, name, None) for name in _LEGACY)
     if not (tokens and own and top and len(tokens) == len(own) == len(top)):
-        raise ValueError("it came without log-probabilities")
+        raise ValueError("the answer has no log-probabilities")
     return [
         Position(
             _as_bytes(token),
@@ -220,7 +227,7 @@ _LEGACY = ("tokens", "token_logprobs", "top_logprobs")
 
 
 def _listed(tokens: Iterable[tuple[bytes, float]]) -> dict[bytes, float]:
-    """Log-probabilities by token; of tokens that are written alike, their sum."""
+    """Return log-probabilities by token; tokens of the same bytes are added up."""
     found: dict[bytes, float] = {}
     for token, logprob in tokens:
         known = found.get(token)
@@ -229,12 +236,12 @@ def _listed(tokens: Iterable[tuple[bytes, float]]) -> dict[bytes, float]:
 
 
 def _bytes(token: Any) -> bytes:
-    """A token's own bytes, where they are told: one may be half a letter."""
+    """Return a token's bytes, which the server sends because a token may be half a letter."""
     return bytes(token.bytes) if token.bytes else _as_bytes(token.token)
 
 
 def _as_bytes(token: str) -> bytes:
-    r"""A token's bytes from its text, which may name them, as ``bytes:\xe3\x81``."""
+    r"""Return a token's bytes from its text, which may spell them like ``bytes:\xe3\x81``."""
     if token.startswith("bytes:\\x"):
         return bytes.fromhex(token.removeprefix("bytes:").replace("\\x", ""))
     return token.encode()
@@ -242,11 +249,11 @@ def _as_bytes(token: str) -> bytes:
 
 def _number(logprob: float | None) -> float:
     if logprob is None:
-        raise ValueError("the token that was written came without its log-probability")
+        raise ValueError("the written token has no log-probability")
     return logprob
 
 
 def _top(one: Any) -> Iterable[Any]:
     if not one.top_logprobs:
-        raise ValueError("it came without the likeliest tokens (top_logprobs)")
+        raise ValueError("the answer does not list the likeliest tokens (top_logprobs)")
     return one.top_logprobs

@@ -1,7 +1,7 @@
-"""Layouts of detectors' outputs: a decoder for each family, and how a file's own is recognized.
+"""Layouts of detectors' outputs: a decoder for each family, and how a file's layout is found.
 
 A decoder turns the outputs of one family into boxes in pixels of the model's input. Many families
-have outputs of one shape: what tells them apart is how many boxes there are, and their values.
+share an output shape: the number of boxes and their values tell them apart.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -23,13 +23,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What a head says about one image, in pixels of the model's input; see `Detections`."""
+    """A head's boxes on one image, in pixels of the model's input; see `Detections`."""
 
     boxes: NDArray[Any]  # (b, 4)
     logits: NDArray[Any]  # (b, classes)
     bins: NDArray[Any] | None = None  # (b, 4, k)
     bin_width: NDArray[Any] | None = None
-    labels: NDArray[Any] | None = None  # (b,) where a box has one class alone, as are the scores
+    labels: NDArray[Any] | None = None  # (b,) if a box has a single class; so are the scores
     scores: NDArray[Any] | None = None
 
     @property
@@ -45,19 +45,19 @@ Decode = Callable[[Outputs, Size, int], list[Decoded]]
 class Layout:
     """How to read the outputs of a family of detectors.
 
-    `decode` makes n `Decoded` of all outputs for n inputs, their (height, width) and the number of
-    classes, or raises a ModelError where the outputs are not of this family.
+    `decode` takes all outputs for n inputs, the input's (height, width) and the number of classes,
+    and returns n `Decoded`, or raises a ModelError if the outputs are of another family.
     """
 
     decode: Decode
-    nms: float | None  # the overlap above which the family suppresses; None where it does not
-    # how many boxes a cell of the maps may have: () without maps, None where `decode` checks it
+    nms: float | None  # the family's NMS overlap; None if it uses none
+    # boxes that a cell of the maps may have: () without maps, None if `decode` checks it
     per_cell: tuple[int, ...] | None = None
-    by_label: bool = False  # whether a class is a number in the outputs and not a column
+    by_label: bool = False  # a class is a number in the outputs, not a column
     first: int = 0  # the number of the first class
 
     def check(self, outputs: Outputs, size: Size, classes: int) -> None:
-        """Raise a ModelError where shapes, the number of boxes or values are another family's."""
+        """Raise a ModelError if shapes, number of boxes or values are another family's."""
         found = self.decode(outputs, size, classes)
         if self.per_cell is not None and found:
             on_map = _grids(size, len(found[0].boxes), self.per_cell or (1, 3)) is not None
@@ -67,7 +67,7 @@ class Layout:
 
 
 def decode_nanodet(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """NanoDet, GFL, PicoDet: (n, classes + 4 k, height, width) for each stride, sides as k bins.
+    """NanoDet, GFL, PicoDet: (n, classes + 4 k, height, width) for each stride, k bins a side.
 
     A side's distance from the cell's center is stride times the mean of its bins (distribution
     focal loss; Li et al., "Generalized focal loss", NeurIPS 2020).
@@ -75,7 +75,7 @@ def decode_nanodet(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     rows, grids = [], []
     for name, output in outputs.items():
         channels = output.shape[1] if output.ndim == 4 else 0
-        if channels < classes + 8 or (channels - classes) % 4:  # a side has two bins at least
+        if channels < classes + 8 or (channels - classes) % 4:  # at least two bins a side
             raise _no_output(f"(n, {classes} + 4 k, height, width)", {name: output})
         rows.append(output.reshape(*output.shape[:2], -1).swapaxes(1, 2))
         grids.append((output.shape[2], output.shape[3], size[0] / output.shape[2]))
@@ -100,7 +100,9 @@ def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     logits, bins = _check_logits(outputs[first]), outputs[second]
     center, strides = _map_of(size, logits.shape[2])
     if bins.shape[2] != logits.shape[2]:
-        raise ModelError(f"the outputs have {logits.shape[2]} boxes and {bins.shape[2]}")
+        raise ModelError(
+            f"the outputs have {logits.shape[2]} boxes of logits, but {bins.shape[2]} of bins"
+        )
     return [
         _distances_decoded(row.T, sides.T, center, strides)
         for row, sides in zip(logits, bins, strict=True)
@@ -110,14 +112,14 @@ def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 def decode_yolov5(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     """YOLOv5 to v7, and decoded YOLOX: (n, a, 5 + classes).
 
-    Center, width and height in pixels, objectness, and class scores, which it multiplies.
+    Center, width and height in pixels, objectness, and class scores to multiply it with.
     """
     rows = _dense(outputs, 5 + classes)
     return [Decoded(_corners(row[:, :4]), _objects(row)) for row in rows]
 
 
 def decode_yolox(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """YOLOX as it is exported: (n, a, 5 + classes), a box for each cell, scores as YOLOv5's.
+    """YOLOX as exported: (n, a, 5 + classes), a box for each cell, scores like YOLOv5's.
 
     The center's offset from the cell's corner, and the logarithms of both sides, in strides.
     """
@@ -125,7 +127,7 @@ def decode_yolox(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     center, stride = _map_of(size, rows.shape[1])
     away = np.abs(rows[:, :, :2] * np.array(size[::-1]) - center).max(axis=2)
     if (away < stride).mean() > 0.5:
-        raise ModelError("the centers are places from 0 to 1, and no offsets from the cells")
+        raise ModelError("the centers are positions from 0 to 1, not offsets from the cells")
     middle = (rows[:, :, :2] - 0.5) * stride[:, None] + center
     sides = np.exp(np.minimum(rows[:, :, 2:4], 20)) * stride[:, None]
     boxes = _corners(np.concatenate([middle, sides], axis=2))
@@ -145,7 +147,7 @@ def decode_rtdetr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
 
 def normalized(decode: Decode) -> Decode:
-    """A decoder of the same outputs with boxes from 0 to 1 in place of pixels."""
+    """Return a decoder of the same outputs with boxes from 0 to 1 instead of pixels."""
 
     def scaled(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
         sides = np.array([size[1], size[0]] * 2, np.float32)
@@ -175,7 +177,7 @@ def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
 
 def detr_outputs(outputs: Outputs, classes: int) -> tuple[str, ...]:
-    """The names of the boxes, with "box" in it if shapes do not tell, of logits, and any bins."""
+    """Return the names of the outputs with boxes, with logits, and with bins if any."""
     named = {name: value for name, value in outputs.items() if "box" in name.lower()} or outputs
     boxes = _pick(named, _has(2, [4]), "boxes (n, q, 4)")
     left = {name: value for name, value in outputs.items() if name != boxes}
@@ -187,9 +189,9 @@ def detr_outputs(outputs: Outputs, classes: int) -> tuple[str, ...]:
 
 
 def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """What torchvision gives of one image, NMS done: boxes (b, 4), labels (b,), scores (b,).
+    """Torchvision, one image, after NMS: boxes (b, 4), labels (b,), scores (b,).
 
-    Class k has the label k + 1, as 0 is the background.
+    Class k has the label k + 1; 0 is the background.
     """
     found = (
         _pick(outputs, lambda value: value.ndim == 2 and value.shape[1] == 4, "boxes (b, 4)"),
@@ -212,22 +214,23 @@ LAYOUTS: dict[str, Layout] = {
     "end2end_normalized": Layout(normalized(decode_end2end), None, by_label=True),
     "rtdetr": Layout(decode_rtdetr, None, ()),
 }
-"""The families that can be read, by name."""
+"""The supported families, by name."""
 
 STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
-"""Of the maps whose cells have boxes: usual ones, and those of larger and of smaller models."""
+"""Strides of the maps whose cells have boxes: the usual ones, then larger and smaller models'."""
 
 SAY_WHICH = (
     "say which with --student-layout or --teacher-layout (layout= in Python), one of "
     f"{', '.join(LAYOUTS)}"
 )
-"""The way out, at the end of messages."""
+"""The end of messages about a layout."""
 
 
 def check_values(found: Sequence[Decoded], size: Size, layout: Layout) -> None:
     """Raise a ModelError unless most of the best boxes lie on the input, and some reach far enough.
 
-    That is beyond the first pixel; on maps, whose boxes are everywhere, beyond 4 % of the input.
+    Far enough is beyond the first pixel, or for maps, which have boxes everywhere, beyond 4 % of
+    the input: boxes from 0 to 1 do not reach that far.
     """
     sides, where = np.array(size[::-1]), f"the input of {size[0]} x {size[1]}"
     best = _not_empty([one.boxes[one.sure >= one.sure.max(initial=0) / 2] for one in found])
@@ -236,7 +239,7 @@ def check_values(found: Sequence[Decoded], size: Size, layout: Layout) -> None:
     if len(best) and apart.any(axis=1).mean() > 0.5:
         box = ", ".join(f"{side:.3g}" for side in best[0])
         raise ModelError(
-            f"most boxes cannot lie on {where}, the best is {box}: the outputs are of another "
+            f"most boxes lie outside {where}, the best is {box}: the outputs are of another "
             f"layout, {SAY_WHICH}"
         )
     ends = _not_empty([one.boxes for one in found])[:, 2:].max(axis=1, initial=0)
@@ -244,8 +247,8 @@ def check_values(found: Sequence[Decoded], size: Size, layout: Layout) -> None:
     reach = max(np.percentile(ends, 90), last.max(initial=0)) if len(ends) else least
     if reach < least < max(size):
         raise ModelError(
-            f"boxes must be in pixels of {where}, but end at {reach:.3g}: they are from 0 to 1, or "
-            f"of another layout, {SAY_WHICH}"
+            f"boxes must be in pixels of {where}, but end at {reach:.3g}: they go from 0 to 1, or "
+            f"are of another layout, {SAY_WHICH}"
         )
 
 
@@ -256,9 +259,10 @@ def find_layout(
     source: str = "as given",
     class_ids: Sequence[int] = (),
 ) -> tuple[str, int]:
-    """The only layout that fits what a model says of a gray image, and of noise; and its classes.
+    """Return the only layout that fits a model's outputs, and the number of classes.
 
-    These are `classes`, by the `source`, or where none fits as many as `class_ids` with gaps need.
+    The outputs are those for a gray image, and for noise if several layouts fit. The number is
+    `classes` (known from `source`), or if no layout fits, what `class_ids` with gaps need.
     """
     size, names = preprocess.height_width or (64, 64), _allowed(model)
     gray = np.full((model.fixed_batch or 1, *size, 3), 127, np.uint8)
@@ -283,15 +287,15 @@ def find_layout(
 
 
 def _allowed(model: OnnxModel) -> list[str]:
-    """The layouts that a file's own metadata allows, as ultralytics writes it."""
+    """Return the layouts that a file's metadata (written by ultralytics) allows."""
     task, whole = (model.metadata.get(key) for key in ("task", "end2end"))
     if task not in (None, "detect"):
-        raise ModelError(f"{model.path} must be a detector, but says that its task is {task!r}")
+        raise ModelError(f"{model.path} must be a detector, but its metadata has task {task!r}")
     return [name for name in LAYOUTS if whole != "True" or name.startswith("end2end")]
 
 
 def _fitting(outputs: Outputs, size: Size, classes: Mapping[str, int]) -> list[str]:
-    """The layouts that fit with as many classes; boxes without area are taken for pixels."""
+    """Return the layouts that fit; if both do, pixels win over normalized boxes."""
     fits = []
     for name, count in classes.items():
         with suppress(ModelError, ValueError, IndexError):
@@ -310,24 +314,24 @@ def _fitting_others(outputs: Outputs, size: Size, names: Sequence[str]) -> str:
 
 
 def _not_empty(boxes: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """All boxes that have an area, one below the other; also those whose corners are swapped."""
+    """Stack all boxes that have an area, swapped corners included."""
     whole = np.concatenate([np.zeros((0, 4)), *boxes])
     return whole[(whole[:, 2:] != whole[:, :2]).all(axis=1)]
 
 
 def _map_of(size: Size, boxes: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Centers and strides of the cells of maps that have as many cells as there are boxes."""
+    """Return centers and strides of the cells of maps with one cell for each box."""
     grids = _grids(size, boxes, (1,))
     if grids is None:
         raise ModelError(
-            f"an input of {size[0]} x {size[1]} does not have {boxes} cells on usual strides, one "
-            "for each box"
+            f"an input of {size[0]} x {size[1]} does not have {boxes} cells, one for each box, on "
+            "the usual strides"
         )
     return _cells(grids)
 
 
 def _grids(size: Size, boxes: int, per_cell: Sequence[int]) -> list[tuple[int, int, float]] | None:
-    """The maps (height, width, stride) whose cells have that number of boxes in all, or None."""
+    """Return the maps (height, width, stride) whose cells have `boxes` in all, or None."""
     for strides in STRIDES:
         grids = [(-(-size[0] // stride), -(-size[1] // stride), stride) for stride in strides]
         if boxes in (count * sum(tall * wide for tall, wide, _ in grids) for count in per_cell):
@@ -336,7 +340,7 @@ def _grids(size: Size, boxes: int, per_cell: Sequence[int]) -> list[tuple[int, i
 
 
 def _cells(grids: Sequence[tuple[int, int, float]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Of all cells of maps (height, width, stride), row by row: centers (a, 2), strides (a,)."""
+    """Return centers (a, 2) and strides (a,) of all cells of maps (height, width, stride)."""
     centers, strides = [], []
     for height, width, stride in grids:
         y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -349,7 +353,7 @@ def _cells(grids: Sequence[tuple[int, int, float]]) -> tuple[NDArray[Any], NDArr
 def _distances_decoded(
     logits: NDArray[Any], sides: NDArray[Any], center: NDArray[Any], stride: NDArray[Any]
 ) -> Decoded:
-    """Boxes from the mean distance of each side to the center; sides left, top, right, bottom."""
+    """Decode boxes from the mean distances of left, top, right and bottom to the center."""
     bins = sides.reshape(len(sides), 4, -1)
     steps = np.arange(bins.shape[2], dtype=bins.dtype)
     distance = (softmax(bins, axis=2) @ steps) * stride[:, None]
@@ -363,7 +367,7 @@ def _corners(boxes: NDArray[Any]) -> NDArray[Any]:
 
 
 def dense_output(outputs: Outputs, width: int) -> str:
-    """The name of the first output (n, boxes, width)."""
+    """Return the name of the first output (n, boxes, width)."""
     return _pick(outputs, _has(2, [width]), f"output (n, boxes, {width})")
 
 
@@ -372,20 +376,20 @@ def _dense(outputs: Outputs, width: int) -> NDArray[Any]:
 
 
 def _objects(row: NDArray[Any]) -> NDArray[Any]:
-    """The log-odds of objectness, which follows the box, times the class scores after it."""
+    """Return the log-odds of objectness (column 4) times class scores (from column 5)."""
     return _log_odds(_in_range(row[:, 4:5]) * _in_range(row[:, 5:]))
 
 
 def _labeled(
     boxes: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any], classes: int, first: int
 ) -> Decoded:
-    """Boxes of one class each, labels from `first` on; a box whose score is 0 is none."""
+    """Decode boxes of one class each, labels from `first`; a score of 0 is padding."""
     last, real = classes - 1 + first, ~(scores <= 0)
     wrong = (labels % 1 != 0) | (real & ((labels < first) | (labels > last)))
     if wrong.any():
         raise ModelError(
-            f"labels must lie in {first}..{last}, but one is {labels[wrong][0]:g}; say how many "
-            "classes there are with classes=, or their numbers with label_ids="
+            f"labels must lie in {first}..{last}, but one is {labels[wrong][0]:g}; give the number "
+            "of classes with classes=, or their own numbers with label_ids="
         )
     boxes, labels, scores = boxes[real], labels[real], scores[real]
     places = labels.astype(np.int64) - first
@@ -397,7 +401,7 @@ def _labeled(
 def _in_range(scores: NDArray[Any]) -> NDArray[Any]:
     if scores.size and not (scores.min() > -1e-3 and scores.max() < 1.001):
         raise ModelError(
-            f"scores must lie in 0..1, but reach from {scores.min():g} to {scores.max():g}: the "
+            f"scores must lie in 0..1, but range from {scores.min():g} to {scores.max():g}: the "
             f"outputs are of another layout, {SAY_WHICH}"
         )
     return scores
@@ -406,8 +410,8 @@ def _in_range(scores: NDArray[Any]) -> NDArray[Any]:
 def _check_logits(logits: NDArray[Any]) -> NDArray[Any]:
     if logits.size and logits.min() >= 0 and 0 < logits.max() <= 1:
         raise ModelError(
-            "class logits must be those of a sigmoid or softmax, but all lie in 0..1, as "
-            "probabilities do; export the detector without its last sigmoid or softmax"
+            "class outputs must be logits, but all lie in 0..1, like probabilities; export the "
+            "detector without its last sigmoid or softmax"
         )
     return logits
 
@@ -425,14 +429,14 @@ def _pick(outputs: Outputs, fits: Callable[[NDArray[Any]], bool], what: str) -> 
 
 
 def _has(axis: int, sizes: Container[int]) -> Callable[[NDArray[Any]], bool]:
-    """Whether an output is (n, ., .) with one of the sizes along an axis."""
+    """Return a test for outputs (n, ., .) with one of the sizes along an axis."""
     return lambda value: value.ndim == 3 and value.shape[axis] in sizes
 
 
 def _no_output(what: str, outputs: Outputs) -> ModelError:
     return ModelError(
-        f"the model must have the output {what}, but has {_shapes(outputs)}; say how many "
-        f"classes there are with classes=, or {SAY_WHICH}"
+        f"the model must have the output {what}, but has {_shapes(outputs)}; give the number of "
+        f"classes with classes=, or {SAY_WHICH}"
     )
 
 

@@ -32,19 +32,19 @@ FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
 class OnnxModel:
     """A model in an ``.onnx`` file: batch in, raw output out, as NumPy arrays.
 
-    A batch is a NumPy array, a torch tensor or anything with ``__array__``, of n rows (n, ...).
-    It is cast to the graph's type where no meaning is lost: any number to a float type, a small
-    integer type to a larger one; never a float to an integer.
+    A batch (n, ...) is a NumPy array, a torch tensor or anything with ``__array__``. It is cast to
+    the graph's type if that is safe: any number to a float type, a small integer type to a larger
+    one, never a float to an integer.
 
     - `path`: The file. Its graph has one required input, whose first dimension is the batch.
     - `threads`, `providers`: ONNX Runtime's ``intra_op_num_threads``, None for its default, and its
       execution providers, best first, None for the CPU.
-    - `batch_size`: The largest batch to run at once: larger ones are run in chunks. None runs what
-      comes. A graph with a fixed batch of k is always run with k rows, the last ones filled up.
-    - `output`: The name of the output to return; None is the first, or the only one of
-      floating-point numbers where the first holds labels.
+    - `batch_size`: The largest batch to run at once; larger ones are run in chunks. None never
+      splits. A graph with a fixed batch of k always runs k rows, padded if needed.
+    - `output`: The name of the output to return; None is the first, or if that holds labels, the
+      only floating-point one.
     - `features`: The name of the output that a teacher continues from: an `Answer` carries both.
-    - `continues`: It is asked about the features of the student's answer, not about the inputs.
+    - `continues`: Its input is the features in the student's answer, not the inputs.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class OnnxModel:
 
     @cached_property
     def facts(self) -> ModelFacts:
-        """All that the model says of itself."""
+        """Name, path, labels, input, options and device."""
         return ModelFacts(
             self.name,
             self.path,
@@ -88,12 +88,12 @@ class OnnxModel:
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        """What the program that wrote the file has put beside its graph."""
+        """The file's custom metadata."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """The names of the classes in the file's metadata, as ultralytics writes them."""
+        """The class names in the file's metadata, as written by ultralytics; None if missing."""
         try:
             names = ast.literal_eval(self.metadata.get("names", "()"))
         except (ValueError, SyntaxError):
@@ -122,7 +122,7 @@ class OnnxModel:
         self.input_dtype: np.dtype[Any] = np.dtype(DTYPES[node.type])
         self.input_shape = known_shape(node.shape)
         self.fixed_batch = self.input_shape[0] if self.input_shape else None
-        # One tuple comparison answers for every batch when all but the batch is fixed.
+        # hot path: with a fixed row shape, one tuple comparison checks a batch
         row = self.input_shape[1:] if self.input_shape else (None,)
         self._row_shape = None if None in row else row
 
@@ -146,7 +146,7 @@ class OnnxModel:
         self._fetch = [name for name in (self.output_name, self.features) if name]
 
     def _read_features(self, nodes: dict[str, Any]) -> tuple[Any, ...]:
-        """Shape and type of the features, whose output is taken out of `nodes`."""
+        """Return the features' shape and type, and remove their output from `nodes`."""
         if self.features is None:
             return ()
         node = nodes.pop(self.features, None)
@@ -158,7 +158,7 @@ class OnnxModel:
         return known_shape(node.shape), np.dtype(DTYPES[node.type])
 
     def _likely_output(self, nodes: Mapping[str, Any]) -> str:
-        """The first output, unless it is labels, as converted estimators have them first."""
+        """Return the first output, or another if that is labels, as in converted estimators."""
         numbers = [name for name, node in nodes.items() if node.type in FLOATS]
         first = next(iter(nodes))
         if first in numbers or not numbers:
@@ -167,8 +167,8 @@ class OnnxModel:
             return numbers[0]
         if "ebjr.score" in self.metadata:
             raise ModelError(
-                f"{self.path} is a joint model that `ebjr export` wrote: `ebjr predict` and "
-                "ebjr.load_joint take it, everything else the joint.toml that it was made from"
+                f"{self.path} is a joint model written by `ebjr export`: use it with `ebjr "
+                "predict` or ebjr.load_joint, and its joint.toml with everything else"
             )
         raise ModelError(
             f"the first output of {self.path}, {first}, is {nodes[first].type}, and raw output may "
@@ -176,7 +176,7 @@ class OnnxModel:
         )
 
     def __call__(self, batch: Any, /) -> Any:
-        """The raw output, n rows, for n inputs (n, ...); an `Answer` where it has features."""
+        """Return the raw output, n rows, for n inputs (n, ...); an `Answer` with `features`."""
         batch = as_array(batch)
         if batch.dtype != self.input_dtype:
             batch = self._cast(batch)
@@ -187,9 +187,9 @@ class OnnxModel:
         return found[0] if self.features is None else Answer(found[0], features=found[1])
 
     def answer_all(self, batch: Any, /) -> dict[str, NDArray[Any]]:
-        """Every output for one batch, by name: what a detector needs.
+        """Return every output for one batch, by name, for a detector.
 
-        The batch is run as it is, so for a graph with a fixed batch of k it has k rows.
+        The batch is not split or padded: a graph with a fixed batch of k needs k rows.
         """
         batch = self._cast(as_array(batch))
         self._check_shape(batch.shape)
@@ -217,7 +217,7 @@ class OnnxModel:
         if not can_become(given, wanted):
             raise TypeError(
                 f"{self.name} expects inputs of type {wanted}, but was given {given}; cast them "
-                f"yourself with .astype({str(wanted)!r}) if that is what you mean"
+                f"yourself with .astype({str(wanted)!r}) if that is intended"
             )
         return batch.astype(wanted)
 
@@ -228,11 +228,11 @@ class OnnxModel:
             raise ValueError(
                 f"{self.name} expects a batch of shape {_shown(self.input_shape)}, but was "
                 f"given {tuple(given)}; n is the number of inputs"
-                + ("; color=gray makes gray images" if 1 in expected[1:] else "")
+                + ("; for gray images preprocess with color=gray" if 1 in expected[1:] else "")
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # the session itself does not travel to another process, the file's name does
+        # a session cannot be pickled: another process opens the file again
         return partial(OnnxModel, self.path, **self._options), ()
 
     def __repr__(self) -> str:
@@ -240,7 +240,7 @@ class OnnxModel:
 
 
 def can_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    """Whether inputs of a type may be cast to a graph's: where no meaning is lost."""
+    """Tell whether inputs of a type may be cast to a graph's type without loss of meaning."""
     to_float = wanted.kind == "f" and given.kind in "fiub"
     to_object = wanted.kind == "O" and given.kind in "US"
     return to_float or to_object or np.can_cast(given, wanted, "safe")
@@ -249,15 +249,19 @@ def can_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
 _LOCATION = re.compile(
     rb"j[\x80-\xff]?[\x00-\x7f]\n\x08location\x12([\x80-\xff]?)([\x00-\x7f])", re.DOTALL
 )
-"""How protobuf writes the entry of a tensor that names its file: the key, and the name's length."""
+"""Protobuf's bytes before a tensor's file name: the key "location" and the name's length. Finding
+them needs neither the package onnx nor the parsed graph in memory."""
 
 
 def external_files(path: Path) -> tuple[Path, ...]:
-    """The files beside an ``.onnx`` file that hold weights of its graph, each once.
+    """Return the files of weights beside an ``.onnx`` file, each once.
 
-    A ModelError names one that is not there, or outside, where the runtime would not read it.
+    Raises
+    ------
+    ModelError
+        A file of weights is missing or in another folder, where the runtime would not read it.
     """
-    if not path.stat().st_size:  # an empty file cannot be mapped
+    if not path.stat().st_size:  # mmap fails on an empty file
         return ()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         names = []
@@ -269,8 +273,8 @@ def external_files(path: Path) -> tuple[Path, ...]:
     for name in files:
         if name.is_absolute() or ".." in name.parts or not (path.parent / name).is_file():
             raise ModelError(
-                f"{path} keeps weights in {name}, which is no file in its folder: put it there, or "
-                "save the model again with its weights beside it"
+                f"{path} needs the weights in {name}, which is not a file in its folder: put it "
+                "there, or save the model again with its weights beside it"
             )
     return tuple(path.parent / name for name in files)
 
@@ -278,32 +282,31 @@ def external_files(path: Path) -> tuple[Path, ...]:
 def open_session(
     path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
 ) -> Any:
-    """ONNX Runtime's session of a file, set up as every one of ours."""
+    """Open ONNX Runtime's session of a file, with the settings of all our sessions."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no model file at {path}; check the path")
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it keeps a log of use to send away
+        raise FileNotFoundError(f"model file {path} does not exist; check the path")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # by default it logs use to send away
     with needs("onnx", f"running {path}"):
         import onnxruntime
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3  # errors: its warnings are about graphs, not about users
-    # student and teacher take turns: threads that wait busily after a run hold up the other's
+    settings.log_severity_level = 3  # errors only: its warnings are about graphs, not for users
+    # student and teacher take turns: threads that spin after a run slow down the other model
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         settings.intra_op_num_threads = at_least_one("threads", threads)
     chosen = _checked_providers(providers, onnxruntime.get_available_providers())
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=chosen)
-    except Exception as error:  # its error classes share no base but this one
-        external_files(path)  # says it if weights are missing
+    except Exception as error:  # its error classes share no other base
+        external_files(path)  # a better message if weights are missing
         raise ModelError(
-            f"{path} must be an ONNX model that ONNX Runtime can load, but it says: "
-            f"{runtime_says(error)}; export it again"
+            f"ONNX Runtime cannot load {path}: {runtime_says(error)}; export it again"
         ) from error
     wanted = [each if isinstance(each, str) else each[0] for each in chosen]
     if missing := [name for name in wanted if name not in session.get_providers()]:
         raise ModelError(
-            f"ONNX Runtime could not start {missing[0]} for {path}, and would have run it on "
-            f"{', '.join(session.get_providers())}; mend it, or leave it out of providers="
+            f"ONNX Runtime could not start {missing[0]} for {path}, only "
+            f"{', '.join(session.get_providers())}; repair it, or leave it out of providers="
         )
     return session
 
@@ -311,21 +314,21 @@ def open_session(
 _SPOKEN = (
     (r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", ""),
     (r"^Load model from .*? failed:", ""),
-    # a line of its source, and the function there
+    # a line of its source, and a function's name
     (r"/\S+\.(?:cc|h):\d+ (?:[\w:<>*&~ ]+\(.*?\)(?: const)? (?=[A-Z]))?", ""),
     (
         r"^.* Opset (\d+) is under development.* till opset (\d+)\.?$",
-        r"the opset is \1, and this version of it knows up to \2",
+        r"the opset is \1, but this ONNX Runtime supports up to \2",
     ),
     (
         r"^Unsupported model IR version: (\d+), max supported IR version: (\d+)$",
-        r"the IR version is \1, and this version of it knows up to \2",
+        r"the IR version is \1, but this ONNX Runtime supports up to \2",
     ),
 )
 
 
 def runtime_says(error: Exception) -> str:
-    """What an error of ONNX Runtime's says, without where in its source."""
+    """Return an ONNX Runtime error in one line, without places in its source."""
     text = " ".join(str(error).split())
     for pattern, instead in _SPOKEN:
         text = re.sub(pattern, instead, text)
@@ -337,21 +340,20 @@ def _checked_providers(providers: Sequence[Any] | None, available: Sequence[str]
         return ["CPUExecutionProvider"]
     if isinstance(providers, str) or not providers:
         raise ValueError(
-            f"providers must be a list of names, such as ['CPUExecutionProvider'], "
-            f"but is {providers!r}"
+            f"providers must be a list of names like ['CPUExecutionProvider'], not {providers!r}"
         )
     for provider in providers:
         name = provider if isinstance(provider, str) else provider[0]
         if name not in available:
             raise ValueError(
-                f"providers must be among {', '.join(available)}, what this ONNX Runtime has, "
-                f"but one is {name}; install the build of ONNX Runtime that has it"
+                f"this ONNX Runtime has the providers {', '.join(available)}, not {name}; install "
+                "the build of ONNX Runtime that has it"
             )
     return [tuple(each) if isinstance(each, list) else each for each in providers]
 
 
 def known_shape(shape: Sequence[Any] | None) -> InputShape | None:
-    """ONNX Runtime gives a name or None for an open dimension, and [] for an unknown rank."""
+    """Return a shape with None for dynamic dimensions; None for an unknown rank."""
     if not shape:
         return None
     return tuple(size if isinstance(size, int) and size > 0 else None for size in shape)
@@ -366,7 +368,7 @@ def _shown(shape: tuple[int | None, ...] | None) -> str:
 
 @contextmanager
 def quiet(name: str | None = None, level: int = logging.ERROR) -> Iterator[None]:
-    """Let a logger, or all of them, log nothing below a level."""
+    """Silence a logger, or all, below a level."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)

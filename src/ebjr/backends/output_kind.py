@@ -1,4 +1,4 @@
-"""Models whose answers are not logits yet: probabilities, or one number of a binary decision."""
+"""Models that return probabilities, or one number of a binary decision, instead of logits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +13,7 @@ from ebjr.link.far import FarTeacher
 from ebjr.model import Answer, Around, Model, ModelFacts, as_answer, facts
 from ebjr.task import SUM_ROUNDING
 
-LEAST = 1e-12  # the least probability whose logarithm is taken: one of 0 has none
+LEAST = 1e-12  # probabilities are clipped to it: log(0) is -inf
 
 
 def _columns(output: Array) -> Array:
@@ -21,7 +21,7 @@ def _columns(output: Array) -> Array:
 
 
 def _of_logits(output: Array) -> Array:
-    """(n, classes) as they are; of one column d, -d/2 and d/2, whose softmax is the sigmoid."""
+    """Return (n, classes); one column d becomes -d/2 and d/2, whose softmax is the sigmoid."""
     output = _columns(as_float(output))
     if output.shape[1] > 1:
         return output
@@ -34,7 +34,7 @@ def _log(output: Array) -> Array:
 
 
 def _of_probabilities(output: Array) -> Array:
-    """(n, classes): the logarithm; one column is the probability of the second of two classes."""
+    """Return logarithms (n, classes); one column is the probability of the second class."""
     output = _columns(as_float(output))
     if output.shape[1] == 1:
         output = namespace(output).concat([1 - output, output], axis=1)
@@ -42,7 +42,7 @@ def _of_probabilities(output: Array) -> Array:
 
 
 def _of_label_probabilities(output: Array) -> Array:
-    """(n, labels): the log-odds of each label."""
+    """Return the log-odds of each label, (n, labels)."""
     output = _columns(as_float(output))
     return _log(output) - _log(1 - output)
 
@@ -52,15 +52,15 @@ KINDS: Mapping[str, Callable[[Array], Array]] = {
     "probabilities": _of_probabilities,
     "label_probabilities": _of_label_probabilities,
 }
-"""What a model may answer, by the name that ``output_kind`` gives it, and what makes it logits.
+"""The values of ``output_kind``, and the functions that turn such outputs into logits.
 
-The softmax of the logarithm of probabilities is these probabilities, so that scores such as
-`softmax` mean what the model says; their log-sum-exp, the score `energy`, is 0 for every input.
+The softmax of log-probabilities gives the probabilities back, so that the score `softmax` is the
+model's own; their log-sum-exp, the score `energy`, is 0 for every input.
 """
 
 
 class AsLogits(Around):
-    """A model that answers (n, k) or (n,) of a `kind` of `KINDS`, as one that answers logits."""
+    """A model that returns (n, k) or (n,) of a `kind` in `KINDS`, made to return logits."""
 
     def __init__(self, model: Model, kind: str) -> None:
         check_choice("output_kind", kind, KINDS)
@@ -68,18 +68,18 @@ class AsLogits(Around):
         self.kind = kind
 
     def __call__(self, batch: Any, /) -> Any:
-        """The raw output, (n, classes) logits, for n inputs."""
+        """Return logits (n, classes) for n inputs."""
         said = self.model(batch)
         if isinstance(said, Answer):
             return replace(said, output=self.as_logits(said.output))
         return self.as_logits(as_answer(said).output)
 
     def as_logits(self, output: Any) -> Array:
-        """What the model inside has said, as logits; a ModelError where it is of another kind."""
+        """Turn the inner model's output into logits; a ModelError if it is of another kind."""
         array = output if is_array(output) else np.asarray(output)
         if array.ndim not in (1, 2):
             raise ModelError(
-                f"{self.name} must answer (n, classes), but its output has shape "
+                f"{self.name} must return (n, classes), but its output has shape "
                 f"{tuple(array.shape)}"
             )
         if self.kind != "logits":
@@ -87,21 +87,22 @@ class AsLogits(Around):
             outside = found[~((found >= -SUM_ROUNDING) & (found <= 1 + SUM_ROUNDING))]
             if outside.size:
                 raise ModelError(
-                    f"{self.name} must answer {self.kind.replace('_', ' ')}, from 0 to 1, as its "
-                    f"output_kind says, but answered {outside[0]:g}; give --output-kind logits"
+                    f"{self.name} must return {self.kind.replace('_', ' ')}, from 0 to 1, since "
+                    f"its output_kind says so, but returned {outside[0]:g}; give --output-kind "
+                    "logits"
                 )
         return KINDS[self.kind](array)
 
     @property
     def facts(self) -> ModelFacts:
-        """Those of the model inside, and the kind of its answers."""
+        """The inner model's facts, with `output_kind`."""
         inside = facts(self.model)
         options = {**inside.options, "output_kind": self.kind}
         return replace(inside, options=options, probabilities=False)
 
 
 def with_output_kind(model: Model, kind: str) -> Model:
-    """A model whose answers are of a kind, as one that gives logits."""
+    """Make a model that returns a `kind` in `KINDS` return logits."""
     if isinstance(model, FarTeacher):
         return FarTeacher(with_output_kind(model.teacher, kind), model.link)
     bare, preprocess = unprepared(model)

@@ -1,7 +1,7 @@
-"""Models that Python makes: what an import path names, and estimators saved in files.
+"""Models from Python code: by import path, or estimators saved in files.
 
-Both run code of whoever wrote them. An import path that a caller names is run; one that a file
-names, and every pickle, only where the caller trusts it.
+Both run their author's code. An import path given by the caller is run; one that a file names, and
+every pickle, only if the caller trusts it.
 """
 
 import inspect
@@ -27,42 +27,42 @@ _IMPORT_PATH = re.compile(rf"(.+\.py|{_NAME}):({_NAME})")
 
 
 def import_path(source: str | os.PathLike[str]) -> tuple[str, str] | None:
-    """The module, or its file, and the name in it; None where a source is no import path."""
+    """Split an import path into module, or file, and name; None if it is not one."""
     found = _IMPORT_PATH.fullmatch(os.fspath(source))
     return None if found is None else (found[1], found[2])
 
 
 def in_module(source: str | os.PathLike[str]) -> bool:
-    """Whether a model is named in a module, which is called the same from every folder."""
+    """Tell whether a source is a name in a module, which is the same from every folder."""
     found = import_path(source)
     return found is not None and not found[0].endswith(".py")
 
 
 def absolute(source: str | os.PathLike[str], folder: Path = Path()) -> str:
-    """The path of a model, from a folder, as it is from everywhere."""
+    """Make a model's path, relative to a folder, absolute."""
     return os.fspath(source) if in_module(source) else str((folder / source).resolve())
 
 
 def source_file(source: str | os.PathLike[str]) -> Path:
-    """The file of a model, or of the module that is named, which is not run for it."""
+    """Return the file of a model, or of the named module, without running it."""
     module = (import_path(source) or [os.fspath(source)])[0]
     return Path((module_file(module) or module) if in_module(source) else module)
 
 
 def is_pickle(source: str | os.PathLike[str]) -> bool:
-    """Whether reading a file runs whatever it says."""
+    """Tell whether reading a file can run any code."""
     return Path(source).suffix.lower() in SAVED[1:]
 
 
 class PythonModel(Around):
-    """A model that an import path or a saved estimator's file names, with that as its path."""
+    """A model from an import path or a saved estimator's file, which is its path."""
 
     def __init__(self, model: Model, path: str, made_of: Any) -> None:
         super().__init__(model)
         self.path, self.made_of = path, made_of
 
     def __call__(self, batch: Any, /) -> Any:
-        """The raw output for n inputs; a ModelError says where the user's own code failed."""
+        """Return the raw output for n inputs; a ModelError says where the user's code failed."""
         try:
             return self.model(batch)
         except Exception as error:
@@ -73,23 +73,23 @@ class PythonModel(Around):
 
     @cached_property
     def facts(self) -> ModelFacts:
-        """Those of the model inside, and where it came from."""
+        """The inner model's facts, with the path."""
         return replace(facts(self.model), path=Path(self.path))
 
     def weights(self) -> str | None:
-        """What it has learned, as it is now, see `weights_of`."""
+        """Hash its weights as they are now, see `weights_of`."""
         return weights_of(self.made_of)
 
 
 def load_python(source: str, trust: bool, options: Mapping[str, Any]) -> Model:
-    """The model that an import path names or a file holds, as `load_model` makes one of it."""
+    """Load the model at an import path or in a saved estimator's file."""
     from ebjr.backends import load_model
 
     path = absolute(source)
     made = _named(path) if import_path(path) else _saved(Path(path), trust)
     own = getattr(made, "facts", None)
     if isinstance(own, ModelFacts) and (own.path or own.url) and not options:
-        return made  # a model of another file, or of an address, that Python only loads
+        return made  # the code only loads a file or an address: that is the model's source
     try:
         model = load_model(made, **options)
     except TypeError as error:
@@ -101,11 +101,11 @@ def load_python(source: str, trust: bool, options: Mapping[str, Any]) -> Model:
 
 
 _UNSAID = {"processor", "processing", "windows", "stride", "columns"}
-"""Options that joint.toml could not say: a model with one of them has no path that leads to it."""
+"""Options that joint.toml cannot store: a model with one of them gets no path."""
 
 
 def _named(path: str) -> Any:
-    """What an import path names; what takes nothing, unlike a model, is called to make one."""
+    """Return the object at an import path; a class or a function without arguments is called."""
     module, name = import_path(path) or ("", "")
     imported = import_own(module, f"the model {path}")
     try:
@@ -115,20 +115,20 @@ def _named(path: str) -> Any:
         has = [key for key, each in vars(imported).items() if callable(each) and key[0] != "_"]
         raise ModelError(
             f"the model {path} failed{place_of(error, source_file(path))}: {words_of(error)}; name "
-            "a model, or a class or function that takes no arguments and makes one; there are "
+            "a model, or a class or function without arguments that makes one; the module has "
             f"{some(has) or 'none'}"
         ) from error
 
 
 def _makes(found: Any) -> bool:
-    with suppress(ValueError, TypeError):  # nothing that is called, or a silent function of C
+    with suppress(ValueError, TypeError):  # not callable, or a C function without a signature
         return isinstance(found, type) or not inspect.signature(found).parameters
     return False
 
 
 def _saved(path: Path, trust: bool) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no model file at {path}; check the path")
+        raise FileNotFoundError(f"model file {path} does not exist; check the path")
     risk = "is a pickle, which can run any code when it is read"
     with needs("learned", f"reading {path}"):
         import joblib
@@ -141,9 +141,9 @@ def _saved(path: Path, trust: bool) -> Any:
             risk = f"holds types that skops does not know to be safe, {some(unknown)}"
         elif trust:
             return joblib.load(path)
-    except Exception as error:  # whatever a pickle does, or a damaged file leads to
+    except Exception as error:  # a pickle or a damaged file may fail in any way
         raise ModelError(
-            f"{path} cannot be read: {words_of(error)}; save it with the packages that are "
+            f"{path} cannot be read: {words_of(error)}; save it with the package versions "
             "installed here, and give the file of its own classes with --import"
         ) from error
-    raise ModelError(f"{path} {risk}: give --trust (trust=True) if you trust whoever wrote it")
+    raise ModelError(f"{path} {risk}: give --trust (trust=True) if you trust its author")

@@ -1,4 +1,4 @@
-"""TorchModel: a PyTorch module or an exported program, run for its answers alone."""
+"""TorchModel: a PyTorch module or an exported program, for inference."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -22,18 +22,18 @@ with needs("torch", "running a PyTorch module"):
 class TorchModel:
     """A PyTorch module of one input as a model: batch in, raw output out, no gradients.
 
-    - `module`: Put in evaluation mode, and moved to `device` and `dtype` in place, as ``module.to``
-      does.
+    - `module`: Put in evaluation mode, and moved to `device` and `dtype` in place, like
+      ``module.to``.
     - `device`: Where to run; None leaves the module where it is.
-    - `dtype`: The floating type to run in, such as ``torch.bfloat16`` or ``"bfloat16"``; None
-      leaves the module's own. Floating inputs are cast to it; integer ones are left as they are.
-    - `batch_size`: The largest batch to run at once: larger ones are run in chunks. None runs what
-      comes. A program with a fixed batch of k is always run with k rows, the last ones filled up.
-    - `name`: What to call it; None is the module's class name.
-    - `features`: The key or place, in what the module returns, of the features that a teacher
-      continues from: an `Answer` carries both. `continues`: it is asked about such features.
-    - `compile`: Compile the module at its first batch, for batches of any length, as every batch
-      defers another number of rows: True, or the name of one of ``torch.compile``'s backends.
+    - `dtype`: The floating type to run in, like ``torch.bfloat16`` or ``"bfloat16"``; None keeps
+      the module's. Floating inputs are cast to it, integer ones are not.
+    - `batch_size`: The largest batch to run at once; larger ones are run in chunks. None never
+      splits. A program with a fixed batch of k always runs k rows, padded if needed.
+    - `name`: Its name; None is the module's class name.
+    - `features`: The key or index of the features, in the module's output, that a teacher continues
+      from: an `Answer` carries both. `continues`: its input is such features.
+    - `compile`: Compile the module at its first batch: True, or a backend of ``torch.compile``. The
+      batch size stays dynamic, since the number of deferred rows varies.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class TorchModel:
         chosen = _floating_dtype(dtype)
         try:
             self.module = module.to(device=device, dtype=chosen)
-        except (AssertionError, RuntimeError) as error:  # of a device that is not there
-            raise ModelError(f"it cannot be run on {device}: {one_line(error)}") from error
+        except (AssertionError, RuntimeError) as error:  # a missing device raises either
+            raise ModelError(f"the module cannot run on {device}: {one_line(error)}") from error
         with suppress(NotImplementedError):  # a program keeps the mode it was exported in
             self.module.eval()
         self._forward = _compiled(self.module, compile)
@@ -77,7 +77,7 @@ class TorchModel:
 
     @cached_property
     def facts(self) -> ModelFacts:
-        """All that the model says of itself."""
+        """Name, path, input, options and device."""
         problem = getattr(getattr(self.module, "config", None), "problem_type", None)
         return ModelFacts(
             self.name,
@@ -96,11 +96,11 @@ class TorchModel:
         )
 
     def __call__(self, batch: Any, /) -> Any:
-        """The raw output, n rows, for n inputs (n, ...), of the kind that came in.
+        """Return the raw output, n rows, for n inputs (n, ...).
 
-        NumPy for NumPy (float32 where the module answers in bfloat16), torch for torch, on the
-        module's device. Of an output with ``logits``, those; of a tuple, the first. An `Answer`
-        where it has features.
+        NumPy inputs give NumPy (float32 for bfloat16), torch inputs give torch on the module's
+        device. From an output with ``logits`` those are taken, from a tuple the first. With
+        `features` it is an `Answer`.
         """
         given_numpy = not isinstance(batch, torch.Tensor)
         tensor = _from_numpy(batch) if given_numpy else batch
@@ -112,7 +112,7 @@ class TorchModel:
         return found[0] if self.features is None else Answer(found[0], features=found[1])
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
-        """The raw output, NumPy, of a batch of several tensors by name, run in one piece."""
+        """Return the raw output, NumPy, of one batch of several named tensors."""
         moved = {
             name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
             for name, tensor in tensors.items()
@@ -142,20 +142,25 @@ class TorchModel:
 
 
 def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
-    """A model in a ``.pt2`` file, as ``torch.export.save`` writes it; options as of `TorchModel`.
+    """Load a ``.pt2`` file of ``torch.export.save``, with the options of `TorchModel`.
 
-    A ModelError refuses a file that is corrupt, holds pickled objects, or has several inputs.
+    Raises
+    ------
+    FileNotFoundError
+        `path` is not a file.
+    ModelError
+        The file is corrupt, holds pickled objects, or has several inputs.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no model file at {path}; check the path")
+        raise FileNotFoundError(f"model file {path} does not exist; check the path")
     try:
-        # It logs the traceback of a corrupt file as a warning; our error says the same in a line.
+        # torch logs the traceback of a corrupt file; our error says the same in one line
         with _no_unpickling(), quiet("torch.export"):
             program = torch.export.load(path)
-    except Exception as error:  # zip, JSON, schema and tensor errors share no base but this one
+    except Exception as error:  # zip, JSON, schema and tensor errors share no other base
         raise ModelError(
-            f"{path} must be a program that torch.export.save wrote, but loading it says: "
+            f"{path} must be a program saved by torch.export.save, but cannot be loaded: "
             f"{one_line(error)}; export it again"
         ) from error
     example = _example_input(program, path)
@@ -170,7 +175,7 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
 
 @contextmanager
 def _no_unpickling() -> Iterator[None]:
-    # torch.export.load falls back to plain unpickling, which runs whatever a file tells it to.
+    # torch.export.load falls back to unpickling, which runs any code in the file
     switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(switch)
     os.environ[switch] = "1"
@@ -207,14 +212,14 @@ def _floating_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return None
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise TypeError(
-            f"dtype must be a floating type, such as torch.float32 or 'bfloat16', but is {dtype!r}"
+            f"dtype must be a floating type like torch.float32 or 'bfloat16', not {dtype!r}"
         )
     return found
 
 
 def _from_numpy(batch: Any) -> torch.Tensor:
     array = as_array(batch)
-    # Torch shares memory only with writable arrays that do not run backwards.
+    # torch shares memory only with writable arrays without negative strides
     shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
     try:
         return torch.from_numpy(array if shared else array.copy())
@@ -236,15 +241,15 @@ def _raw_output(output: Any, name: str) -> torch.Tensor:
         if isinstance(output, Mapping):
             came = f"a dictionary of {', '.join(map(str, output))}"
         raise ModelError(
-            f"{name} must return a tensor, a tuple or something with logits, but returned {came}; "
+            f"{name} must return a tensor, a tuple or an object with logits, but returned {came}; "
             "wrap it in a module that returns its logits"
         )
     return output
 
 
 def _part(output: Any, key: str | int, name: str) -> Any:
-    """What a module's dictionary or tuple has under a key, or at a place."""
+    """Return an item of a module's dictionary or tuple."""
     with suppress(KeyError, IndexError, TypeError):
         if isinstance(output, Mapping | tuple | list):
             return output[key]  # type: ignore[index]
-    raise ModelError(f"{name} must return a tuple or dictionary that has features at {key!r}")
+    raise ModelError(f"{name} must return a tuple or dictionary with features at {key!r}")

@@ -1,4 +1,4 @@
-"""SklearnModel: a fitted scikit-learn estimator, or any estimator that follows its interface."""
+"""SklearnModel: a fitted scikit-learn estimator, or one with its interface."""
 
 import inspect
 from collections.abc import Iterator
@@ -25,27 +25,27 @@ _LEAST_PROBABILITY = 1e-12
 class SklearnModel:
     """A fitted estimator as a model: batch in, raw output out.
 
-    A classifier's raw output is its ``decision_function`` where it has one, else its
-    ``predict_log_proba``, else the logarithm of its ``predict_proba``. The first is a sum that
-    nothing has normalized yet, as a network's logits are; log-probabilities have a log-sum-exp of 0
-    for every input, so that the score `energy` (eq. 3) says nothing of them, while softmax, entropy
-    and margin read them as well as any. A binary decision d becomes the columns ``-d/2`` and
-    ``d/2``, whose softmax is the logistic function of d.
+    A classifier's raw output is its ``decision_function`` if it has one, else its
+    ``predict_log_proba``, else the logarithm of its ``predict_proba``. A decision function is not
+    normalized, like a network's logits. Log-probabilities have a log-sum-exp of 0 for every input,
+    so that the score `energy` (eq. 3) is constant; `softmax`, `entropy` and `margin` work with
+    both. A binary decision d becomes the columns ``-d/2`` and ``d/2``, whose softmax is the
+    logistic function of d.
 
     A classifier fitted on an indicator of labels (n, labels) is for the task multilabel: its raw
     output is a logit for each label, its ``decision_function`` or the log-odds of its
-    ``predict_proba``. A ``MultiOutputClassifier`` decides as the estimators in it do.
+    ``predict_proba``, in a ``MultiOutputClassifier`` those of the estimators in it.
 
-    A decision threshold that was tuned (``TunedThresholdClassifierCV``) is taken off the decision,
-    or off the log-odds of the probability, so that the largest column is what ``predict`` answers.
+    A tuned decision threshold (``TunedThresholdClassifierCV``) is subtracted from the decision, or
+    from the log-odds of the probability, so that the largest column is the class of ``predict``.
 
-    A regressor's raw output is its prediction, and beside it the standard deviation where
-    ``predict`` takes ``return_std``: what the score `predicted_std` reads.
+    A regressor's raw output is its prediction, and the standard deviation if ``predict`` takes
+    ``return_std``, for the score `predicted_std`.
 
-    `output` is the method to take instead; of a regressor ``"predict"``, the prediction alone, or
-    ``"predict_std"``. A batch of rank above two is flattened to rows. A list, such as of texts, is
-    given as it is. Of an estimator that was fitted on a frame, the columns of a table are taken by
-    their names there, and texts of several columns are given as such a frame.
+    `output` names another method; for a regressor ``"predict"``, the prediction alone, or
+    ``"predict_std"``. A batch of rank above two is flattened to rows. A list, of texts for example,
+    is passed on. For an estimator fitted on a frame, a table's columns are chosen by its names, and
+    several columns of texts are passed as a frame.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class SklearnModel:
 
     @cached_property
     def facts(self) -> ModelFacts:
-        """All that the model says of itself."""
+        """Name, labels, columns, input and options."""
         return ModelFacts(
             self.name,
             labels=self.labels,
@@ -82,7 +82,7 @@ class SklearnModel:
         )
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """The raw output for n inputs: (n, classes), (n, labels), or of a regressor (n, 1 or 2)."""
+        """Return the raw output: (n, classes), (n, labels), or for a regressor (n, 1 or 2)."""
         rows = to_numpy(batch) if is_array(batch) else batch
         if is_array(rows) and rows.ndim > 2:
             rows = rows.reshape(len(rows), -1)
@@ -98,8 +98,8 @@ class SklearnModel:
             ) from error
         if output.shape != (count, self._columns):
             raise ModelError(
-                f"{self.name} must answer one question with rows of {self._columns}, but gave "
-                f"shape {output.shape}; take one of its outputs"
+                f"{self.name} must return ({count}, {self._columns}), but returned shape "
+                f"{output.shape}; use one of its outputs"
             )
         return output
 
@@ -112,22 +112,22 @@ class SklearnModel:
             return self._label_logits(rows)
         if self._cut is not None:
             return self._cut.decision(self.estimator, rows)
-        with np.errstate(divide="ignore"):  # some take the logarithm of 0, which is mended below
+        with np.errstate(divide="ignore"):  # some take the log of 0, which is clipped below
             answer = np.asarray(getattr(self.estimator, self.output)(rows))
         if self.output == "predict":
             return answer.reshape(row_count(rows), -1)
         if self.output == "decision_function":
             return np.stack([-answer / 2, answer / 2], axis=1) if answer.ndim == 1 else answer
-        # A tree may never have seen a class: its probability of 0 has no logarithm.
+        # a tree gives a class that it never saw the probability 0, whose log is -inf
         probability = np.exp(answer) if self.output == "predict_log_proba" else answer
         return np.log(np.maximum(probability, _LEAST_PROBABILITY))
 
     def _label_logits(self, rows: Any) -> NDArray[Any]:
-        """(n, labels): what is decided on each label, or the log-odds of its probability."""
+        """Return each label's decision, or the log-odds of its probability, (n, labels)."""
         if self.output == "decision_function":
             return _decisions(self.estimator, rows)
         answer = self.estimator.predict_proba(rows)
-        if isinstance(answer, list):  # for each label (n, 2), or (n, 1) if it was always the same
+        if isinstance(answer, list):  # (n, 2) for each label, or (n, 1) if it never varied
             every = zip(answer, self.estimator.classes_, strict=True)
             answer = np.column_stack([said[:, classes == 1].sum(axis=1) for said, classes in every])
         return _log_odds(answer)
@@ -144,8 +144,8 @@ class SklearnModel:
         last = getattr(self.estimator, "_final_estimator", self.estimator)
         if len(self.labels or ()) > 2 and getattr(last, "decision_function_shape", None) == "ovo":
             raise ModelError(
-                f"{self.name} decides between pairs of classes, which is no row of one number a "
-                "class; make it with decision_function_shape='ovr'"
+                f"{self.name} decides between pairs of classes, but one number for each class is "
+                "needed; make it with decision_function_shape='ovr'"
             )
 
     def __repr__(self) -> str:
@@ -153,7 +153,7 @@ class SklearnModel:
 
 
 def _check_estimator(estimator: Any, name: str) -> bool:
-    """Whether it classifies, after checks that it can answer at all."""
+    """Check that an estimator is fitted; tell whether it is a classifier."""
     with needs("learned", "running a scikit-learn estimator"):
         from sklearn.base import is_classifier, is_regressor
         from sklearn.exceptions import NotFittedError
@@ -164,23 +164,22 @@ def _check_estimator(estimator: Any, name: str) -> bool:
         raise ModelError(f"{name} is not fitted yet; call its fit first") from error
     if not (is_classifier(estimator) or is_regressor(estimator)):
         raise ModelError(
-            f"{name} is neither a classifier nor a regressor; give one that is, or a pipeline "
-            "that ends in one"
+            f"{name} must be a classifier or a regressor, or a pipeline that ends in one"
         )
     return bool(is_classifier(estimator))
 
 
 def _frame(rows: Any, columns: tuple[str, ...]) -> Any:
-    """Rows of texts as a frame, as the estimator was fitted on one."""
+    """Make a frame of rows of texts, for an estimator fitted on one."""
     try:
         pandas: Any = import_module("pandas")
     except ImportError as error:
-        raise ModelError("an estimator that was fitted on a frame needs pandas here") from error
+        raise ModelError("an estimator fitted on a frame needs pandas: install it") from error
     return pandas.DataFrame(rows, columns=list(columns))
 
 
 def _reads_text(estimator: Any) -> bool:
-    """Whether the first step of an estimator, or a part of it for some columns, reads texts."""
+    """Tell whether an estimator's first step, or a transformer of some columns, reads texts."""
     if steps := getattr(estimator, "steps", None):
         return _reads_text(steps[0][1])
     parts = [part[1] for part in getattr(estimator, "transformers_", ())]
@@ -188,32 +187,34 @@ def _reads_text(estimator: Any) -> bool:
 
 
 def _last(estimator: Any) -> Any:
-    """The estimator that answers, in a pipeline or a search for the best parameters."""
+    """Return the last estimator in a pipeline, or the best of a parameter search."""
     inside = getattr(estimator, "_final_estimator", getattr(estimator, "best_estimator_", None))
     return estimator if inside is None else _last(inside)
 
 
 class _Cut(NamedTuple):
-    """A tuned threshold: of which method, where, and which of two classes is above it."""
+    """A tuned threshold, the method that it applies to, and the class above it."""
 
     method: str
     threshold: float
     above: int
 
     def decision(self, estimator: Any, rows: Any) -> NDArray[Any]:
-        """(n, 2): -d/2 and d/2 of a decision d that is 0 at the threshold."""
+        """Return -d/2 and d/2, (n, 2), of a decision d that is 0 at the threshold."""
         answer = np.asarray(getattr(estimator, self.method)(rows))
         if self.method == "predict_proba":
             decision = _log_odds(answer[:, self.above]) - _log_odds(self.threshold)
         else:
             decision = (answer if self.above else -answer) - self.threshold
-        decision = np.where(decision == 0, _LEAST_PROBABILITY, decision)  # on the threshold: above
+        decision = np.where(
+            decision == 0, _LEAST_PROBABILITY, decision
+        )  # predict counts 0 as above
         columns = np.stack([-decision / 2, decision / 2], axis=1)
         return columns if self.above else columns[:, ::-1]
 
 
 def _tuned_threshold(estimator: Any, name: str) -> _Cut | None:
-    """The threshold that an estimator's last step was tuned to; None where there is none."""
+    """Return the tuned threshold of an estimator's last step, or None."""
     from sklearn import model_selection as selection
 
     known = (selection.FixedThresholdClassifier, selection.TunedThresholdClassifierCV)
@@ -223,8 +224,8 @@ def _tuned_threshold(estimator: Any, name: str) -> _Cut | None:
     last = _last(estimator)
     if last is not found[0]:
         raise ModelError(
-            f"{name} has a tuned decision threshold inside, of a {type(found[0]).__name__}, which "
-            "its raw output does not show; give an estimator or a pipeline that ends in it"
+            f"{name} has a tuned decision threshold inside, in a {type(found[0]).__name__}, that "
+            "its raw output ignores; give an estimator or a pipeline that ends in it"
         )
     own = last.response_method
     asked = ("predict_proba", "decision_function") if own == "auto" else (own,)
@@ -232,7 +233,7 @@ def _tuned_threshold(estimator: Any, name: str) -> _Cut | None:
     threshold = getattr(last, "best_threshold_", getattr(last, "threshold", "auto"))
     if threshold == "auto":
         threshold = 0.5 if method == "predict_proba" else 0.0
-    scorer = getattr(last, "_curve_scorer", None)  # of a tuned one, which knows what it was told
+    scorer = getattr(last, "_curve_scorer", None)  # a tuned one keeps the positive label here
     positive = last.pos_label if scorer is None else scorer._get_pos_label()
     above = 1 if positive is None else last.classes_.tolist().index(positive)
     return _Cut(method, float(threshold), above)
@@ -254,13 +255,13 @@ def _log_odds(probability: Any) -> NDArray[Any]:
 
 
 def _answers_label_sets(estimator: Any, name: str) -> bool:
-    """Whether a classifier was fitted on an indicator (n, labels)."""
+    """Tell whether a classifier was fitted on an indicator (n, labels)."""
     if isinstance(estimator.classes_, list):
         if all({*classes.tolist()} <= {0, 1} for classes in estimator.classes_):
             return True
         raise ModelError(
-            f"{name} must answer one question, or have labels of 0 and 1, but answers "
-            f"{len(estimator.classes_)} questions of several classes; fit one estimator for each"
+            f"{name} must have one output, or several of 0 and 1, but has "
+            f"{len(estimator.classes_)} outputs with other classes; fit one estimator for each"
         )
     last = _last(estimator)
     target = getattr(getattr(last, "_label_binarizer", None), "y_type_", "")
@@ -268,7 +269,7 @@ def _answers_label_sets(estimator: Any, name: str) -> bool:
 
 
 def _decides(estimator: Any) -> bool:
-    """Whether each part of an estimator that has one for each label has a decision function."""
+    """Tell whether an estimator, or each of its parts for a label, has a decision function."""
     from sklearn.multioutput import MultiOutputClassifier
 
     last = _last(estimator)
@@ -277,7 +278,7 @@ def _decides(estimator: Any) -> bool:
 
 
 def _decisions(estimator: Any, rows: Any) -> NDArray[Any]:
-    """(n, labels): the decision of an estimator, or of those for each label in it."""
+    """Return the decisions of an estimator, or of its parts for each label, (n, labels)."""
     if hasattr(estimator, "decision_function"):
         return np.asarray(estimator.decision_function(rows))
     if hasattr(estimator, "best_estimator_"):
@@ -294,13 +295,13 @@ def _chosen_output(
     several = MULTILABEL_OUTPUTS if multilabel else CLASSIFIER_OUTPUTS
     known = several if classifies else REGRESSOR_OUTPUTS
     if output is not None and output not in known:
-        raise ValueError(f"output must be one of {', '.join(known)}, but is {output!r}")
+        raise ValueError(f"output must be one of {', '.join(known)}, not {output!r}")
     if classifies:
         has = [method for method in known if hasattr(estimator, method)]
         if multilabel and "decision_function" not in has and _decides(estimator):
             has.insert(0, "decision_function")
     else:
-        last = getattr(estimator, "_final_estimator", estimator)  # a pipeline passes arguments on
+        last = getattr(estimator, "_final_estimator", estimator)  # a pipeline hides its signature
         gives_std = "return_std" in inspect.signature(last.predict).parameters
         has = ["predict_std", "predict"] if gives_std else ["predict"]
     if not has or output not in (None, *has):

@@ -20,22 +20,21 @@ PIPELINES = ("text-classification", "image-classification")
 class TransformersModel:
     """A ``transformers`` classifier of texts or images: a batch of them in, logits out.
 
-    Nothing is downloaded here: load the model as its own library does, from a folder or a hub.
+    It downloads nothing: load the model with ``transformers``, from a folder or a hub.
 
-    - `source`: A pipeline (``text-classification``, ``image-classification``), or the model of one,
-      such as a ``BertForSequenceClassification``. With one label it is a regressor; with the
+    - `source`: A pipeline (``text-classification``, ``image-classification``), or a model like
+      ``BertForSequenceClassification``. With one label it is a regressor; with the
       ``problem_type`` ``"multi_label_classification"`` it is for the task multilabel.
-    - `processor`: The model's tokenizer or image processor; None is the pipeline's. It makes
-      tensors of the inputs of this model: student and teacher may have different ones.
-    - `processing`: What to tell the processor beside that. Texts are padded, and cut to what the
-      model can take, which is noted once, or as a pipeline was told to cut them, unless this says
-      otherwise: ``{"max_length": 128}``.
-    - `windows`: Read a text that is longer than that in windows, and answer with the ``"mean"`` of
-      their logits or, for what may hide anywhere in it, with the largest of each class, ``"max"``.
-      Of a pair the longer text is cut, and each window goes with the other.
-    - `stride`: How many tokens two neighboring windows share; None is a quarter of a window.
-    - `columns`: What the texts of a row are called; a table's are then taken by these names.
-    - `**options`: ``device``, ``dtype``, ``compile``, ``batch_size`` and ``name``, as of a
+    - `processor`: The model's tokenizer or image processor; None takes the pipeline's. Student and
+      teacher may have different ones.
+    - `processing`: More arguments for the processor, like ``{"max_length": 128}``. By default texts
+      are padded, and truncated as the pipeline says or to the model's limit, with one note.
+    - `windows`: Read a longer text in windows, and return the ``"mean"`` of their logits, or for
+      signs that may be anywhere in the text the ``"max"`` for each class. In a pair the longer text
+      is split, and each window goes with the other text.
+    - `stride`: How many tokens neighboring windows share; None is a quarter of a window.
+    - `columns`: The names of a row's texts, by which a table's columns are chosen.
+    - `**options`: ``device``, ``dtype``, ``compile``, ``batch_size`` and ``name``, as for a
       `TorchModel`.
     """
 
@@ -54,8 +53,8 @@ class TransformersModel:
         self.processor = own if processor is None else processor
         if not callable(self.processor):
             raise TypeError(
-                f"{type(model).__name__} needs its tokenizer or image processor as processor=, but "
-                f"got {type(self.processor).__name__}"
+                f"{type(model).__name__} needs its tokenizer or image processor as processor=, not "
+                f"{type(self.processor).__name__}"
             )
         self._torch = TorchModel(model, **options)
         self.module = self._torch.module
@@ -66,11 +65,11 @@ class TransformersModel:
         own_cuts = {**cuts, **(processing or {})}
         self.processing = {**(_defaults(self.processor, model) if self.texts else {}), **own_cuts}
         self.windows = None if windows is None else self._checked_windows(windows, stride)
-        # where texts are cut unasked, it is said once
+        # truncation that nobody asked for is noted once
         self._silent = windows is not None or not {"max_length", "truncation"}.isdisjoint(own_cuts)
         self.columns = None if columns is None else tuple(columns)
         if self.columns is not None and not (self.texts and len(self.columns) in (1, 2)):
-            raise ValueError(f"columns name one text, or a pair of texts, not {columns!r}")
+            raise ValueError(f"columns must name one or two texts, not {columns!r}")
         self._several = told.get("function_to_apply") == "sigmoid" and model.config.num_labels > 1
         names = [str(label) for _, label in sorted(model.config.id2label.items())]
         unnamed = names == [f"LABEL_{place}" for place in range(len(names))]
@@ -79,7 +78,7 @@ class TransformersModel:
 
     @property
     def facts(self) -> ModelFacts:
-        """All that the model says of itself."""
+        """The torch model's facts, with labels, columns and input."""
         inside, several = self._torch.facts, self._several or self._torch.facts.multilabel
         dtype = np.dtype(object if self.texts else np.uint8)
         shape = None if self.columns is None else (None, len(self.columns))[: len(self.columns)]
@@ -87,7 +86,7 @@ class TransformersModel:
         return replace(inside, labels=self.labels, multilabel=several, probabilities=False)
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """Logits, (n, classes), NumPy, of n texts, of n pairs of texts, or of decoded images.
+        """Return logits (n, classes), NumPy, for n texts, n pairs of texts, or n decoded images.
 
         Texts are a list, and pairs an array (n, 2). Images are a list of uint8 (height, width, 3),
         or one array of them.
@@ -105,7 +104,7 @@ class TransformersModel:
         return [self._torch.answer_tensors(tensors)]
 
     def _answer_windows(self, batch: Any) -> list[NDArray[Any]]:
-        """The answers to texts of any length: those of their windows as one."""
+        """Answer texts of any length, in windows."""
         parts = self._parts(batch)
         second = self._cuts_second(parts)
         places, answers = [], []
@@ -118,7 +117,7 @@ class TransformersModel:
         return [np.concatenate(answers)[np.argsort(np.concatenate(places))]]
 
     def _joined(self, tensors: dict[str, Any]) -> NDArray[Any]:
-        """The answers to n texts whose windows follow each other, run a batch at a time."""
+        """Run the windows of n texts, a batch at a time, and pool each text's logits."""
         of_text = tensors.pop("overflow_to_sample_mapping").numpy()
         starts = np.flatnonzero(np.diff(of_text, prepend=-1))
         size = self.batch_size or max(len(starts), _WINDOWS_AT_ONCE)
@@ -132,7 +131,7 @@ class TransformersModel:
         return np.add.reduceat(logits, starts) / np.bincount(of_text)[:, None]
 
     def _parts(self, batch: Any) -> list[list[Any]]:
-        """A batch as the processor takes it: its inputs, or of pairs the first and the second."""
+        """Return the processor's arguments: the inputs, or first and second texts of pairs."""
         if isinstance(batch, list) and isinstance(batch[0], list | tuple):
             batch = np.array(batch, object)
         if not self.texts or not isinstance(batch, np.ndarray) or batch.ndim == 1:
@@ -156,7 +155,7 @@ class TransformersModel:
             ) from error
 
     def _lengths(self, *parts: list[str], special: bool = True) -> NDArray[np.int64]:
-        """(n,): how many tokens whole texts, or pairs, have."""
+        """Count the tokens of whole texts, or pairs, (n,)."""
         with _TOKENIZING:
             ids = self.processor(*parts, add_special_tokens=special, verbose=False)["input_ids"]
         return np.array([len(row) for row in ids], np.int64)
@@ -167,31 +166,31 @@ class TransformersModel:
             self._silent = True
             note(
                 f"{self.name} reads {longest} tokens, and longer texts are cut there: "
-                "load_model(..., windows='mean') reads all of them, in windows, and "
-                "processing={'max_length': ...} cuts without a word"
+                "load_model(..., windows='mean') reads whole texts, in windows; "
+                "processing={'max_length': ...} cuts without this note"
             )
 
     def _checked_windows(self, windows: str, stride: int | None) -> str:
         check_choice("windows", windows, ("mean", "max"))
         if not self.texts or not getattr(self.processor, "is_fast", False):
             raise ValueError(
-                f"windows are cut by a fast tokenizer, and {type(self.processor).__name__} is none"
+                f"windows need a fast tokenizer, which {type(self.processor).__name__} is not"
             )
         longest = self.processing.get("max_length")
         if longest is None:
             raise ValueError(
-                "windows need a length that neither model nor tokenizer says: give it, like "
-                "processing={'max_length': 512}"
+                "windows need a length, which neither the model nor the tokenizer has: give it, "
+                "like processing={'max_length': 512}"
             )
         room = longest - self.processor.num_special_tokens_to_add(pair=False)
         stride = longest // 4 if stride is None else stride
         if not 0 <= stride < room:
-            raise ValueError(f"stride must lie in 0..{room - 1}, as windows are, not {stride}")
+            raise ValueError(f"stride must lie in 0..{room - 1} for these windows, not {stride}")
         self.processing["stride"] = stride
         return windows
 
     def _cuts_second(self, parts: list[list[str]]) -> NDArray[np.bool_]:
-        """(n,): whether it is the second text of a row that is cut, as it is the longer."""
+        """Tell for each row whether the second text is the longer, and so is split, (n,)."""
         if len(parts) == 1:
             return np.zeros(len(parts[0]), bool)
         lengths = np.stack([self._lengths(part, special=False) for part in parts])
@@ -199,7 +198,7 @@ class TransformersModel:
         room = longest - self.processor.num_special_tokens_to_add(pair=True) - lengths.min(axis=0)
         if len(tight := np.flatnonzero((lengths.max(axis=0) > room) & (room <= stride))):
             raise ModelError(
-                f"{self.name} reads {longest} tokens, and the shorter text of a pair has "
+                f"{self.name} reads {longest} tokens, but the shorter text of a pair has "
                 f"{lengths.min(axis=0)[tight[0]]}, which leaves no room for windows of the other "
                 f"that share {stride}: shorten it, or lower stride="
             )
@@ -210,14 +209,14 @@ class TransformersModel:
 
 
 def _taken_apart(source: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """A model, and of a pipeline its processor, and what it was told to do."""
+    """Return the model, and a pipeline's processor and parameters."""
     with needs("transformers", "running a transformers model"):
         from transformers import Pipeline, PreTrainedModel
     if isinstance(source, PreTrainedModel):
         return source, None, {}
     if not isinstance(source, Pipeline):
         raise TypeError(
-            f"source must be a transformers model or pipeline, but is a {type(source).__name__}"
+            f"source must be a transformers model or pipeline, not a {type(source).__name__}"
         )
     if source.task not in PIPELINES:
         raise ModelError(
@@ -230,7 +229,7 @@ def _taken_apart(source: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 _TOKENIZING = Lock()
-"""A tokenizer keeps how it cuts and pads, and may be that of several models in several threads."""
+"""A fast tokenizer stores truncation and padding in itself, and several threads may share it."""
 
 _WINDOWS_AT_ONCE = 16
 _CUTS = ("max_length", "truncation", "padding")
@@ -238,7 +237,7 @@ _NO_LIMIT = 10**9  # a tokenizer without one says 1e30
 
 
 def _defaults(processor: Any, model: Any) -> dict[str, Any]:
-    """How texts become one tensor."""
+    """Return the default arguments of a tokenizer: padding, and truncation if there is a limit."""
     longest = min(_positions(model), processor.model_max_length)
     if longest >= _NO_LIMIT:
         return {"padding": True}
@@ -246,7 +245,7 @@ def _defaults(processor: Any, model: Any) -> dict[str, Any]:
 
 
 def _positions(model: Any) -> int:
-    """The most tokens that a model has positions for; RoBERTa's begin after its padding's."""
+    """Return the most tokens that a model has positions for; RoBERTa's start after the padding."""
     longest = getattr(model.config, "max_position_embeddings", None) or 0
     longest = longest if longest > 0 else _NO_LIMIT  # XLNet says -1
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""What an object of Python has learned, as one hash: that of the numbers it holds."""
+"""One hash of the numbers that a Python object has learned."""
 
 import hashlib
 import pickle
@@ -10,11 +10,11 @@ from typing import Any
 from ebjr.arrays import fingerprint, is_array
 
 _PASSING = {"training", "_stop_words_id", "refit_time_", "cv_results_"}
-"""Attributes that differ from process to process, or with use, and are nothing learned."""
+"""Attributes that change with use or from process to process, and are not learned."""
 
 
 def weights_of(thing: Any) -> str | None:
-    """The SHA-256 of all numbers that an object holds or refers to; None without an array.
+    """Hash all numbers that an object holds or refers to; None if there is no array.
 
     Text does not count: it may be a path, which differs between machines.
     """
@@ -24,14 +24,14 @@ def weights_of(thing: Any) -> str | None:
 
 
 class _Walk(pickle.Pickler):
-    """Goes where pickle goes, and keeps no more than the hash of the numbers on the way."""
+    """A pickler that hashes the numbers on its way, and keeps nothing else."""
 
     def __init__(self, nowhere: BytesIO) -> None:
         super().__init__(nowhere)
         self.found, self.arrays = hashlib.sha256(), 0
 
     def persistent_id(self, thing: Any) -> str | None:
-        """Take numbers; what this names is not gone into."""
+        """Hash numbers; pickle does not descend into objects that get a name here."""
         if is_array(thing) and not getattr(thing.dtype, "hasobject", False):
             self.found.update(fingerprint(thing).encode())
             self.arrays += 1
@@ -42,13 +42,13 @@ class _Walk(pickle.Pickler):
         return "end" if isinstance(thing, type | ModuleType) or draws else None
 
     def reducer_override(self, thing: Any) -> Any:
-        """The parts of an object, in a list."""
+        """Reduce an object to a list of its parts."""
         parts = _referred_to(thing) if isinstance(thing, FunctionType) else _state(thing)
         return list, (), None, iter(list(parts))
 
 
 def _referred_to(function: FunctionType) -> Iterator[Any]:
-    """What a function refers to: defaults, closure, and globals, functions only of its module."""
+    """Yield a function's defaults, closure and globals, but no functions of other modules."""
     yield from (function.__defaults__, function.__kwdefaults__)
     yield from (getattr(cell, "cell_contents", None) for cell in function.__closure__ or ())
     for name in _names(function.__code__):
@@ -64,10 +64,10 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _state(thing: Any) -> Iterator[Any]:
-    """What pickle would write of an object; of one that it refuses, its `state_dict`."""
+    """Yield what pickle would write of an object, or the `state_dict` of one that it refuses."""
     try:
         made = thing.__reduce_ex__(2)
-    except Exception:  # a lock, a file, a session: nothing learned; or a program of PyTorch
+    except Exception:  # a lock, a file or a session, which learn nothing, or a torch program
         made = "", getattr(thing, "state_dict", dict)()
     yield getattr(thing, "__wrapped__", None)
     for part in () if isinstance(made, str) else made[1:]:

@@ -1,4 +1,4 @@
-"""Calibration: from what both models said on labeled examples to a threshold."""
+"""Calibration: choose a threshold on labeled examples that both models answered."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ebjr.task import OUTPUT_SEEN
 __all__ = ["GOALS", "Goal", "calibrate", "choose_blend", "choose_score", "crossing", "rank_scores"]
 
 CHOICE_SHARE = 0.3
-"""With a guarantee: the share of the examples that score and blend are chosen on, if they are."""
+"""With a guarantee: the share of the examples that choose score and blend."""
 
 CHOICE_SEED = 1
-"""Of that split; another than the usual one, so that a split within a split is a fresh one."""
+"""The seed of that split, unlike the default seed, so that a split of a split is a new split."""
 
 
 def calibrate(
@@ -52,10 +52,9 @@ def calibrate(
 ) -> OperatingPoint:
     """Choose a threshold. Give it one half of the outcomes, and report on the other.
 
-    For detection the examples also put the scores of both detectors on one scale, unless the
-    outcomes have one (`OperatingPoint.rescale`). The point has its figures on `outcomes`, or on the
-    part that was certified on: they flatter, since the threshold was picked there. Its `certified`
-    is the `Certificate`.
+    For detection it also puts both detectors' scores on one scale, unless the outcomes have one
+    (`OperatingPoint.rescale`). The point's figures are those on `outcomes`, or on the part that
+    certified it, so they are optimistic. Its `certified` is the `Certificate`.
 
     Parameters
     ----------
@@ -64,54 +63,53 @@ def calibrate(
     goal
         A `Goal`, or its kind with the arguments below.
         ``"match-teacher"``: the least deferral whose quality is at least the teacher's minus
+        ``"match-teacher"``: the least deferral with at least the teacher's quality minus
         `tolerance` (default 0).
-        ``"accuracy"``: the least deferral whose accuracy is at least `target`. For regression both
-        are in the unit of the outcomes' metric: an RMSE of at most `target`, an R2 of at least it;
-        for detection a share of 1, as 0.37 AP.
+        ``"accuracy"``: the least deferral with an accuracy of at least `target`. For regression
+        both are in the metric's unit (an RMSE of at most `target`, an R2 of at least `target`);
+        for detection they are shares, like 0.37 AP.
         ``"budget"``: the best quality that costs at most `flops`, `dollars`, `seconds` or `joules`
         per example, moves at most `bytes` over the link, or defers at most `deferral_rate`.
-        ``"crossing"``: the paper's, where the score densities of inputs that the student gets
-        right and wrong cross; for answers that are right or wrong alone.
+        ``"crossing"``: the paper's choice, where the score densities of the student's right and
+        wrong answers cross; only for answers that are right or wrong.
     score
-        A score, or ``"auto"``: the simplest one whose deferral curve on `outcomes` is as good
-        as the best one's, up to noise, or of those simpler still one with a larger gain.
-        ``"learned"``, of detectors ``"learned_gain"``, is fitted to `outcomes` first.
+        A score, or ``"auto"``: the simplest score whose deferral curve on `outcomes` is as good as
+        the best one's, up to noise, or a simpler one with a larger gain. ``"learned"``, and
+        ``"learned_gain"`` for detection, are fitted to `outcomes` first.
     blend
-        The student's weight in a deferred answer, with temperatures as a `Blend`, or ``"auto"``:
-        picked on `outcomes`, 0 (the paper) being a candidate; temperatures only if they win by
+        The student's weight in a deferred answer, with temperatures as a `Blend`, or ``"auto"`` to
+        choose it on `outcomes`. 0, the paper's, is always a candidate; temperatures must win by
         more than noise.
     delta
-        Ask for a guarantee: the goal holds beyond these examples with probability at least
-        ``1 - delta``, whatever the models and the data are, if the inputs in use are exchangeable
-        with the examples. Score and blend, where they are ``"auto"`` or fitted, and the common
-        scale of two detectors are then chosen on `CHOICE_SHARE` of the examples, and the threshold
-        is certified on the others.
+        Ask for a guarantee: the goal holds on new inputs with probability at least ``1 - delta``,
+        for any models and data, if the inputs are exchangeable with the examples. `CHOICE_SHARE` of
+        the examples then choose the score and blend, if ``"auto"`` or fitted, and two detectors'
+        common scale; the others certify the threshold.
     promise
-        What is certified; the goal says it if this does not. For ``"match-teacher"``
-        ``"excess"``, the joint error minus the teacher's is at most `tolerance`, or ``"harm"``,
-        the share of inputs that the student keeps and gets wrong where the teacher is right is.
-        For ``"accuracy"`` ``"risk"``, the joint error is at most ``1 - target``; for ``"budget"``
-        ``"rate"``, the deferral rate is at most what the budget allows.
+        What is certified, by default the first for the goal. For ``"match-teacher"``:
+        ``"excess"``, the joint error minus the teacher's is at most `tolerance`, or ``"harm"``, the
+        share of inputs that the student keeps and gets wrong where the teacher is right is at most
+        `tolerance`. For ``"accuracy"``: ``"risk"``, the joint error is at most ``1 - target``. For
+        ``"budget"``: ``"rate"``, the deferral rate is at most what the budget allows.
     loss_bound
-        With `delta`, for losses without a bound of their own, as squared errors: the largest loss
-        of a row that counts, in the row's unit, fixed without looking at these examples. The
-        promise is about losses cut off there.
+        With `delta`, for losses without a bound, like squared errors: the promise cuts off each
+        row's loss here. Choose it, in the row's unit, without looking at these examples.
     margin
-        For ``"match-teacher"`` and ``"accuracy"`` without `delta`: by how many standard errors the
-        threshold exceeds what is asked on `outcomes`, since a pick that just reaches it there falls
-        short elsewhere. `MARGIN` if left out; 0 is the plain pick.
+        For ``"match-teacher"`` and ``"accuracy"`` without `delta`: the standard errors by which the
+        threshold exceeds its goal on `outcomes`, because a pick that just reaches it falls short on
+        new examples. By default `MARGIN`; 0 is the plain pick.
 
     Raises
     ------
     ValueError
         `goal` is unknown, or an argument is out of range or goes with another goal.
     CalibrationError
-        No threshold reaches the goal, or none can be certified; the message says what is feasible.
+        No threshold reaches the goal or can be certified; the message says what is feasible.
 
     Warns
     -----
     GridWarning
-        The score's y grid does not cover the targets, or what the student believes.
+        The score's y grid does not cover the targets, or the student's predictions.
 
     Examples
     --------
@@ -144,7 +142,7 @@ def calibrate(
         return curve.at(index=int(np.searchsorted(curve.threshold, crossed)))
     point = curve.at(index=aim.row(curve))
     if _is_open(score) and is_fitted(point_score.name):
-        # where a score was fitted it flatters: also look at rows scored by a fit without them
+        # a fitted score is too good on its own examples: also use cross-fitted scores
         unseen = TradeOffCurve.of(outcomes, cross_fitted(outcomes), weight)
         stricter = max if aim.limits_quality else min
         threshold = stricter(point.threshold, unseen.threshold_of(aim.row(unseen)))
@@ -153,13 +151,13 @@ def calibrate(
 
 
 def _look_at(outcomes: Outcomes) -> None:
-    """Warn where raw output that was not recorded here is none that scores read."""
+    """Warn if raw output that was not recorded by EBJR is of a kind that scores cannot read."""
     for role in ("student", "teacher"):
         recorded = "output_kind" in outcomes.models.get(role, {})
-        some = getattr(outcomes, role)[:1000]  # enough to tell probabilities
+        some = getattr(outcomes, role)[:1000]  # enough to recognize probabilities
         seen = outcomes.kind.output_kind_of(some, hard=False)
         if seen is not None and not recorded:
-            words = f"{OUTPUT_SEEN[seen].format(role)}: record again, or make the outcomes of it"
+            words = f"{OUTPUT_SEEN[seen].format(role)}: record again, or convert it"
             warnings.warn(words, OutputWarning, stacklevel=3)
 
 
@@ -169,8 +167,8 @@ def _is_open(score: Any) -> bool:
 
 
 def _parts(outcomes: Outcomes, aim: Goal, chosen: bool) -> tuple[Outcomes, Outcomes]:
-    """The examples to choose score, blend and scale on, and those to choose the threshold on."""
-    # two parts where the proof of a guarantee, of the threshold's choice alone, needs them
+    """Return the examples that choose score, blend and scale, and those for the threshold."""
+    # a guarantee's proof covers the threshold's choice alone, so the others need their own examples
     scaled = outcomes.kind.scale is not None and outcomes.rescale is None
     if aim.delta is None or not (chosen or scaled):
         outcomes = outcomes.with_scale(outcomes.fit_scale()) if scaled else outcomes
@@ -181,7 +179,6 @@ def _parts(outcomes: Outcomes, aim: Goal, chosen: bool) -> tuple[Outcomes, Outco
 
 
 def _certified(curve: TradeOffCurve, aim: Goal, all_given: bool) -> OperatingPoint:
-    """The point whose promise is certified."""
     assert aim.delta is not None
     allowed = aim.allowed(curve)
     try:
@@ -191,9 +188,9 @@ def _certified(curve: TradeOffCurve, aim: Goal, all_given: bool) -> OperatingPoi
     except CalibrationError as error:
         if all_given:
             raise
-        way = ": give both to certify on all"
+        way = ": give both to certify on all examples"
         if curve.outcomes.kind.scale is not None:
             way = ", and put both detectors on one scale"
-        words = f"{CHOICE_SHARE:.0%} of those given chose score and blend{way}"
+        words = f"{CHOICE_SHARE:.0%} of the examples chose score and blend{way}"
         raise CalibrationError(f"{error} ({words})") from None
     return replace(curve.at(index=certificate.row), certified=certificate)

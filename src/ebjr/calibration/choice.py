@@ -1,8 +1,8 @@
-"""Which score, and which blend, for this pair: the one with the best deferral curve.
+"""Choice: which score, and which blend, has the best deferral curve for this pair.
 
-What counts is the teacher right where the student is wrong, so candidates are compared by the area
-under the joint model's curve. The area is a mean over rows up to their ranks, so that standard
-errors follow from one influence value for each row; noise that two candidates share cancels.
+What counts is that the teacher is right where the student is wrong, so candidates are compared by
+the area under the joint model's curve. The area is a mean over rows up to their ranks, so that
+one influence value per row gives standard errors; noise that two candidates share cancels.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score, is_fitted
 
 MOST_EXAMPLES = 100_000
-"""The most examples that score and blend are chosen on: more would not move the choice."""
+"""The most examples that choose score and blend: more would not change the choice."""
 
-Candidates = Sequence[str | Callable[..., Array] | Score] | None  # the simplest first; the task's
+Candidates = Sequence[str | Callable[..., Array] | Score] | None  # simplest first; None: the task's
 
 NOISE = 1.645
 """How many standard errors behind the best still count as noise: one-sided 95 %."""
@@ -31,10 +31,10 @@ NOISE = 1.645
 
 @dataclass(frozen=True)
 class RankedScore:
-    """A score and how well it defers on one table of outcomes.
+    """A score and how well it defers on some outcomes.
 
-    `gain` is the mean row quality over all deferral rates, minus that of random routing; `behind`,
-    how far the area is behind the best candidate's, on the same rows. Each has its standard error.
+    `gain` is the mean row quality over all deferral rates, minus that of random deferral. `behind`
+    is how far the area is behind the best candidate's on the same rows. Each has a standard error.
     """
 
     score: Score
@@ -50,7 +50,7 @@ class RankedScore:
 
 
 def blend_candidates(outcomes: Outcomes) -> list[float | Blend]:
-    """The blends that compete for some outcomes: the task's, and what the examples suggest."""
+    """Return the blends that compete: the task's, and those that the examples suggest."""
     kind = outcomes.kind
     more = kind.weights(outcomes.student, outcomes.teacher, outcomes.targets)
     return list(dict.fromkeys([*kind.blends, *more]))
@@ -59,34 +59,38 @@ def blend_candidates(outcomes: Outcomes) -> list[float | Blend]:
 def rank_scores(
     outcomes: Outcomes, candidates: Candidates = None, blend: float | Blend = 0.0
 ) -> list[RankedScore]:
-    """The candidates by the area under their deferral curves, the best first.
+    """Return the candidates by the area under their deferral curves, best first.
 
-    `candidates` are scores, the simplest first; those of `Task.candidates` if left out. A
-    CalibrationError says that none of them can be fitted to these examples.
+    `candidates` are scores, simplest first, by default those of `Task.candidates`.
+
+    Raises
+    ------
+    CalibrationError
+        No candidate can be fitted to these examples.
     """
     ranked = _compare(outcomes, candidates, blend)
-    return sorted(ranked, key=lambda entry: -entry.gain)  # stable: a tie keeps the order
+    return sorted(ranked, key=lambda entry: -entry.gain)  # stable: ties keep the order
 
 
 def choose_score(outcomes: Outcomes, candidates: Candidates = None) -> Score:
-    """The simplest candidate that is not behind the best one by more than noise, or a better one.
+    """Return the simplest score that only noise puts behind the best, or a simpler, better one.
 
-    A difference to the best may be lost in noise or stand out, however large it is: candidates that
-    are simpler and have the larger gain are not passed over because theirs stands out.
+    A difference to the best can be significant although it is small. A simpler candidate with a
+    larger gain is not passed over because its smaller difference happens to be significant.
     """
     ranked = _compare(outcomes, candidates)
     level = [entry.behind <= NOISE * entry.behind_error for entry in ranked]
     simple = ranked[: level.index(True) + 1]
-    return max(simple, key=lambda entry: entry.gain).score  # of a tie the first, the simplest
+    return max(simple, key=lambda entry: entry.gain).score  # ties: the first, which is the simplest
 
 
 def choose_blend(
     outcomes: Outcomes, score: Score, candidates: Sequence[float | Blend] | None = None
 ) -> float | Blend:
-    """The best of the simplest kind of blend that is not behind the best one by more than noise.
+    """Return the best blend of the simplest kind that only noise puts behind the best.
 
-    The kinds are none at all, a weight, and a weight with temperatures. Of two weights neither is
-    the simpler one, so that among them the area alone decides.
+    The kinds are none, a weight, and a weight with temperatures. No weight is simpler than another,
+    so among weights the area decides.
     """
     outcomes = at_most(outcomes)
     values, kept = score_values(score, outcomes), outcomes.student_quality
@@ -101,18 +105,18 @@ def choose_blend(
         if best.mean() - influence.mean() <= NOISE * _standard_error(best - influence)
     )
     simplest = [place for place, weight in enumerate(tried) if _kind(weight) == level]
-    return tried[max(simplest, key=lambda place: influences[place].mean())]  # the first of equals
+    return tried[max(simplest, key=lambda place: influences[place].mean())]  # ties: the first
 
 
 def _kind(blend: float | Blend) -> int:
-    """How much there is to fit in a blend: nothing, a weight, or a weight with temperatures."""
+    """Return the number of fitted parts of a blend: 0, 1 (weight) or 2 (temperatures too)."""
     return 0 if blend == 0 else 2 if isinstance(blend, Blend) else 1
 
 
 def _compare(
     outcomes: Outcomes, candidates: Candidates, blend: float | Blend = 0.0
 ) -> list[RankedScore]:
-    """The candidates in their order, each with its gain and how far it is behind the best."""
+    """Return the candidates in order, each with its gain and how far it is behind the best."""
     outcomes = at_most(outcomes)
     candidates = outcomes.kind.candidates(outcomes.student) if candidates is None else candidates
     kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
@@ -132,7 +136,7 @@ def _compare(
         known = outcomes.kind.compared(outcomes.student)
         raise CalibrationError(
             f"none of the scores {', '.join(map(str, candidates))} can be fitted to these "
-            f"{len(outcomes)} examples; name one that is not fitted, such as {known[0]}"
+            f"{len(outcomes)} examples: use a score that is not fitted, like {known[0]}"
         )
     best = max(influences, key=np.mean)
     return [
@@ -148,7 +152,7 @@ def _compare(
 
 
 def at_most(outcomes: Outcomes) -> Outcomes:
-    """At most `MOST_EXAMPLES` of the outcomes, drawn at random."""
+    """Return at most `MOST_EXAMPLES` of the outcomes, drawn at random."""
     if len(outcomes) <= MOST_EXAMPLES:
         return outcomes
     return outcomes.split(MOST_EXAMPLES / len(outcomes))[0]

@@ -1,4 +1,4 @@
-"""Goal: what a threshold is chosen for, and the rows of a curve that reach it."""
+"""Goal: what a threshold must reach, and which rows of a curve reach it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOALS: Mapping[str, tuple[str, ...]] = {
 """Each kind of goal with the arguments that may limit it."""
 
 ARGUMENTS = {name: kind for kind, names in GOALS.items() for name in names}
-"""By argument that limits a goal: the kind of goal it goes with."""
+"""By argument that limits a goal: the goal's kind."""
 
 _PROMISED: Mapping[str, tuple[str, ...]] = {
     "match-teacher": ("excess", "harm"),
@@ -31,25 +31,25 @@ _PROMISED: Mapping[str, tuple[str, ...]] = {
     "budget": ("rate",),
     "crossing": (),
 }
-"""What each kind of goal can promise, its default first."""
+"""By goal: the promises it can make, its default first."""
 
 MARGIN = 0.75
-"""By how many of its standard errors a threshold exceeds what is asked, unless told otherwise.
+"""The default margin, in standard errors, by which a threshold exceeds its goal.
 
-Score, blend and threshold are picked on the same examples, and the pick favors what is lucky there:
-without a margin the held-out half falls short of the goal. `experiments/optimism.py` has figures.
+Score, blend and threshold are chosen on the same examples, and the choice favors what is lucky
+there: without a margin, held-out examples fall short of the goal (`experiments/optimism.py`).
 """
 
-_SLACK = 1e-12  # a mean of n zeros and ones, minus a tolerance, is not exact in binary
+_SLACK = 1e-12  # means minus a tolerance are not exact in binary
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a threshold is chosen for: its kind is one of `GOALS`.
+    """What a threshold is chosen for; its kind is one of `GOALS`.
 
-    `limit` is the tolerance, the target or the budget, and `unit` the argument that named a budget.
-    `delta`, `promise` and `loss_bound` are the guarantee, and `margin` what a goal without one
-    exceeds it by, as `calibrate` takes them.
+    `limit` is the tolerance, target or budget, and `unit` the argument that named a budget. The
+    others are arguments of `calibrate`: `delta`, `promise` and `loss_bound` make a guarantee, and
+    `margin` is for goals without one.
     """
 
     kind: str = "match-teacher"
@@ -62,11 +62,11 @@ class Goal:
 
     @classmethod
     def of(cls, goal: str | Goal = "match-teacher", **given: Any) -> Goal:
-        """A goal from its kind and the keyword arguments of `calibrate`; None is not given."""
+        """Make a goal from its kind and the keyword arguments of `calibrate`."""
         given = {name: value for name, value in given.items() if value is not None}
         if isinstance(goal, Goal):
             if given:
-                raise ValueError(f"the goal says it all: leave {', '.join(given)} out")
+                raise ValueError(f"a Goal already has its arguments: remove {', '.join(given)}")
             return goal
         limits = {name: given.pop(name) for name in ARGUMENTS if name in given}
         for name in limits:
@@ -79,7 +79,7 @@ class Goal:
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Goal:
-        """The goal that `as_dict` wrote; other keys of the table are left alone."""
+        """Read what `as_dict` returned, ignoring other keys."""
         known = {name: table[name] for name in (*ARGUMENTS, *GUARANTEE) if name in table}
         return cls.of(table.get("goal", "match-teacher"), **known)
 
@@ -96,36 +96,36 @@ class Goal:
                 raise ValueError(f"{self.unit} must {limits}, not {self.limit:g}")
         check_at_least(0, margin=self.margin)
         if self.margin and (self.delta is not None or not self.limits_quality):
-            raise ValueError("margin is for match-teacher and accuracy without delta: leave it out")
+            raise ValueError("margin is for match-teacher and accuracy without delta: remove it")
         if self.delta is not None:
             self._check_guarantee(self.delta)
         elif self.promise is not None:
             raise ValueError(
-                f"promise {self.promise!r} needs delta, as 0.1: how often it may be broken"
+                f"promise {self.promise!r} needs delta, like 0.1: the probability that it fails"
             )
         elif self.loss_bound is not None:
-            raise ValueError("loss_bound is for a guarantee: give delta with it")
+            raise ValueError("loss_bound is for a guarantee: give delta too, or remove it")
 
     def _check_guarantee(self, delta: float) -> None:
         known = _PROMISED[self.kind]
         check_promise("harm" if self.promise is None else self.promise, delta)
         if not known:
-            raise ValueError(f"goal {self.kind!r} promises nothing that delta could guarantee")
+            raise ValueError(f"goal {self.kind!r} cannot be guaranteed: remove delta")
         if self.promise not in (None, *known):
             words = " or ".join(known)
             raise ValueError(f"goal {self.kind!r} promises {words}, not {self.promise}")
         if self.kind == "match-teacher" and self.limit is None:
             raise ValueError(
-                "with delta, match-teacher needs a tolerance, as 0.01: how far below the teacher "
-                "is still as good"
+                "with delta, match-teacher needs a tolerance, like 0.01: how far quality may be "
+                "below the teacher's"
             )
 
     def check(self, measure: Metric) -> None:
-        """Check that the goal makes sense for what answers are judged by."""
+        """Raise ValueError if the goal does not fit the metric."""
         if self.kind == "crossing" and not measure.binary:
             raise ValueError(
-                f"goal 'crossing' needs answers that are right or wrong; for {measure.name} use "
-                "another"
+                f"goal 'crossing' needs answers that are right or wrong: for {measure.name} use "
+                "another goal"
             )
         if self.limit is None:
             return
@@ -136,16 +136,16 @@ class Goal:
 
     @property
     def plain(self) -> Goal:
-        """The same without a guarantee."""
+        """The same goal without a guarantee."""
         return replace(self, delta=None, promise=None, loss_bound=None)
 
     @property
     def promised(self) -> str:
-        """What a guarantee of this goal promises."""
+        """The promise that a guarantee of this goal makes."""
         return self.promise or _PROMISED[self.kind][0]
 
     def as_dict(self) -> dict[str, Any]:
-        """The goal as the keyword arguments of `calibrate`, for JSON and TOML."""
+        """Return the goal as keyword arguments of `calibrate`, for JSON and TOML."""
         argument = self.unit or next(iter(GOALS[self.kind]), "")
         table = {"goal": self.kind, argument: self.limit}
         table |= {name: getattr(self, name) for name in GUARANTEE}
@@ -155,7 +155,7 @@ class Goal:
         return ", ".join(f"{key} {value}" for key, value in self.as_dict().items())
 
     def row(self, curve: TradeOffCurve) -> int:
-        """The row of a curve that reaches the goal, without a guarantee."""
+        """Return the row of a curve that reaches the goal, without a guarantee."""
         measure = curve.outcomes.measure
         if self.kind == "match-teacher":
             tolerance, teacher = self.limit or 0.0, curve.outcomes.quality("teacher")
@@ -173,16 +173,16 @@ class Goal:
 
     @property
     def limits_quality(self) -> bool:
-        """Whether a quality is asked for, at the least deferral."""
+        """Whether the goal asks for a quality, at the least deferral."""
         return self.kind in ("match-teacher", "accuracy")
 
     @property
     def own_margin(self) -> float | None:
-        """The margin that is given, or `MARGIN`; None where the goal limits no quality."""
+        """The margin, or `MARGIN` if none is given; None if the goal limits no quality."""
         return (MARGIN if self.margin is None else self.margin) if self.limits_quality else None
 
     def allowed(self, curve: TradeOffCurve) -> float:
-        """The tolerance of the promise that the goal makes."""
+        """Return the tolerance of the goal's promise."""
         assert self.limit is not None
         if self.kind == "match-teacher":
             return float(self.limit)
@@ -190,19 +190,19 @@ class Goal:
             return 1 - self.limit if curve.outcomes.measure.percent else self.limit
         rate = self.limit
         if self.unit in UNITS:
-            self.row(curve)  # or says what is the least
+            self.row(curve)  # raises if no row keeps the budget
             costs = curve.outcomes.student_cost, curve.outcomes.teacher_cost
             student, teacher = (getattr(cost, self.unit) for cost in costs)
             rate = (self.limit - student) / teacher
         if rate >= 1:
             raise ValueError(
-                "the budget allows to defer every input, which needs no guarantee: leave delta out"
+                "the budget allows deferring every input, which needs no guarantee: remove delta"
             )
         return float(rate)
 
 
 GUARANTEE = tuple(field.name for field in fields(Goal))[3:]
-"""The arguments of a goal beside what limits it: of a guarantee, and the margin without one."""
+"""A goal's other arguments: the guarantee, and the margin."""
 
 
 def cheapest(
@@ -212,11 +212,15 @@ def cheapest(
     margin: float | None = None,
     beside: np.ndarray | None = None,
 ) -> int:
-    """The row that defers least among those that exceed a quality by a margin.
+    """Return the row that defers least among those that exceed a quality by a margin.
 
-    The margin is in standard errors of each row, or of its difference to row qualities `beside`
-    (n,). Where no row keeps it, the one that comes nearest; CalibrationError, with the quality's
-    `name`, where none reaches the quality at all.
+    The margin is in standard errors of each row's quality, or of its difference to row qualities
+    `beside`, (n,). If no row keeps the margin, return the row that comes nearest.
+
+    Raises
+    ------
+    CalibrationError
+        No row reaches the quality, which the message calls `name`.
     """
     slack = _SLACK * max(1.0, abs(quality))
     reached = np.flatnonzero(curve.quality >= quality - slack)
@@ -230,14 +234,14 @@ def cheapest(
     mean = curve.outcomes.measure.mean
     above = np.maximum(mean(curve.quality[reached]) - mean(quality), 0.0)
     error = standard_errors(curve, beside)[reached]
-    # as good on every example, as the teacher is as itself: no error, and nothing to be afraid of
+    # an error of 0, like the teacher's against itself, needs no margin
     surplus = np.divide(above, error, out=np.full(len(above), np.inf), where=error > slack)
     enough = np.flatnonzero(surplus >= (margin or 0.0))
     return int(reached[enough[0] if len(enough) else surplus.argmax()])
 
 
 def standard_errors(curve: TradeOffCurve, beside: np.ndarray | None = None) -> np.ndarray:
-    """(k,): of the mean row quality at each threshold, or of its difference to others `beside`."""
+    """Return standard errors, (k,), of each row's mean quality, or of its mean minus `beside`."""
     table = curve.outcomes
     beside = np.zeros(len(table)) if beside is None else beside
     kept, deferred = (
@@ -250,7 +254,7 @@ def standard_errors(curve: TradeOffCurve, beside: np.ndarray | None = None) -> n
 
 
 def best_within(curve: TradeOffCurve, cost: np.ndarray, budget: float, unit: str) -> int:
-    """The row of the best quality whose cost (k,) is within the budget; of equals the cheapest."""
+    """Return the best row in quality whose cost, (k,), is within the budget; ties: the cheapest."""
     within = np.flatnonzero(cost <= budget * (1 + _SLACK))
     if not len(within):
         raise CalibrationError(

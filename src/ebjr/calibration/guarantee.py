@@ -1,33 +1,38 @@
-"""Guarantee: a threshold whose promise holds beyond the examples that it was picked on.
+"""Guarantee: a threshold whose promise holds beyond the examples that chose it.
 
-Thresholds are tested one after the other, from all-teacher downwards, and the first failure ends
-the walk: fixed-sequence testing, no correction for their number (Learn then Test). The thresholds
-are the calibration scores themselves, and still no more than `delta` is lost:
+Thresholds are tested one after the other, starting at all-teacher, until the first test fails:
+fixed-sequence testing (Learn then Test), which needs no correction for the number of tests. The
+thresholds are the calibration scores themselves, and the promise still fails with probability at
+most `delta`:
 
-*Proof.* Let R(t) be the true risk at threshold t, and "broken" mean R(t) > `tolerance`; a test at
-a t fixed in advance passes a broken t with probability at most `delta`. Let T be the supremum of
-the broken thresholds. If T is broken itself, then the kept examples at T are those at the next
-calibration score g >= T, ties and all, so the test at T and the test at row g are one and the
-same; a walk that ends at or below T has passed g, which happens with probability at most `delta`.
-If T is not broken, take broken t1 < t2 < ... rising to T: ending at a broken threshold is ending
-at or below one of them, a union of growing events, each of probability at most `delta` by the
-first case, and so is their limit. A walk that ends above T ends at a threshold that keeps the
-promise. The first row, at ``inf``, needs no test where its risk is 0 by definition. For `rate` the
-walk goes upwards, and the same proof is read in a mirror.
+*Proof.* Let R(t) be the true risk at threshold t, and call t broken if R(t) > `tolerance`. A test
+at a t fixed in advance passes a broken t with probability at most `delta`. Let T be the supremum of
+the broken thresholds.
 
-The tests, each chosen by the promise and the task, never by the data:
+If T is broken, the kept examples at T are those at the next calibration score g >= T, ties
+included, so the tests at T and at row g are the same. A walk that ends at or below T has passed g,
+which happens with probability at most `delta`.
 
-- losses of 0 and 1 (harm, risk and rate of classifiers): the exact binomial tail, which is one
-  critical count for all thresholds;
+If T is not broken, take broken t1 < t2 < ... rising to T. Ending at a broken threshold means ending
+at or below one of them. That is a union of growing events, each of probability at most `delta` by
+the first case, so its probability is at most `delta` too.
+
+A walk that ends above T keeps the promise. The first row, ``inf``, needs no test if its risk is 0
+by definition. For `rate` the walk goes upwards, and the proof is mirrored.
+
+The promise and the task choose the test, never the data:
+
+- losses of 0 and 1 (harm, risk and rate of classifiers): the exact binomial tail, one critical
+  count for all thresholds;
 - losses of -1, 0 and 1 (excess of classifiers): the exact unconditional test on gains and losses,
-  a critical count of losses that grows with the gains, see `_constant`;
+  with a critical count of losses that grows with the gains, see `_constant`;
 - any loss of at most 1 (other tasks): betting, see `log_capital`.
 
-The examples are taken as independent draws; an exchangeable stream is a mixture of such, so that
-the promise then holds for whichever the stream turned out to be.
+The proof takes the examples as independent draws. An exchangeable stream is a mixture of such
+draws, so the promise holds for it too.
 
-Measured before the choice (`benchmarks/guarantee.py`): Hoeffding-Bentkus certifies far less than
-betting, betting less than the exact test. The smaller of two p-values is no p-value.
+In `benchmarks/guarantee.py` Hoeffding-Bentkus certifies far less than betting, and betting less
+than the exact tests. The smaller of two p-values is not a p-value, so only one test is used.
 
 Sources: Angelopoulos, Bates, Candès, Jordan & Lei, "Learn then Test: Calibrating predictive
 algorithms to achieve risk control", 2021 (Annals of Applied Statistics 2025); Waudby-Smith &
@@ -60,39 +65,40 @@ PROMISES = {
     "risk": "the joint model's loss",
     "rate": "the deferral rate",
 }
-"""What can be promised to be at most a tolerance."""
+"""By promise: what is bounded by the tolerance."""
 
 _MOST_EXAMPLES = 10**9
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A threshold, and what is promised there beyond the examples seen.
+    """A threshold and its promise.
 
     Attributes
     ----------
     promise, tolerance, delta
-        What was asked: `promise` is at most `tolerance` with probability at least ``1 - delta``.
+        `promise` is at most `tolerance` with probability at least ``1 - delta``.
     n
-        How many examples it rests on.
+        The number of examples behind it.
     row, threshold, deferral_rate
         The row of the curve, and its figures.
     observed
         The mean of the promised loss on the examples, at that row.
     bound
-        The smallest tolerance that this row alone would have passed. It shows how much room is
-        left; what is promised is `tolerance`, which was fixed before looking.
+        The smallest tolerance that this row alone would have passed, which shows how much room is
+        left. The promise is about `tolerance`, which was fixed in advance.
     naive_deferral_rate
-        Of the row that a pick without a guarantee takes, of those with `observed` within the
-        tolerance.
+        The deferral rate of a pick without a guarantee: the first row whose `observed` is within
+        the tolerance.
     test
         ``"exact binomial"``, ``"exact trinomial"`` or ``"betting"``.
     labeled
         Whether the examples had labels; if not, the teacher's own answers are taken for right.
     loss_bound
-        Losses were cut off here; None where they are at most 1 as they are.
+        The value at which losses were cut off; None if they are at most 1 anyway.
     metric
-        What the losses are. For ``"rmse"`` tolerance, observed and bound are roots of mean losses.
+        The metric behind the losses. For ``"rmse"`` tolerance, observed and bound are roots of mean
+        losses.
 
     Examples
     --------
@@ -125,7 +131,7 @@ class Certificate:
 
     @property
     def price(self) -> float:
-        """Deferral rate beyond the naive pick's: what certainty costs."""
+        """The deferral rate beyond the naive pick's: the price of the guarantee."""
         return round(self.deferral_rate - self.naive_deferral_rate, 12)
 
     @property
@@ -145,8 +151,7 @@ class Certificate:
     def covers(self, threshold: float) -> bool:
         """Whether the promise holds at another threshold too.
 
-        The walk that ended here passed every threshold on its way: all above, or for `rate`, which
-        is walked upwards, all below.
+        The walk passed every threshold on its way: all higher ones, or for `rate` all lower ones.
         """
         rate = self.promise == "rate"
         return threshold <= self.threshold if rate else threshold >= self.threshold
@@ -154,7 +159,7 @@ class Certificate:
     @property
     def _promised(self) -> str:
         if self.promise == "harm" and not METRICS[self.metric].binary:
-            return "the loss that kept answers have beyond the teacher's, over all inputs,"
+            return "the loss of kept answers beyond the teacher's, over all inputs,"
         return PROMISES[self.promise]
 
     def as_dict(self) -> dict[str, Any]:
@@ -164,7 +169,7 @@ class Certificate:
 
     @classmethod
     def from_dict(cls, figures: Mapping[str, Any]) -> Certificate:
-        """The certificate that `as_dict` wrote down."""
+        """Read what `as_dict` returned."""
         return cls(**{k: v for k, v in figures.items() if k not in ("price", "statement")})
 
 
@@ -178,30 +183,39 @@ def certify(
 ) -> Certificate:
     """Walk down the thresholds as far as the promise can be certified.
 
-    Score and blend must have been chosen without the curve's examples: the proof covers the choice
-    of the threshold, not theirs. The certificate is for the row that defers least; for ``"rate"``,
-    where every row that defers less is certified too, for the one of the best quality.
+    Choose score and blend without the curve's examples: the proof covers the choice of the
+    threshold alone. The certificate is for the row that defers least. For ``"rate"``, where every
+    row that defers less is certified too, it is for the best of these in quality.
 
-    ValueError: `promise` is unknown, or `tolerance` or `delta` is out of range. CalibrationError:
-    no row that keeps an input passes; the message names the smallest tolerance that one would, and
-    about how many examples would do for `tolerance`.
+    Parameters
+    ----------
+    promise
+        ``"harm"``: the share of inputs where the student is kept and wrong and the teacher right;
+        ``"excess"``: the joint loss, with the blend, minus the teacher's; ``"risk"``: the joint
+        loss; ``"rate"``: the deferral rate. A loss is one minus the quality.
+    tolerance
+        In [0, 1), for excess in (-1, 1); with `loss_bound` in the metric's unit.
+    loss_bound
+        For losses without a bound: larger losses are cut off here, in the unit of a row's loss.
+        Fix it without these examples.
 
-    - `promise`: ``"harm"``: the share of inputs where the student is kept and wrong and the teacher
-      right; ``"excess"``: the joint loss minus the teacher's, signed, the blend included;
-      ``"risk"``: the joint loss; ``"rate"``: the deferral rate. Losses are one minus the quality.
-    - `tolerance`: In [0, 1), for excess in (-1, 1); with `loss_bound` in the metric's unit.
-    - `loss_bound`: Where losses have no bound of their own: the largest that counts, in the unit of
-      a row's loss, fixed without these examples. The promise is about losses cut off there.
+    Raises
+    ------
+    ValueError
+        `promise` is unknown, or `tolerance` or `delta` is out of range.
+    CalibrationError
+        No row that keeps an input passes. The message names the smallest tolerance that would pass,
+        and about how many examples `tolerance` needs.
     """
     scale = _scale(curve, promise, loss_bound)
     aim = _Aim(promise, scale.share(tolerance), float(delta))
     losses, row = _walked(curve, aim, scale)
     if row is None:
         raise CalibrationError(_refusal(losses, curve, aim, scale))
-    if promise == "rate":  # whatever defers less keeps it, too
+    if promise == "rate":  # rows that defer less keep it too
         row = int(curve.quality[: row + 1].argmax())
     mean = losses.mean
-    within = np.flatnonzero(mean <= aim.tolerance + 1e-12)  # a mean is not exact in binary
+    within = np.flatnonzero(mean <= aim.tolerance + 1e-12)  # means are not exact in binary
     naive = row
     if len(within):
         naive = within[curve.quality[within].argmax() if promise == "rate" else 0]
@@ -231,48 +245,49 @@ def certified_row(
     delta: float = 0.1,
     loss_bound: float | None = None,
 ) -> int | None:
-    """The furthest row that is certified, and nothing else; None where `certify` would raise."""
+    """Return the furthest certified row; None where `certify` would raise CalibrationError."""
     scale = _scale(curve, promise, loss_bound)
     return _walked(curve, _Aim(promise, scale.share(tolerance), float(delta)), scale)[1]
 
 
 @dataclass(frozen=True)
 class _Aim:
-    """What is tested: `promise` is at most `tolerance`, a share of the largest loss."""
+    """What is tested: that `promise` is at most `tolerance`, a share of the largest loss."""
 
     promise: str
     tolerance: float
     delta: float
 
     def at(self, tolerance: float) -> _Aim:
-        """The same at another tolerance."""
+        """Return the same aim at another tolerance."""
         return replace(self, tolerance=tolerance)
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """Losses as shares of their `bound`, as the tests need them, and back."""
+    """The scale between losses in the metric's unit and the tests' shares of `bound`."""
 
-    bound: float | None = None  # none is above 1
+    bound: float | None = None  # losses are at most 1
     root: bool = False  # figures are roots of mean losses
 
     def share(self, figure: float) -> float:
-        """A tolerance as a share of the bound."""
+        """Return a tolerance as a share of the bound."""
         return (figure**2 if self.root else figure) / (self.bound or 1.0)
 
     def figure(self, share: float) -> float:
-        """A mean of shares in the unit of the metric."""
+        """Return a mean of shares in the metric's unit."""
         mean = share * (self.bound or 1.0)
         return math.sqrt(max(mean, 0.0)) if self.root else mean
 
 
 def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Scale:
-    """How the losses of this promise are bounded; refuses those that are not."""
+    """Return the scale of a promise's losses; ValueError if they have no bound."""
     measure = curve.outcomes.measure
     if (measure.percent and measure.certifiable) or promise == "rate":
         if loss_bound is not None:
             raise ValueError(
-                f"loss_bound is for losses without a bound, not for {promise} of {measure.name}"
+                f"loss_bound is for losses without a bound, not for {promise} of {measure.name}: "
+                "remove it"
             )
         return _Scale()
     if not measure.certifiable:
@@ -281,35 +296,35 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
         ]
         words = f"{', '.join(others)} or {last}" if others else last
         raise ValueError(
-            f"{measure.name} is no mean of losses that depend on one example each, so that nothing "
-            f"can be promised of it; use the metric {words}"
+            f"{measure.name} is not a mean over examples, so nothing can be promised of it: use "
+            f"the metric {words}"
         )
     if measure.root and promise != "risk":
         raise ValueError(
-            f"{promise} of {measure.name} is a difference of roots and no mean over examples, so "
-            "that it cannot be promised; use the metric mse, or mae, or the goal 'accuracy'"
+            f"{promise} of {measure.name} is a difference of roots, not a mean over examples, so "
+            "it cannot be promised: use the metric mse or mae, or the goal 'accuracy'"
         )
     if loss_bound is None:
         raise ValueError(
-            f"the {measure.rows_title} of a row has no bound, and no guarantee holds without one: "
-            "give loss_bound, the largest that counts, fixed without looking at these examples"
+            f"the {measure.rows_title} of a row has no bound, and a guarantee needs one: give "
+            "loss_bound, the largest loss that counts, chosen without these examples"
         )
     if not (math.isfinite(loss_bound) and loss_bound > 0):
         raise ValueError(f"loss_bound must be a positive number, not {loss_bound:g}")
     return _Scale(float(loss_bound), measure.root)
 
 
-# --- what is promised, as a loss of each example if it is kept and if it is deferred
+# --- the promised loss of each example, if it is kept and if it is deferred
 
 
 @dataclass(frozen=True)
 class _Losses:
-    """The loss, at most 1, of every example; those that are deferred first come first."""
+    """Each example's loss, at most 1, in the order in which examples are deferred."""
 
     kept: np.ndarray  # (n,)
     deferred: np.ndarray  # (n,)
-    cut: np.ndarray  # (k,): how many are deferred at each row of the curve
-    test: str  # it depends on what losses can be, not on what they are
+    cut: np.ndarray  # (k,): how many examples each row of the curve defers
+    test: str  # chosen by the possible values of losses, not by their observed values
 
     @property
     def n(self) -> int:
@@ -321,7 +336,7 @@ class _Losses:
         return self.sums(lambda loss: loss) / self.n
 
     def at(self, row: int) -> _Losses:
-        """The same with one row only."""
+        """Return the same losses with one row only."""
         return replace(self, cut=self.cut[[row]])
 
     def sums(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -333,7 +348,7 @@ class _Losses:
 
 
 def _losses(curve: TradeOffCurve, promise: str, bound: float | None = None) -> _Losses:
-    """The losses that a promise is about, in the order of the score."""
+    """Return the losses of a promise, in the order of the score."""
     outcomes = curve.outcomes
     if len(curve) == 1:
         raise CalibrationError(
@@ -350,14 +365,14 @@ def _losses(curve: TradeOffCurve, promise: str, bound: float | None = None) -> _
 
 
 def _test_of(measure: Metric, promise: str) -> str:
-    """The test of a promise: exact where its losses are whole numbers."""
+    """Return a promise's test: exact if its losses are whole numbers."""
     if not (measure.binary or promise == "rate"):
         return "betting"
     return "exact trinomial" if promise == "excess" else "exact binomial"
 
 
 def _both(curve: TradeOffCurve, promise: str, bound: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) and (n,): each example's loss if it is kept, and if it is deferred."""
+    """Return each example's loss, (n,), if it is kept, and if it is deferred."""
     outcomes = curve.outcomes
     if promise == "rate":
         return np.zeros(len(outcomes)), np.ones(len(outcomes))
@@ -375,14 +390,14 @@ def _both(curve: TradeOffCurve, promise: str, bound: float | None) -> tuple[np.n
 
 
 def check_promise(promise: str, delta: float) -> None:
-    """Check that a promise is one of `PROMISES`, and what is to be its chance of failing."""
+    """Raise ValueError if `promise` is not one of `PROMISES` or `delta` is not in (0, 1)."""
     check_choice("promise", promise, PROMISES)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie between 0 and 1, both excluded, not {delta:g}")
 
 
 def _walked(curve: TradeOffCurve, aim: _Aim, scale: _Scale) -> tuple[_Losses, int | None]:
-    """The losses, and the row before the first failure; None where that keeps nothing."""
+    """Return the losses, and the row before the first failure; None if that row keeps nothing."""
     check_promise(aim.promise, aim.delta)
     low = -1 if aim.promise == "excess" else 0
     if not (low <= aim.tolerance < 1 and aim.tolerance > -1):
@@ -396,6 +411,7 @@ def _walked(curve: TradeOffCurve, aim: _Aim, scale: _Scale) -> tuple[_Losses, in
     if aim.promise == "rate":
         steps = int(np.argmin(passed)) if not passed.all() else len(passed)
         return losses, steps - 1 if steps else None
+    # no test: the risk of all-teacher is 0 by definition, where a test could still fail
     passed[-1] |= _trivial(curve, aim)
     failures = np.flatnonzero(~passed)
     row = int(failures[-1]) + 1 if len(failures) else 0
@@ -403,7 +419,7 @@ def _walked(curve: TradeOffCurve, aim: _Aim, scale: _Scale) -> tuple[_Losses, in
 
 
 def _trivial(curve: TradeOffCurve, aim: _Aim) -> bool:
-    """Whether all-teacher keeps the promise whatever the data."""
+    """Whether all-teacher keeps the promise for any data."""
     no_excess = aim.promise == "excess" and curve.blend == 0 and aim.tolerance >= 0
     return aim.promise == "harm" or no_excess
 
@@ -414,10 +430,10 @@ def _passes(losses: _Losses, aim: _Aim) -> np.ndarray:
 
 
 def _statistic(losses: _Losses, n: int, aim: _Aim) -> np.ndarray:
-    """(j, k): sums over the examples on which the test of n of them decides."""
+    """Return the sums over examples, (j, k), on which the test of n examples decides."""
     if losses.test == "betting":
         bets = _bets(n, aim.tolerance, aim.delta)
-        # logarithms of what the capital of each bet is multiplied by
+        # logarithms of each bet's growth of capital
         logs = (lambda loss, bet=bet: np.log1p(bet * (aim.tolerance - loss)) for bet in bets)
         return np.stack([losses.sums(of) for of in logs])
     lost = losses.sums(lambda loss: (loss > 0).astype(np.int64))
@@ -436,15 +452,15 @@ def _decide(test: str, statistic: np.ndarray, n: int, aim: _Aim) -> np.ndarray:
     return statistic[0] <= _critical_losses(statistic[1], n, aim.tolerance, constant)
 
 
-# --- one threshold that was fixed beforehand
+# --- a threshold that was fixed beforehand
 
 
 @dataclass(frozen=True)
 class LossesAt:
-    """The losses of a promise at one threshold, on examples that the threshold never saw.
+    """The losses of a promise at one threshold, on examples that did not choose it.
 
-    `loss`, (n,), is a share of the largest loss that counts, from `least` to 1. One test is enough
-    for one threshold, so that no walk is needed: the tests are those of `certify`, read both ways.
+    `loss`, (n,), is a share of the largest loss that counts, from `least` to 1. A single threshold
+    needs one test and no walk; the tests are those of `certify`, in both directions.
     """
 
     loss: np.ndarray
@@ -456,7 +472,7 @@ class LossesAt:
     def of(
         cls, curve: TradeOffCurve, promise: str, threshold: float, loss_bound: float | None = None
     ) -> LossesAt:
-        """The losses at a threshold of a curve; the arguments and errors are those of `certify`."""
+        """Return the losses at a threshold of a curve; arguments and errors as in `certify`."""
         scale = _scale(curve, promise, loss_bound)
         kept, deferred = _both(curve, promise, scale.bound)
         asked = is_deferred(score_values(curve.score, curve.outcomes), threshold)
@@ -469,9 +485,9 @@ class LossesAt:
         return replace(self, loss=self.loss[rows])
 
     def refutes(self, tolerance: float, alpha: float) -> bool:
-        """Whether the examples show a mean over `tolerance`: wrongly at most `alpha` of the time.
+        """Whether the examples refute a mean of at most `tolerance`, at level `alpha`.
 
-        A mean of at least m is one of the mirrored losses of at most -m, which `certify` tests.
+        A mean of at least m is a mean of at most -m of the negated losses, which `certify` tests.
         """
         share = self.scale.share(tolerance)
         if self.test != "exact trinomial" or share >= 1:
@@ -480,9 +496,9 @@ class LossesAt:
         return bool(_passes(mirrored, _Aim("excess", -share, alpha))[0])
 
     def interval(self, alpha: float, quick: bool = False) -> Interval:
-        """The mean, in the metric's unit; each end is wrong with probability at most `alpha`.
+        """Return the mean in the metric's unit; each end is wrong with probability `alpha` at most.
 
-        With `quick` bets take the place of the exact test of excess, which takes up to a second.
+        `quick` uses betting instead of the exact test of excess, which takes up to a second.
         """
         exact = self.test == "exact trinomial" and not quick
         ends = self._exact_ends(alpha) if exact else self._ends(alpha)
@@ -510,20 +526,19 @@ class LossesAt:
 
 
 def _critical_losses(gains: np.ndarray, n: int, tolerance: float, constant: float) -> np.ndarray:
-    """The most losses that pass beside so many gains; under 0 where none do.
+    """Return the most losses that pass beside these gains; below 0 if none pass.
 
-    Where the mean is the tolerance, ``gains + n tolerance`` losses are expected, with variance
-    ``2 gains + n tolerance (1 - tolerance)`` of the difference, if the gains are what is expected.
-    A floor under the variance keeps the count from falling as the gains grow: the proof of
-    `_size` needs that.
+    If the mean is the tolerance, ``gains + n tolerance`` losses are expected, and the difference
+    has variance ``2 gains + n tolerance (1 - tolerance)``. The floor under the variance keeps the
+    count from falling as the gains grow, which the proof of `_size` needs.
     """
     variance = np.maximum(2 * gains + n * tolerance * (1 - tolerance), constant**2)
-    # the last term lets a count pass whose own margin is the constant, up to rounding
+    # 1e-9: a count whose own margin is the constant must pass despite rounding
     return np.floor(gains + n * tolerance - constant * np.sqrt(variance) + 1e-9)
 
 
 def _margin(losses: float, gains: float, n: float, tolerance: float) -> float:
-    """The largest constant with which so many losses and gains pass."""
+    """Return the largest constant with which these losses and gains pass."""
     room = gains + n * tolerance - losses
     variance = 2 * gains + n * tolerance * (1 - tolerance)
     if room <= 0:
@@ -533,11 +548,11 @@ def _margin(losses: float, gains: float, n: float, tolerance: float) -> float:
 
 @lru_cache(maxsize=1024)
 def _constant(n: int, tolerance: float, delta: float) -> float:
-    """The constant of `_critical_losses` with which a broken promise passes at most delta times.
+    """Return the constant at which a broken promise passes with probability `delta` at most.
 
-    The test is exact and unconditional: the probability is computed, not approximated, and its
-    supremum taken over the unknown share of gains. It comes out a little above the normal quantile
-    of delta, and with no gains the critical count is that of the binomial test.
+    The test is exact and unconditional: the probability is computed, and its supremum taken over
+    the unknown share of gains. The constant is a little above the normal quantile of delta; without
+    gains the critical count is the binomial test's.
     """
     constant = -float(ndtri(delta)) + _step(n) - _FINEST
     low, high = _gain_intervals(n, tolerance)
@@ -546,7 +561,7 @@ def _constant(n: int, tolerance: float, delta: float) -> float:
         over = size > delta
         if not over.any():
             return constant
-        low, high = low[over], high[over]  # a higher constant cannot raise the others
+        low, high = low[over], high[over]  # the others pass at every higher constant
         rise = ndtri(min(float(size.max()), 1 - 1e-9)) - ndtri(delta)
         constant += min(max(float(rise), 0.002), 0.5)
     return math.inf
@@ -556,15 +571,15 @@ _FINEST = 0.05
 
 
 def _step(n: int) -> float:
-    """How far apart gains are looked at, in standard errors: coarser, and stricter, for large n."""
+    """Return the spacing of gains in standard errors: coarser, and so stricter, for large n."""
     return max(_FINEST, math.sqrt(n) / 4000)
 
 
 def _gain_intervals(n: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals that cover every share of gains of a mean that is the tolerance."""
+    """Return intervals that cover every share of gains for which the mean is the tolerance."""
     start = math.sqrt(abs(tolerance))
     pieces = max(1, math.ceil((1 - start) * math.sqrt(n) / _step(n)))
-    # the variance of a loss is about the square of this; equal pieces are equal standard errors
+    # a loss has about this squared as variance, so equal pieces are equal standard errors
     spread = np.linspace(start, 1, pieces + 1)
     share = np.maximum((spread**2 - tolerance) / 2, 0)
     return share[:-1], share[1:]
@@ -573,14 +588,14 @@ def _gain_intervals(n: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
 def _size(
     n: int, tolerance: float, constant: float, delta: float, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """For each interval of the share of gains, a bound on how often a broken promise passes.
+    """Bound, for each interval of the share of gains, how often a broken promise passes.
 
-    What passes is closed under fewer losses and under more gains. So it is likeliest, among
-    distributions with a mean of at least the tolerance, where the mean is the tolerance; and
-    within an interval no likelier than with the gains of its upper end and the losses of its
-    lower end. Gains are summed over blocks, each at the critical count of its upper end: fewer
-    trials are left there, too, so that it bounds its block. Only rounding of the incomplete beta
-    function (1e-12) is neglected.
+    The passing outcomes are closed under fewer losses and more gains. So among distributions whose
+    mean is at least the tolerance, passing is likeliest where the mean equals it; and within an
+    interval at most as likely as with the gains of its upper end and the losses of its lower end.
+    Gains are summed in blocks, each at the critical count of its upper end. Fewer trials are left
+    there, so that this bounds the block. Only the incomplete beta function's rounding (1e-12) is
+    neglected.
     """
     places = np.arange(-5.0, max(6.0, 3 - float(ndtri(delta))), 2 * _step(n))
     bounds = np.empty(len(low))
@@ -602,10 +617,10 @@ def _size(
 
 
 def _bets(n: int, tolerance: float, delta: float) -> np.ndarray:
-    """Bets fixed before any data: the best ones for variances from the tolerance to 1/2.
+    """Return bets fixed before any data: the best ones for variances from the tolerance to 1/2.
 
-    The best bet at the edge of passing is ``sqrt(2 log(1/delta) / (n variance))``. Powers of two
-    between its extremes are at most a factor 1.4 off.
+    At the edge of passing the best bet is ``sqrt(2 log(1/delta) / (n variance))``. Powers of two
+    between the extremes are off by a factor of 1.4 at most.
     """
     need = -math.log(delta)
     most = 0.99 / (1 - tolerance)  # capital stays positive
@@ -615,11 +630,11 @@ def _bets(n: int, tolerance: float, delta: float) -> np.ndarray:
 
 
 def log_capital(logs: np.ndarray) -> np.ndarray:
-    """(k,): the logarithm of the mean capital of several bets, given each one's, (j, k).
+    """Return the logarithm of the mean capital of several bets, (k,), from each bet's (j, k).
 
-    Capital 1 is multiplied by ``1 + bet (tolerance - loss)`` at every example: nonnegative, and of
-    mean at most 1 where the promise is broken, whatever the order. So is the mean of a few such.
-    By Markov's inequality it reaches 1/delta with probability at most delta.
+    Capital starts at 1 and is multiplied by ``1 + bet (tolerance - loss)`` at every example. It is
+    nonnegative, and if the promise is broken its mean is at most 1 in any order of the examples; so
+    is the mean over bets. By Markov's inequality it reaches 1/delta with probability at most delta.
     """
     return np.logaddexp.reduce(logs, axis=0) - math.log(len(logs))
 
@@ -628,12 +643,12 @@ def log_capital(logs: np.ndarray) -> np.ndarray:
 
 
 def _smallest(row: _Losses, aim: _Aim) -> float:
-    """The smallest tolerance at which a row's own test passes; 1 if there is none."""
+    """Return the smallest tolerance at which a row's own test passes; 1 if there is none."""
     n, floor = row.n, float(row.mean[0])
     if row.test != "exact trinomial":
         return bisect(lambda t: bool(_passes(row, aim.at(t))[0]), floor, 1.0)
     lost, gained = (int(count) for count in _statistic(row, n, aim)[:, 0])
-    guess = _constant(n, aim.tolerance, aim.delta)  # which hardly moves with the tolerance
+    guess = _constant(n, aim.tolerance, aim.delta)  # it hardly changes with the tolerance
     found = bisect(lambda t: _margin(lost, gained, n, t) >= guess, floor, 1.0)
     stride = max(found - floor, 1 / n) / 50
     while found < 1 and not _trinomial_passes(lost, gained, n, aim.at(found)):
@@ -651,7 +666,7 @@ def _trinomial_passes(lost: int, gained: int, n: int, aim: _Aim) -> bool:
 
 
 def bisect(passes: Callable[[float], bool], low: float, high: float, within: float = 1e-4) -> float:
-    """The edge above which `passes` is true, from its safe side; `high` is taken to pass."""
+    """Return the edge above which `passes` is true, from above; `high` is assumed to pass."""
     while high - low > within * max(abs(high), 1e-4):
         middle = (low + high) / 2
         low, high = (low, middle) if passes(middle) else (middle, high)
@@ -659,11 +674,12 @@ def bisect(passes: Callable[[float], bool], low: float, high: float, within: flo
 
 
 def _refusal(losses: _Losses, curve: TradeOffCurve, aim: _Aim, scale: _Scale) -> str:
-    """One sentence: nothing passes; the smallest tolerance that would; examples for the asked."""
+    """Say that nothing passes, the smallest tolerance that would, and the examples needed."""
     last = len(curve) - 1
     first = 0 if aim.promise == "rate" else last - 1
     rows = [first]
     if aim.promise != "rate" and not _trivial(curve, aim.at(max(aim.tolerance, 0.0))):
+        # the walk starts at all-teacher, which must pass too
         rows.append(last)
     smallest = max(_smallest(losses.at(row), aim) for row in rows)
     asked = f"{scale.figure(aim.tolerance):g}"
@@ -672,22 +688,23 @@ def _refusal(losses: _Losses, curve: TradeOffCurve, aim: _Aim, scale: _Scale) ->
         f"{1 - aim.delta:.6g} on {losses.n:,} examples; "
     )
     possible = _round_up(max(smallest, aim.tolerance))
+    # the exact test's constant depends on the tolerance, so a rounded tolerance may fail
     while possible < 1 and not all(_passes(losses.at(row), aim.at(possible))[0] for row in rows):
         possible = _round_up(possible + max(0.001 * abs(possible), 1e-6))
     if possible >= 1:
-        return text + f"no tolerance below {scale.figure(1):g} can be certified: give more examples"
+        return text + f"no tolerance below {scale.figure(1):g} can be certified: use more examples"
     least = f"{scale.figure(possible):.6g}"
     text += f"the smallest tolerance that can be certified is {least}, and {asked} "
     needed = _examples(losses, rows, aim)
     if needed is None:
-        return text + "is out of reach of any number of examples like these"
+        return text + "cannot be certified with any number of examples like these"
     return text + f"needs about {needed:,} examples"
 
 
 def _examples(losses: _Losses, rows: list[int], aim: _Aim) -> int | None:
-    """About how many examples like these would pass the first steps; None if no number would."""
+    """Return about how many examples like these would pass; None if no number would."""
     n, first = losses.n, rows[0]
-    # all counts grow in proportion, but a first step of one example alone stays one example
+    # counts grow in proportion, except that a first step of one example stays one example
     alone = first != 0 and losses.cut[-1] - losses.cut[first] == 1
 
     def enough(m: float) -> bool:
@@ -711,7 +728,7 @@ def _examples(losses: _Losses, rows: list[int], aim: _Aim) -> int | None:
 
 
 def _would_pass(test: str, scaled: np.ndarray, size: int, n: int, aim: _Aim) -> bool:
-    """`_decide` on counts that need not be whole; with the constant of n, which hardly moves."""
+    """`_decide` on fractional counts, with the constant of n, which hardly changes with n."""
     if test == "exact trinomial":
         constant = _constant(n, aim.tolerance, aim.delta)
         return _margin(scaled[0], scaled[1], size, aim.tolerance) >= constant
@@ -719,7 +736,7 @@ def _would_pass(test: str, scaled: np.ndarray, size: int, n: int, aim: _Aim) -> 
 
 
 def _round_up(value: float) -> float:
-    """To two significant digits, upwards."""
+    """Round up to two significant digits."""
     if value == 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(abs(value))) - 1)

@@ -1,7 +1,7 @@
-"""Learned scores: their weights are fitted to outcomes.
+"""Learned scores, whose weights are fitted to outcomes.
 
-They compete with the other scores on equal terms: the values that they are judged by are
-cross-fitted, each row's from a model that has not seen it.
+They compete with other scores on equal terms: they are judged by cross-fitted values, each row's
+from a model that has not seen it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDS = 5
 
 
 def can_learn(outcomes: Outcomes, blend: float | Blend = 0.0) -> bool:
-    """Whether a learned score can compete on these outcomes."""
+    """Whether a learned score can be fitted to these outcomes."""
     learner = outcomes.kind.learner
     if learner is None or find_spec("sklearn") is None:
         return False
@@ -40,7 +40,7 @@ def fit_learned(outcomes: Outcomes, blend: float | Blend = 0.0) -> Score:
 
 
 def cross_fitted(outcomes: Outcomes, blend: float | Blend = 0.0) -> np.ndarray:
-    """(n,): the learned score of each row, by a model that was fitted without it; found once."""
+    """Return the learned score, (n,), of each row by a model fitted without it; cached."""
 
     def find() -> np.ndarray:
         signal, values = _signal(outcomes, blend), np.empty(len(outcomes))
@@ -56,18 +56,17 @@ def cross_fitted(outcomes: Outcomes, blend: float | Blend = 0.0) -> np.ndarray:
 
 def _learner(outcomes: Outcomes) -> Learner:
     if outcomes.kind.learner is None:
-        raise CalibrationError(f"no score is learned for {outcomes.task}: name one that is fixed")
+        raise CalibrationError(f"{outcomes.task} has no learned score: use another")
     return outcomes.kind.learner
 
 
 def _signal(outcomes: Outcomes, blend: float | Blend) -> np.ndarray:
-    """(n,): what the score learns of each row."""
     change = outcomes.deferred_quality(blend) - outcomes.student_quality
     return _learner(outcomes).signal(outcomes.judged(), outcomes.judged(blend), change)
 
 
 def _fit(outcomes: Outcomes, signal: np.ndarray, rows: np.ndarray) -> Score:
-    """Fit to at most as many of some rows as the learner takes."""
+    """Fit the score to some rows, at most as many as the learner takes."""
     learner = _learner(outcomes)
     if learner.most_examples is not None:
         rows = np.random.default_rng(0).permutation(rows)[: learner.most_examples]

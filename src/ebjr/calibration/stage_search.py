@@ -1,7 +1,7 @@
-"""The search of `calibrate_stages`: every chain of some models, fitted, and compared unseen.
+"""The search of `calibrate_stages`: fit every chain of models, and compare them on unseen rows.
 
-A row's answer depends on the models that it has met, and not on the thresholds. So every answer,
-its scores and its quality are found once, and thresholds are compared on vectors.
+A row's answer depends on the models it has met, not on the thresholds. So each answer, its scores
+and its quality are computed once, and thresholds are compared on vectors.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from ebjr.router import Router, deferral_key, is_deferred
 from ebjr.scores import as_score, is_fitted
 
 SEED = 1
-"""Of the folds."""
+"""The seed of the folds."""
 
 FOLDS = 3
-"""Chains are fitted on all but one of so many parts of the examples, and compared on that one."""
+"""Chains are fitted on all but one of this many parts of the examples, and compared on it."""
 
 LEAST_EXAMPLES = 10
-"""On fewer no chain is fitted."""
+"""The fewest examples on which a chain is fitted."""
 
 RATES = (0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
-"""The shares of rows that an inner router may pass on."""
+"""The shares of rows that an inner router may pass on to its model."""
 
 SKIPS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
-"""The shares of rows that it may leave to the last model, as hopeless."""
+"""The shares of rows that it may skip, leaving them to the last model."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One model of a chain, and the router in front of it.
+    """A model of a chain, and the router in front of it.
 
-    `role` is one of `Outcomes.roles`. `score` is read off what was said before; rows under the
-    `threshold`, but not under `skip`, go to this model, whose answer is mixed with the former by
-    `blend`. The first stage has no router.
+    `role` is one of `Outcomes.roles`. `score` reads the answer so far. Rows under the `threshold`,
+    but not under `skip`, go to this model, whose answer is mixed with the one before by `blend`.
+    The first stage has no router.
     """
 
     role: str
@@ -60,31 +60,31 @@ class Stage:
 
     @property
     def router(self) -> Router:
-        """The router in front of it."""
+        """The router in front of this model."""
         assert self.score is not None
         return Router(self.score, self.threshold, self.skip)
 
     @property
     def where(self) -> str:
-        """Which rows it is asked about, in words."""
+        """The rows that the model is asked about, in words."""
         if self.score is None:
             return "every row"
         least = "" if self.skip is None else f"{self.skip:.4g} <= "
         return f"{least}{as_score(self.score).title} < {self.threshold:.4g}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON and TOML."""
+        """Return the stage for JSON and TOML."""
         routed = {} if self.score is None else router_table(self.router, self.blend)
         return {"role": self.role, **routed}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A chain, or a model alone, on examples that its thresholds were not chosen on.
+    """A chain, or a single model, measured on examples that did not choose its thresholds.
 
-    `cost` is per example, in the unit of the search. `behind` is by how much it is worth less than
-    the best chain, in that unit, or in quality where the goal is a budget; `behind_error` is its
-    standard error.
+    `cost` is per example, in the unit of the search. `behind` is how much less it is worth than the
+    best chain, in that unit, or in quality if the goal is a budget; `behind_error` is its standard
+    error.
     """
 
     roles: tuple[str, ...]
@@ -95,34 +95,34 @@ class Candidate:
 
     @property
     def level(self) -> bool:
-        """Whether it is a chain that is behind the best by no more than noise."""
+        """Whether it is a chain that only noise puts behind the best."""
         return len(self.roles) > 1 and self.behind <= NOISE * self.behind_error
 
 
 Path = tuple[tuple[int, float | Blend], ...]
-"""Which models have answered a row, by their places, each with the blend that mixed it in."""
+"""The models that have answered a row, by place, each with the blend that mixed it in."""
 
 Places = tuple[int, ...]
-"""The places of a chain's models among those recorded."""
+"""The places of a chain's models among the recorded models."""
 
 Where = list[tuple[Path, np.ndarray]]
-"""Paths, and which rows (n,) bool are on each."""
+"""Paths, each with its rows, (n,) bool."""
 
 Cut = Callable[[int, np.ndarray], tuple[float, float | None]]
-"""What gives an inner router's threshold and skip, of its number and the scores that it meets."""
+"""Returns an inner router's threshold and skip from its number and the scores it meets."""
 
 
 class _Answers:
-    """What is said of each row on every path, its scores, and its quality: each found once."""
+    """Each row's answer on every path, its scores and its quality, each computed once."""
 
     def __init__(self, outcomes: Outcomes) -> None:
         self.outcomes = replace(outcomes, between=(), between_costs=())
         self.said = [outcomes.said_by(role) for role in outcomes.roles]
         self._once = self.outcomes._once
-        self._latest: tuple[Path, Batch] = (), None  # one alone, as they may be large
+        self._latest: tuple[Path, Batch] = (), None  # only the latest, because outputs may be large
 
     def output(self, path: Path) -> Batch:
-        """The joint answer of a path to every row."""
+        """Return the joint answer of a path to every row."""
         *before, (place, blend) = path
         if not before:
             return self.said[place]
@@ -132,29 +132,29 @@ class _Answers:
         return self._latest[1]
 
     def quality(self, path: Path) -> np.ndarray:
-        """(n,): each row's quality on a path."""
+        """Return each row's quality, (n,), on a path."""
         return self._once(("quality", path), lambda: self.pair(path, path).student_quality)
 
     def score(self, name: str, path: Path) -> np.ndarray:
-        """(n,): the score of a path's answer."""
+        """Return the score, (n,), of a path's answers."""
         score = as_score(name)
         return self._once((name, path), lambda: np.asarray(score(self.output(path)), np.float64))
 
     def pair(self, path: Path, other: Path) -> Outcomes:
-        """What is said on two paths, as outcomes."""
+        """Return the answers on two paths as outcomes."""
         return replace(self.outcomes, student=self.output(path), teacher=self.output(other))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is chosen of a chain before its thresholds: of each router a score and a blend."""
+    """A chain's choices before its thresholds: each router's score and blend."""
 
     places: Places
     scores: tuple[str, ...] = ()
     blends: tuple[float | Blend, ...] = ()
 
     def after(self, path: Path, number: int) -> Path:
-        """The path that goes on from another to the model behind router `number`."""
+        """Return the path that extends another by the model behind router `number`."""
         step = self.places[number + 1], self.blends[number]
         return (step,) if step[1] == 0 else (*path, step)
 
@@ -163,16 +163,16 @@ class _Plan:
 class _Fit:
     """The thresholds of a chain."""
 
-    cuts: tuple[tuple[float, float | None], ...]  # of each inner router with its skip
+    cuts: tuple[tuple[float, float | None], ...]  # each inner router's threshold and skip
     threshold: float
     rank: tuple[float, ...]  # smaller for a better fit
     price: float  # what the chain pays for a unit of quality
 
 
 class _Vectors:
-    """Vectors in place of outcomes, as a curve and a goal read them."""
+    """Vectors that a curve and a goal can read instead of outcomes."""
 
-    largest_output = 0.0  # there is no raw output, whose rounding would count
+    largest_output = 0.0  # no raw output, so no rounding of it
 
     def __init__(self, like: Outcomes, kept: Any, deferred: Any, teacher: Any, costs: Any) -> None:
         self.student = self.student_quality = kept
@@ -184,37 +184,37 @@ class _Vectors:
         return len(self.student)
 
     def deferred_quality(self, blend: Any = 0.0) -> np.ndarray:
-        """(n,): the quality of deferred rows; the blend is in it."""
+        """Return the quality, (n,), of deferred rows, which has the blend in it."""
         return self._deferred
 
     def whole(self, blend: Any = 0.0) -> None:
-        """Qualities are means of rows."""
+        """Return None: qualities are means of rows."""
 
     def quality(self, role: str) -> float:
-        """That of ``"student"`` or ``"teacher"`` alone."""
+        """Return the quality of ``"student"`` or ``"teacher"`` alone."""
         return float(self.measure.quality(getattr(self, f"{role}_quality").mean()))
 
 
 class Search:
-    """The chains of some models, fitted and compared on the same examples."""
+    """Fits and compares the chains of some models on the same examples."""
 
     def __init__(self, outcomes: Outcomes, aim: Goal, unit: str | None) -> None:
         self.outcomes, self.aim, self.measure = outcomes, aim, outcomes.measure
         kind = outcomes.kind
         if kind.known_classes is not None or kind.scale is not None or self.measure.rows is None:
             raise ValueError(
-                "stages are for classification, multilabel and regression, judged by means over "
-                f"rows, not for {self.measure.name} of {kind.name}: calibrate a pair"
+                "stages are for classification, multilabel and regression with means over rows, "
+                f"not for {self.measure.name} of {kind.name}: calibrate a pair"
             )
         if aim.kind == "crossing":
-            raise ValueError("goal 'crossing' is of one router: give stages another")
+            raise ValueError("goal 'crossing' is for one router: use another goal for stages")
         if aim.unit in UNITS and unit not in (None, aim.unit):
             raise ValueError(
-                f"a budget in {aim.unit} compares chains in it, not in {unit}: leave unit out"
+                f"a budget in {aim.unit} compares chains in {aim.unit}, not in {unit}: remove unit"
             )
         if len(outcomes) < LEAST_EXAMPLES:
             raise CalibrationError(
-                f"{len(outcomes)} examples are too few to choose stages on: give at least "
+                f"{len(outcomes)} examples are too few to choose stages: give at least "
                 f"{LEAST_EXAMPLES}, or a pair"
             )
         self.unit, self.costs = _costs(outcomes, unit or (aim.unit if aim.unit in UNITS else None))
@@ -223,7 +223,7 @@ class Search:
         self.fits: dict[Places, _Fit] = {}  # on all examples
 
     def chains(self, stages: str | Sequence[str], most: int) -> list[Places]:
-        """The chains to compare, cheaper models first; the teacher is the last of all."""
+        """Return the chains to compare, cheaper models first and the teacher last."""
         roles = self.outcomes.roles
         last = len(roles) - 1
         if stages == "auto":
@@ -236,24 +236,24 @@ class Search:
         places = tuple(roles.index(role) if role in roles else -1 for role in names)
         if len(set(places)) < max(2, len(places)) or -1 in places or places[-1] != last:
             raise ValueError(
-                f"stages must be auto, or two or more of {', '.join(roles)}, the teacher last, not "
-                f"{', '.join(names)}"
+                f"stages must be auto, or two or more of {', '.join(roles)} with the teacher last, "
+                f"not {', '.join(names)}"
             )
         for place, after in pairwise(places):
             if self.costs[place] > MOST_DEARER * self.costs[after]:
                 raise ValueError(
-                    f"the cheaper model comes first, but {roles[place]} costs "
+                    f"stages must be in the order of their costs, but {roles[place]} costs "
                     f"{self.costs[place]:.4g} {self.unit} and {roles[after]}, after it, "
-                    f"{self.costs[after]:.4g}: give stages in the order of their costs"
+                    f"{self.costs[after]:.4g}"
                 )
         return [places]
 
     def best(self, chains: Sequence[Places]) -> tuple[Places, tuple[Candidate, ...]]:
-        """The shortest chain that is level with the best, and all of them, the best first.
+        """Return the shortest chain that is level with the best, and all chains, best first.
 
-        For a budget the best is the most accurate. Else it is the cheapest, and quality counts in
-        units of cost, at the price that the cheapest fit pays for it: so chains can be compared
-        that land a little over or under the goal.
+        For a budget the best is the most accurate. Otherwise it is the cheapest, with quality
+        counted in units of cost, at the price that the cheapest fit pays for it: this compares
+        chains that land a little over or under the goal.
         """
         fits, why = self.fits, ""
         for chain in chains:
@@ -263,7 +263,7 @@ class Search:
                 names = ", ".join(self.outcomes.roles[place] for place in chain)
                 why = why or f"no chain reaches the goal; {names}: {error}"
         if not fits:
-            words = f"the teacher is the cheapest model in {self.unit}: nothing can be saved"
+            words = f"the teacher is the cheapest model in {self.unit}, so nothing can be saved"
             raise CalibrationError(why or words)
         price = min(fits.values(), key=lambda fit: fit.rank).price
         alone = [(place,) for place in range(len(self.outcomes.roles))]
@@ -294,7 +294,7 @@ class Search:
         )
 
     def stages(self, chain: Places) -> list[Stage]:
-        """The stages of a chain that `best` has fitted, the last one without its router."""
+        """Return the stages of a chain that `best` has fitted; the last has no router yet."""
         roles = [self.outcomes.roles[place] for place in chain]
         plan, cuts = self._plan(chain), self.fits[chain].cuts
         inner = [
@@ -306,13 +306,14 @@ class Search:
         return [Stage(roles[0]), *inner, Stage(roles[-1])]
 
     def _fit(self, chain: Places, rows: Any = slice(None)) -> _Fit:
-        """The thresholds that reach the goal best on some rows: those of inner routers in turn.
+        """Fit thresholds that reach the goal on some rows, one inner router after the other.
 
-        CalibrationError: none reaches it.
+        Raises CalibrationError if none reaches it.
         """
         plan, inner = self._plan(chain), range(len(chain) - 2)
         shares = [(0.2, 0.0) for _ in inner]
         best, why = self._tried(plan, rows, shares)
+        # twice, because the best thresholds of one router depend on the others'
         for number in [*inner] * min(2, len(inner)):
             for share in product(RATES, SKIPS):
                 tried = [*shares[:number], share, *shares[number + 1 :]]
@@ -327,7 +328,7 @@ class Search:
     def _tried(
         self, plan: _Plan, rows: Any, shares: Sequence[tuple[float, float]]
     ) -> tuple[_Fit | None, CalibrationError | None]:
-        """The fit of inner routers that pass on and skip such shares; or why there is none."""
+        """Fit the last threshold for inner routers that pass on and skip these shares of rows."""
         cuts: list[tuple[float, float | None]] = []
 
         def cut(number: int, score: np.ndarray) -> tuple[float, float | None]:
@@ -349,7 +350,7 @@ class Search:
         return _Fit((*cuts,), curve.threshold_of(row), rank, _price(paid, quality, row)), None
 
     def _unseen(self, chain: Places) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) each: quality and cost of rows, by thresholds that were fitted without them."""
+        """Return rows' quality and cost, (n,) each, by thresholds fitted without these rows."""
         n = len(self.outcomes)
         if len(chain) == 1:
             return self.answers.quality(((chain[0], 0.0),)), np.full(n, self.costs[chain[0]])
@@ -359,7 +360,7 @@ class Search:
             own = np.flatnonzero(part == fold)
             try:
                 fit = self._fit(chain, np.flatnonzero(part != fold))
-            except CalibrationError:  # it just reaches the goal, with all examples
+            except CalibrationError:  # only all examples together reach the goal
                 fit = self.fits[chain]
             score, kept, deferred, paid = self._walk(plan, own, partial(_kept_cut, fit))
             on = is_deferred(score, fit.threshold)
@@ -370,9 +371,9 @@ class Search:
     def _walk(
         self, plan: _Plan, rows: Any, cut: Cut
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(n,) each, where the last router meets some rows: its score, their quality, and cost.
+        """Return what the last router meets: its score, quality if kept, if deferred, and cost.
 
-        The quality is that of rows which it keeps, and that of rows which it defers.
+        All are (n,), one entry per row of `rows`.
         """
         score = self.answers.score
         first: Path = ((plan.places[0], 0.0),)
@@ -394,7 +395,7 @@ class Search:
         )
 
     def _plan(self, places: Places) -> _Plan:
-        """Scores and blends, each router's chosen for rows that have met all models before it."""
+        """Choose scores and blends, each router's for rows that have met all models before it."""
         if places not in self.plans:
             self.plans[places] = self._planned(places) if len(places) > 1 else _Plan(places)
         return self.plans[places]
@@ -405,6 +406,7 @@ class Search:
         for number in range(len(before.scores)):
             path = before.after(path, number)
         pair = self.answers.pair(path, ((places[-1], 0.0),))
+        # fitted scores are excluded: their weights would need a fit per chain and fold
         named = [name for name in pair.kind.candidates(pair.student) if not is_fitted(name)]
         score = choose_score(pair, named)
         blend = choose_blend(pair, score)
@@ -416,7 +418,7 @@ def _kept_cut(fit: _Fit, number: int, score: np.ndarray) -> tuple[float, float |
 
 
 def _along(where: Where, rows: Any, of: Callable[[Path], np.ndarray]) -> np.ndarray:
-    """(n,): of each row what is known along its own path."""
+    """Return, for each row, (n,), the value of `of` on the row's own path."""
     found = of(where[0][0])[rows].astype(np.float64)
     for path, own in where[1:]:
         found[own] = of(path)[rows][own]
@@ -424,7 +426,7 @@ def _along(where: Where, rows: Any, of: Callable[[Path], np.ndarray]) -> np.ndar
 
 
 def _costs(outcomes: Outcomes, unit: str | None) -> tuple[str, list[float]]:
-    """The unit that chains are compared in, and what each model costs in it."""
+    """Return the unit in which chains are compared, and each model's cost in it."""
     costs = [outcomes.cost_of(role) for role in outcomes.roles]
     if any(cost.rest for cost in costs):
         raise ValueError(
@@ -433,19 +435,20 @@ def _costs(outcomes: Outcomes, unit: str | None) -> tuple[str, list[float]]:
     known = [one for one in UNITS if all(is_comparable(costs[0], cost, one) for cost in costs)]
     if not known:
         raise ValueError(
-            f"stages are compared by what they cost, and none of {', '.join(UNITS)} is known of "
-            "every model: record them with costs"
+            f"stages are compared by cost, but none of {', '.join(UNITS)} is known for every "
+            "model: record them with costs"
         )
     unit = known[0] if unit is None else unit
     check_choice("unit", unit, known)
     if not any(getattr(cost, unit) for cost in costs):
-        raise ValueError(f"every model costs 0 {unit}: record what they cost, to compare chains")
+        raise ValueError(f"every model costs 0 {unit}: record their costs, to compare chains")
     return unit, [float(getattr(cost, unit)) for cost in costs]
 
 
 def _cut(score: np.ndarray, rate: float, skip: float) -> tuple[float, float | None]:
-    """The threshold and the skip of a router that passes on and skips such shares of some rows."""
+    """Return the threshold and skip of a router that passes on and skips these shares of rows."""
     ranked = np.sort(deferral_key(score))
+    # finite bounds: a router takes no threshold of -inf
     n, least = len(ranked), float(np.finfo(np.float32).min)
     first, end = min(round(skip * n), n - 1), round((skip + rate) * n)
     threshold = math.inf if end >= n else max(float(ranked[end]), least)
@@ -453,7 +456,7 @@ def _cut(score: np.ndarray, rate: float, skip: float) -> tuple[float, float | No
 
 
 def _price(paid: np.ndarray, quality: np.ndarray, row: int) -> float:
-    """What a unit of quality costs along a curve before a row: from where half of the gain is."""
+    """Return the cost of a unit of quality along a curve, from half of the gain up to a row."""
     half = int(np.argmax(quality >= (quality[0] + quality[row]) / 2))
     for start, end in ((half, row), (0, row), (0, len(paid) - 1)):
         if quality[end] > quality[start] and end > start:

@@ -1,8 +1,8 @@
-"""Stages: which models of a zoo, in which order, with which routers in between.
+"""Stages: which of several models to use, in which order, with which routers between them.
 
-A chain of models is a joint model as the student of another. The knob is the last threshold. Those
-inside are fixed here, on the examples that score and blend are chosen on, so that a guarantee,
-whose proof is about the last threshold, holds with any number of stages.
+A chain of models is a joint model as the student of another. The knob is the last threshold. Inner
+thresholds are fixed on the examples that choose score and blend, so that a guarantee, whose proof
+covers the last threshold, holds for any number of stages.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ebjr.task import Task
 from ebjr.tasks import as_task
 
 MOST_STAGES = 3
-"""The most models of a chain that ``"auto"`` tries, if nobody says how many."""
+"""The most models of a chain by default."""
 
 
 @dataclass(frozen=True)
 class StagedPoint(OperatingPoint):
-    """An operating point of a chain: as its student counts the chain without the last model.
+    """An operating point of a chain; its student is the chain without the last model.
 
     `stages` are the models with the routers in front of them. `candidates` are the chains and
-    single models that were compared, by their cost in `compared_in`.
+    single models that were compared by cost in `compared_in`.
     """
 
     stages: tuple[Stage, ...] = ()
@@ -47,15 +47,15 @@ class StagedPoint(OperatingPoint):
 
     @classmethod
     def of(cls, point: OperatingPoint, stages: Sequence[Stage], **about: Any) -> Self:
-        """A point of the last router as one of its chain."""
+        """Make a point of the last router into one of its chain."""
         own: dict[str, Any] = {each.name: getattr(point, each.name) for each in fields(point)}
         return cls(**own, stages=tuple(stages), **about)
 
     @property
     def alone(self) -> Candidate | None:
-        """The best single model that costs no more than the chain and is as good, if there is one.
+        """The best single model that costs no more than the chain and is as good, or None.
 
-        As `candidates` they are both judged on examples that no threshold was chosen on.
+        Like all `candidates`, both are measured on examples that chose no threshold.
         """
         roles = tuple(stage.role for stage in self.stages)
         taken = next((one for one in self.candidates if one.roles == roles), None)
@@ -66,31 +66,31 @@ class StagedPoint(OperatingPoint):
         return max(better, key=lambda one: one.quality, default=None)
 
     def percent(self, one: Candidate) -> float:
-        """A candidate's cost in percent of the teacher's."""
+        """Return a candidate's cost in percent of the teacher's."""
         return 100 * one.cost / next(c.cost for c in self.candidates if c.roles == ("teacher",))
 
     def stages_dict(self) -> dict[str, Any]:
-        """The stages, and what was compared, for JSON."""
+        """Return the stages, and what was compared, for JSON."""
         compared = [asdict(one) | {"level": one.level} for one in self.candidates]
         stages = [stage.as_dict() for stage in self.stages]
         return {"stages": stages, "compared": compared, "compared_in": self.compared_in}
 
     def joint(self, models: Sequence[Model]) -> JointModel:
-        """The joint model of the chain, of all the models that were recorded, in their order.
+        """Make the chain's joint model from all recorded models, in their order.
 
         Raises
         ------
         ValueError
-            `models` are not as many as were recorded.
+            `models` has another number of models than were recorded.
         """
         if len(models) != len(self.roles):
-            raise ValueError(f"give the {len(self.roles)} models recorded, not {len(models)}")
+            raise ValueError(f"give the {len(self.roles)} recorded models, not {len(models)}")
         by_role = dict(zip(self.roles, models, strict=True))
         return nested([by_role[one.role] for one in self.stages], self.stages, as_task(self.task))
 
 
 def nested(models: Sequence[Model], stages: Sequence[Stage], kind: Task) -> Any:
-    """The models of some stages as one: each joint model is the student of the next."""
+    """Nest the models of some stages: each joint model is the student of the next."""
     model = models[0]
     for stage, teacher in zip(stages[1:], models[1:], strict=True):
         model = kind.final(model, teacher, stage.router, blend=stage.blend)
@@ -98,9 +98,9 @@ def nested(models: Sequence[Model], stages: Sequence[Stage], kind: Task) -> Any:
 
 
 def reduced(outcomes: Outcomes, stages: Sequence[Stage]) -> Outcomes:
-    """The outcomes of a chain as those of a pair: as the student answers all but the last stage.
+    """Return a chain's outcomes as a pair's: the student stands for all but the last stage.
 
-    It is the joint model itself that answers, with the recorded outputs in place of its models.
+    The joint model itself answers, with recorded outputs in place of its models.
     """
     *inner, last = stages
     if len(inner) == 1:
@@ -128,7 +128,7 @@ def reduced(outcomes: Outcomes, stages: Sequence[Stage]) -> Outcomes:
 
 
 def _table(outcomes: Outcomes, stages: Sequence[Stage]) -> Mapping[str, Any] | None:
-    """The entry of ``joint.toml`` for the student that some stages are; None if one has none."""
+    """Return ``joint.toml``'s entry for a student made of stages; None if a model has no entry."""
     if any(stage.role not in outcomes.models for stage in stages):
         return None
     table = outcomes.models[stages[0].role]
@@ -150,33 +150,33 @@ def calibrate_stages(
     blend: float | Blend | str = "auto",
     **target: Any,
 ) -> StagedPoint:
-    """Choose a chain of models and all of its thresholds. Give it one half of the outcomes.
+    """Choose a chain of models and all its thresholds. Give it one half of the outcomes.
 
-    Every chain of at most `most` of the models, the cheapest first, is fitted on a part of the
-    examples and compared on the rest, in turn, with each other and with each model alone. Taken is
-    the shortest one that is behind the best by no more than noise. The last threshold is then that
-    of `calibrate`: the knob, and what a guarantee is about.
+    Every chain of at most `most` models, cheapest first, is fitted on part of the examples and
+    compared on the rest, in turn, with the others and with each model alone. The shortest chain
+    that only noise puts behind the best is chosen. `calibrate` then finds the last threshold, which
+    is the knob and what a guarantee is about.
 
     Parameters
     ----------
     outcomes
-        What two or more models said, as `record_all` gives it.
+        The answers of two or more models, from `record_all`.
     goal, score, blend, **target
-        As of `calibrate`; `score` and `blend` are those of the last router.
+        As in `calibrate`; `score` and `blend` are the last router's.
     stages
-        ``"auto"``, or the roles of a chain's models, the teacher last, as in
+        ``"auto"``, or the roles of a chain's models with the teacher last, like
         ``("student", "model-2", "teacher")``.
     most
-        The most models of a chain.
+        The most models in a chain.
     unit
-        In which of `costs.UNITS` chains are compared; None is the goal's, or the first that is
-        known of every model.
+        The unit of cost, one of `costs.UNITS`, to compare chains in; by default the goal's, or the
+        first that is known for every model.
 
     Raises
     ------
     ValueError
-        `stages` names no chain of these outcomes, `most` is under 2, `unit` is not known of all
-        models, a model is dearer than the one after it, or the task has no stages.
+        `stages` is not a chain of these outcomes, `most` is under 2, `unit` is not known for every
+        model, a model costs more than the one after it, or the task has no stages.
     CalibrationError
         No chain reaches the goal.
 
@@ -201,7 +201,7 @@ def calibrate_stages(
     search = Search(at_most(choosing), aim.plain, unit)
     chain, candidates = search.best(search.chains(stages, most))
     found = search.stages(chain)
-    if aim.delta is not None:  # chosen here, so that all the rest is left to certify on
+    if aim.delta is not None:  # choose score and blend here, so that `rest` only certifies
         table = reduced(choosing, found)
         score = choose_score(table, None if score == "auto" else [score])
         blend = choose_blend(table, score) if blend == "auto" else blend

@@ -6,7 +6,7 @@ _NAMES = {"open_data": "open", "decode_image": "examples", "prepared": "preproce
 
 
 def __getattr__(name: str) -> object:
-    """What is used most, from where it stands, which is imported then."""
+    """Import the most used names when they are used."""
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""COCO's json: which images there are, where they are, and what is on them."""
+"""COCO's json: the images, where they are, and their boxes."""
 
 import json
 import os
@@ -24,25 +24,25 @@ Found = tuple[Path, Callable[[], bytes]]
 
 @dataclass(frozen=True, eq=False)
 class CocoLabels:
-    """Labeled images in the order of their ids, and what is on them."""
+    """Labeled images, in the order of their ids."""
 
     files: tuple[str, ...]
-    sizes: tuple[tuple[int, int] | None, ...]  # (height, width), where the file says it
-    truth: tuple[GroundTruth, ...]  # labels are places in `classes`
+    sizes: tuple[tuple[int, int] | None, ...]  # (height, width), if the file has it
+    truth: tuple[GroundTruth, ...]  # labels are indices into `classes`
     classes: tuple[str, ...]  # the names, in the order of their ids in the file
     class_ids: tuple[Id, ...]
-    images: tuple[Mapping[str, Any], ...]  # all that the file says of each
+    images: tuple[Mapping[str, Any], ...]  # each image's whole entry in the file
 
     def __len__(self) -> int:
         return len(self.files)
 
 
 def read_coco(path: str | os.PathLike[str]) -> CocoLabels:
-    """Labels from a file in COCO's "instances" format; a ValueError names what is wrong in it."""
+    """Read a file in COCO's "instances" format; a ValueError names what is wrong in it."""
     try:
         text = read_text(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file of labels {path}; check the path") from None
+        raise FileNotFoundError(f"label file {path} does not exist; check the path") from None
     try:
         return _labels(json.loads(text))
     except KeyError as error:
@@ -55,7 +55,7 @@ def read_coco(path: str | os.PathLike[str]) -> CocoLabels:
 
 def _labels(content: Mapping[str, Any]) -> CocoLabels:
     if not isinstance(content, Mapping):
-        raise ValueError("COCO's instances format is an object with images, but this is a list")
+        raise ValueError("COCO's instances format is an object with images, not a list")
     given = {key: value for key, value in content.items() if value is not None}
     content = {"categories": (), "annotations": ()} | given
     images, categories = (_by_id(content[what], what) for what in ("images", "categories"))
@@ -70,11 +70,11 @@ def _labels(content: Mapping[str, Any]) -> CocoLabels:
         image = _id(annotation["image_id"], f"the image_id of {name}")
         category = _id(annotation["category_id"], f"the category_id of {name}")
         if image not in by_image:
-            raise ValueError(f"{name} belongs to image {image}, which is not listed")
+            raise ValueError(f"{name} belongs to image {image}, which images does not list")
         if category not in class_of:
             known = list(class_of) or ["none"]
             raise ValueError(
-                f"{name} has the category {category}, which is not listed; the categories are "
+                f"{name} has the category {category}, which is not among the categories "
                 f"{known[0]}..{known[-1]}"
             )
         crowd = _flag(annotation.get("iscrowd", 0), name)
@@ -99,7 +99,7 @@ def _by_id(entries: Sequence[Mapping[str, Any]], what: str) -> dict[Id, Mapping[
 
 
 def _id(value: Any, what: str) -> Id:
-    """An id as its file means it: 7, 7.0 and "7" are one; other words are ids too."""
+    """Normalize an id: 7, 7.0 and "7" are the same; other words are ids too."""
     if isinstance(value, str):
         return int(value) if value.strip().isdecimal() else value
     if isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0:
@@ -110,12 +110,12 @@ def _id(value: Any, what: str) -> Id:
 def _once(values: Iterable[Any], what: str) -> tuple[Any, ...]:
     for value, count in Counter(found := tuple(values)).items():
         if count > 1:
-            raise ValueError(f"{what} {value!r} is there {count} times; it must be there once")
+            raise ValueError(f"{what} {value!r} must occur once, but occurs {count} times")
     return found
 
 
 def _flag(value: Any, name: str) -> bool:
-    """What a file means by "0", 0, false or "false", or by their opposites."""
+    """Read a flag: "0", 0, false or "false", or their opposites."""
     said = str(value).strip().lower()
     if said not in ("0", "1", "false", "true", "0.0", "1.0"):
         raise ValueError(f"{name} must have an iscrowd of 0 or 1, but has {value!r}")
@@ -126,8 +126,8 @@ def _box(box: Any, name: str) -> list[float]:
     values = np.asarray(box, np.float64)
     if values.shape != (4,) or not np.isfinite(values).all() or (values[2:] < 0).any():
         raise ValueError(
-            f"{name} must have a box of x, y, width and height, not negative and finite, "
-            f"but has {box}"
+            f"{name} must have a box of x, y, width and height, finite and with sides of at "
+            f"least 0, but has {box}"
         )
     x, y, width, height = values.tolist()
     return [x, y, x + width, y + height]
@@ -139,11 +139,11 @@ def open_coco(
     on_unreadable: OnUnreadable,
     classes: tuple[str, ...] | None,
 ) -> ImageData:
-    """Labels with their images: in a folder, in a ``.zip``, or beside the labels."""
+    """Open labels with their images, in a folder, in a ``.zip`` or beside the labels."""
     labels = read_coco(place)
     if not len(labels):
         raise ValueError(f"{place} lists no images")
-    labeled = any(map(len, labels.truth))  # a test set is listed without its annotations
+    labeled = any(map(len, labels.truth))  # a test set comes without annotations
     truth = labels.truth if classes is None else _mapped(place, labels, classes)
     find = _image_finder(place, labels.files, None if images is None else Path(images))
 
@@ -170,7 +170,7 @@ def _mapped(place: Path, labels: CocoLabels, classes: tuple[str, ...]) -> list[G
 
 
 def _image_finder(place: Path, files: Sequence[str], images: Path | None) -> Callable[[str], Found]:
-    """The file in which an image that the json names is, and how it is read from there."""
+    """Return a function from an image's name to its file and a reader of its bytes."""
     if images is not None and images.suffix.lower() == ".zip" and images.is_file():
         inside = members(images, files)
         if not inside:
@@ -184,13 +184,13 @@ def _image_finder(place: Path, files: Sequence[str], images: Path | None) -> Cal
             return lambda file: (folder / file, (folder / file).read_bytes)
     looked = ", ".join(str(folder) for folder in places)
     raise ValueError(
-        f"none of the {len(files)} images that {place} names is in {looked}; say where they are "
-        "with images (--images), a folder or a .zip"
+        f"none of the {len(files)} images that {place} names is in {looked}; give their folder or "
+        ".zip with images= (--images)"
     )
 
 
 def members(archive: Path, files: Sequence[str]) -> dict[str, str]:
-    """Where images are in a ``.zip``: at their path, below a folder, or by a name that one has."""
+    """Find images in a ``.zip``: by their path, their path below a folder, or a unique name."""
     called: dict[str, list[str]] = {}
     for name in dict.fromkeys(_archive(archive).namelist()):
         path = PurePosixPath(name)
@@ -208,18 +208,18 @@ def members(archive: Path, files: Sequence[str]) -> dict[str, str]:
         fitting = whole[:1] or below or (alike if wanted[path.name] == 1 else [])
         if len(fitting) > 1:
             raise ValueError(
-                f"{archive} has {fitting[0]} and {fitting[1]}, and either may be the image {file}: "
-                "give it the path that the labels name"
+                f"the image {file} may be {fitting[0]} or {fitting[1]} in {archive}: give it the "
+                "path that the labels name"
             )
         if fitting:
             found[file] = fitting[0]
-    _once(found.values(), f"of the images that are looked for in {archive},")
+    _once(found.values(), f"in {archive} the image")
     return found
 
 
 @lru_cache(maxsize=4)
 def _archive(path: Path) -> zipfile.ZipFile:
-    """An open .zip; each process opens its own."""
+    """Open a .zip, once in each process."""
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} cannot be read as a .zip: it is no such file, or truncated")
+        raise ValueError(f"{path} cannot be read as a .zip: it is something else, or truncated")
     return zipfile.ZipFile(path)

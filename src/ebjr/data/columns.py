@@ -1,4 +1,4 @@
-"""Columns of a row: those that models say they read, compared with those that the data have."""
+"""Columns of a row: those that the models read, compared with those of the data."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,27 +12,35 @@ from ebjr.model import Model, ModelFacts, facts
 
 
 def read_by(*models: Model) -> tuple[tuple[str, ...] | None, bool]:
-    """The columns that models say they read, None where none says it, and if they read texts.
+    """Return the columns that models read, None if no model names any, and if they read texts.
 
-    ValueError: two of them read other columns, or the same in another order.
+    Raises
+    ------
+    ValueError
+        Two of `models` read different columns, or the same in another order.
     """
     every = _facts_of(models)
     said = [known for known in every if known.columns]
     for other in said[1:]:
         if other.columns != said[0].columns:
             raise ValueError(
-                f"all models are given the same columns in the same order, but {said[0].name} "
+                f"all models must read the same columns in the same order, but {said[0].name} "
                 f"reads {_listed(said[0].columns)} and {other.name} reads "
-                f"{_listed(other.columns)}: say the same columns of both"
+                f"{_listed(other.columns)}: give both the same columns"
             )
     texts = any(_are_objects(known.input_dtype) and not known.sends_files for known in every)
     return said[0].columns if said else None, texts
 
 
 def check_columns(inputs: Batch | Data, *models: Model) -> None:
-    """Check that inputs have the columns that models say they read, and texts for those of texts.
+    """Check that inputs have the columns that models read, and texts if they read texts.
 
-    ValueError says what differs. Arrays have no names, so that texts of arrays are only counted.
+    Arrays have no column names: only the number of texts is compared.
+
+    Raises
+    ------
+    ValueError
+        The columns of `inputs` are not those that the models read.
     """
     columns, texts = read_by(*models)
     held: Any = inputs.inputs if isinstance(inputs, ArrayData) else inputs
@@ -41,7 +49,7 @@ def check_columns(inputs: Batch | Data, *models: Model) -> None:
         check_names(have, columns, texts=isinstance(held, list))
         if texts and not (isinstance(held, list) or _are_objects(held.dtype)):
             raise ValueError(
-                f"the models read texts, but {_listed(have)} are numbers there: open the data for "
+                f"the models read texts, but {_listed(have)} are numbers in the data: open it for "
                 "these models, with open_data(..., models=[student, teacher])"
             )
     if (count := _texts_of(held)) is None:
@@ -60,23 +68,23 @@ def check_columns(inputs: Batch | Data, *models: Model) -> None:
 
 
 def check_names(have: Sequence[str], columns: Sequence[str] | None, *, texts: bool) -> None:
-    """Check that columns are those that models read; a lone one of texts may have any name."""
+    """Check that columns are those that models read; a single one of texts may have any name."""
     lone = texts and len(have) == 1
     if columns is None or [*have] == [*columns] or (lone and len(columns) == 1):
         return
     raise ValueError(
-        f"the models read the columns {_listed(columns)} in this order, not {_listed(have)}: name "
-        "these with --input-columns (input_columns=), or nothing"
+        f"the models read the columns {_listed(columns)} in this order, not {_listed(have)}: give "
+        "these with --input-columns (input_columns=), or leave it out"
     )
 
 
 def _facts_of(models: Iterable[Model]) -> list[ModelFacts]:
-    """What all models say of themselves, those of joint models too."""
+    """Return the facts of all models, those in joint models included."""
     return [facts(part) for model in models for part in models_of(model)]
 
 
 def _texts_of(held: Batch) -> int | None:
-    """How many texts a row of inputs has; None where they are no texts, or that is not known."""
+    """Count the texts of a row of inputs; None if they are not texts, or unknown."""
     if isinstance(held, list):
         return 1 if held and isinstance(held[0], str) else None
     if not isinstance(held, np.ndarray) or held.dtype.kind not in "OU":

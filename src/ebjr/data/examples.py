@@ -1,7 +1,6 @@
-"""Examples in batches: one class for arrays that are held, one for images that are decoded ahead.
+"""Examples in batches: arrays in memory, or images decoded ahead on a few threads, in order.
 
-Images are decoded on a few threads, in order; one that cannot be read is named, counted and left
-out.
+An image that cannot be read is named, counted and left out.
 """
 
 import hashlib
@@ -34,9 +33,9 @@ class Examples:
     """Some consecutive examples."""
 
     inputs: NDArray[Any] | list[NDArray[np.uint8]]  # (n, ...), or images, uint8 (height, width, 3)
-    # (n,) or (n, labels), int64, or text where nobody names the classes; None: no labels
+    # (n,) or (n, labels), int64, or text if the classes have no names; None: no labels
     targets: NDArray[Any] | list[GroundTruth] | None
-    names: list[str]  # what to call each in a message or an answer
+    names: list[str]  # each example's name in messages and answers
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,46 +50,49 @@ class Data(ABC):
     """Examples that can be read in batches, as often as needed."""
 
     path: Path
-    classes: tuple[str, ...] | None  # the names of the labels, where they have some
+    classes: tuple[str, ...] | None  # the names of the labels, if they have any
     has_targets: bool
-    # where `classes` are from: "given", "folders", "table" or "categories"
+    # source of `classes`: "given", "folders", "table" or "categories"
     named_by: str | None = field(default=None, init=False)
     class_ids: tuple[int, ...] | None = field(default=None, init=False)  # COCO's, if each has one
-    # (name, reason) of each example left out of the latest pass, filled as it is read
+    # (name, reason) of each example left out of the latest pass, filled during the pass
     unreadable: list[tuple[str, str]] = field(default_factory=list, init=False)
-    left_out: dict[str, int] = field(default_factory=dict, init=False)  # what else is no example
-    how: Any = field(default=None, init=False)  # what else decides what is read
-    # what a table calls its columns of numbers or texts, in the order of the inputs
+    left_out: dict[str, int] = field(default_factory=dict, init=False)  # files that are no examples
+    how: Any = field(default=None, init=False)  # options of reading, for `fingerprint`
+    # a table's names of its columns of numbers or texts, in the order of the inputs
     columns: tuple[str, ...] | None = field(default=None, init=False)
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of examples, those that cannot be read included."""
+        """Return the number of examples, unreadable ones included."""
 
     @abstractmethod
     def _read(self, batch_size: int, start: int) -> Iterator[Examples]: ...
 
     @abstractmethod
     def take(self, rows: Sequence[int]) -> tuple[Examples, NDArray[np.int64]]:
-        """The examples of some rows, rising, that can be read, and which rows they are."""
+        """Return the readable examples of some ascending rows, and their rows."""
 
     @property
     def omissions(self) -> str | None:
-        """What of the path made no example, in words; None if nothing was left out."""
+        """A sentence about what was left out of `path`; None if nothing was."""
         counts = ", ".join(f"{what} ({count})" for what, count in self.left_out.items())
         return f"left out of {self.path}: {counts}" if counts else None
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Examples]:
-        """All examples in order after `start`, `batch_size` at a time; the last may be fewer.
+        """Yield all examples from `start` on, in order, `batch_size` at a time.
 
-        A ValueError says that one cannot be read and must be, or that none can.
+        Raises
+        ------
+        ValueError
+            No example can be read, or one cannot and `on_unreadable` is ``"error"``.
         """
         check_at_least(1, batch_size=batch_size)
         self.unreadable.clear()
         return self._read(batch_size, start)
 
     def parts(self, batch_size: int, start: int = 0) -> Iterator[Part]:
-        """Each batch with what could not be read before it was full; the rest comes last, alone."""
+        """Yield each batch with the examples found unreadable since the batch before."""
         told = 0
         for batch in self.batches(batch_size, start):
             unreadable, told = self.unreadable[told:], len(self.unreadable)
@@ -99,9 +101,10 @@ class Data(ABC):
             yield None, self.unreadable[told:]
 
     def fingerprint(self) -> str:
-        """A hash that differs when the examples do: of the bytes of a file of rows or labels.
+        """Hash the examples, to notice when they change.
 
-        Image files of their own count with name, size and time of change.
+        A file of rows or labels counts with its bytes, image files with name, size and time of
+        change.
         """
         found = hashlib.sha256(repr((self.classes, self.how)).encode())
         if self.path.is_file():
@@ -113,7 +116,7 @@ class Data(ABC):
         return found.hexdigest()
 
     def files(self) -> Iterable[tuple[str, Path]]:
-        """The image files in `path` or beside it, each with its example's name."""
+        """Return the files in `path` or beside it, each with its example's name."""
         return ()
 
 
@@ -121,8 +124,8 @@ class Data(ABC):
 class ArrayData(Data):
     """Inputs and, optionally, targets (n,).
 
-    `inputs` are an array (n, ...), mapped where it is large; a list of n texts; or texts of several
-    columns, an object array (n, columns) of str.
+    `inputs` are an array (n, ...), memory-mapped if large; a list of n texts; or for several
+    columns of texts an object array (n, columns) of str.
     """
 
     inputs: Any
@@ -137,18 +140,19 @@ class ArrayData(Data):
             yield self._batch(slice(first, end), range(first, end))
 
     def take(self, rows: Sequence[int]) -> tuple[Examples, NDArray[np.int64]]:
-        """The examples of some rows, and which rows they are: all that were asked for."""
+        """Return the examples of some rows, and all these rows."""
         where = np.asarray(rows, np.int64)
         return self._batch(where, where), where
 
     def _batch(self, rows: Any, numbers: Iterable[int]) -> Examples:
         targets = None if self.targets is None else self.targets[rows]
         inputs = take_rows(self.inputs, rows)
-        inputs = inputs if isinstance(inputs, list) else np.array(inputs)  # a model may write to it
+        # a copy: a model may write to its input, and a mapped file is read-only
+        inputs = inputs if isinstance(inputs, list) else np.array(inputs)
         return Examples(inputs, targets, [f"{self.path.name}:{n}" for n in numbers])
 
     def files(self) -> Iterable[tuple[str, Path]]:
-        """The arrays of a folder."""
+        """Return the arrays of a folder."""
         return ((file.name, file) for file in sorted(self.path.glob("*.npy")))
 
 
@@ -159,7 +163,7 @@ class Example:
     name: str
     read: Callable[[], bytes]
     target: int | str | GroundTruth | None
-    file: Path | None = None  # that it is read from, where it is known
+    file: Path | None = None  # its file, if known
     size: tuple[int, int] | None = None  # (height, width) of the pixels that were labeled
 
 
@@ -170,17 +174,17 @@ Decoded = tuple[Example, NDArray[np.uint8]]
 class ImageData(Data):
     """Encoded images, decoded while they are read; one without a label is left out."""
 
-    examples: Callable[[Sequence[int] | None], Iterable[Example]]  # all, or of some rows, rising
+    examples: Callable[[Sequence[int] | None], Iterable[Example]]  # all, or those of ascending rows
     count: int
     on_unreadable: OnUnreadable
-    apart: bool = True  # whether an example may lie in a file of its own
+    apart: bool = True  # examples may be files of their own
 
     def __len__(self) -> int:
         return self.count
 
     def files(self) -> Iterable[tuple[str, Path]]:
-        """Those of the examples that are files of their own."""
-        every = self.examples(None) if self.apart else ()  # others would be read for nothing
+        """Return the examples that are files of their own."""
+        every = self.examples(None) if self.apart else ()  # do not read a table for nothing
         return ((each.name, each.file) for each in every if each.file is not None)
 
     def _read(self, batch_size: int, start: int) -> Iterator[Examples]:
@@ -201,7 +205,7 @@ class ImageData(Data):
             raise ValueError(f"no image in {self.path} can be read; the first is {name}: {reason}")
 
     def take(self, rows: Sequence[int]) -> tuple[Examples, NDArray[np.int64]]:
-        """The examples of some rows that can be read, and which rows they are."""
+        """Return the readable examples of some ascending rows, and their rows."""
         kept = [self._kept(self._decode(example)) for example in self.examples(rows)]
         where = [row for row, found in zip(rows, kept, strict=True) if found]
         return self._batch([found for found in kept if found]), np.array(where, np.int64)
@@ -213,12 +217,12 @@ class ImageData(Data):
             if example.file is not None and example.file.exists() and not example.file.is_file():
                 return example, "it is a pipe, a socket or a device"
             return example, decode_image(example.read(), example.size)
-        # A file from anywhere can fail in any way; each of them means the same to the reader.
+        # decoders fail in many ways on foreign files: to the user all are unreadable
         except Exception as error:
             return example, reason_of(error)
 
     def _kept(self, found: tuple[Example, NDArray[np.uint8] | str]) -> Decoded | None:
-        """What was decoded; None where it could not be, which is written down or an error."""
+        """Return a decoded example; record an unreadable one and return None, or raise."""
         example, image = found
         if not isinstance(image, str):
             return example, image
@@ -226,7 +230,7 @@ class ImageData(Data):
         if self.on_unreadable == "error":
             raise ValueError(
                 f"{example.name} in {self.path} cannot be read: {image}; "
-                "mend it, or go on without it: on_unreadable='skip', or no --strict"
+                "repair it, or skip it with on_unreadable='skip' (no --strict)"
             )
         return None
 
@@ -239,13 +243,13 @@ class ImageData(Data):
         )
 
 
-# What Pillow opens and is no picture, or has a decoder elsewhere: EPS starts another program.
+# Pillow opens these, but they are not pictures, or need another program (EPS)
 _NO_PICTURES = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read here."""
+    """Return Pillow's names of the supported formats."""
     from PIL import Image
 
     Image.init()
@@ -254,10 +258,10 @@ def image_formats() -> tuple[str, ...]:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """The suffixes of the files that are read here, as ``.png``."""
+    """Return the suffixes of the supported formats, like ``.png``."""
     from PIL import Image
 
-    forms = {*image_formats(), "MPO"}  # which the JPEG reader opens
+    forms = {*image_formats(), "MPO"}  # the JPEG reader opens MPO
     return frozenset(end for end, form in Image.registered_extensions().items() if form in forms)
 
 
@@ -268,13 +272,17 @@ def decode_image(
     formats: Sequence[str] | None = None,
     check: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """An encoded image that Pillow can read as upright RGB pixels, uint8 (height, width, 3).
+    """Decode an image to upright RGB pixels, uint8 (height, width, 3).
 
-    Of several frames the first is taken. Pixels whose `size` (height, width) is that of the image
-    before its EXIF orientation is applied are given as they are stored. `check` is called with the
-    number of pixels before they are decoded, and holds them to Pillow's limit if left out;
-    `formats` are some of `image_formats`. A ValueError refuses no bytes, too many pixels, another
-    size than `size`, and floating-point pixels.
+    Of several frames the first is taken. If `size` (height, width), that of the labels, is the size
+    before the EXIF orientation is applied, the pixels stay as stored. `check` gets the number of
+    pixels before they are decoded; without it Pillow's limit holds. `formats` are some of
+    `image_formats`.
+
+    Raises
+    ------
+    ValueError
+        `data` is empty, has too many pixels, another size than `size`, or floating-point pixels.
     """
     from PIL import Image
 
@@ -290,15 +298,15 @@ def decode_image(
         if size == (image.height, image.width):
             return np.array(to_rgb(image))
     (height, width), (tall, wide) = size, pixels.shape[:2]
-    raise ValueError(f"it is {wide} x {tall} pixels, and the labels say {width} x {height}")
+    raise ValueError(f"it has {wide} x {tall} pixels, but the labels say {width} x {height}")
 
 
 _MOST_BYTES: Mapping[str | None, int] = {"JPEG": 18, "GIF": 18, "BMP": 20, "PNG": 22}
-"""Per pixel while a file of a format is decoded, measured; the others' most is WebP's 28.3."""
+"""Measured bytes per pixel while decoding; of the other formats WebP needs the most, 28.3."""
 
 
 def image_cost(file: bytes, *, formats: Sequence[str] | None = None) -> int:
-    """How many bytes `decode_image` holds at most at once, read off the header; of any size."""
+    """Estimate from the header the most memory that `decode_image` takes, in bytes."""
     with _opened(file, formats) as image:
         return len(file) + _MOST_BYTES.get(image.format, 30) * _pixels(image)
 
@@ -312,20 +320,20 @@ def _opened(data: bytes, formats: Sequence[str] | None) -> Any:
 
 
 def _pixels(image: Any) -> int:
-    """How many pixels are decoded: those of the image, or of a TIFF's tile, which may be larger."""
+    """Count the pixels to decode: the image's, or a TIFF tile's, which may be larger."""
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    tile = int(tags.get(322, 0)) * int(tags.get(323, 0))  # its width and length
+    tile = int(tags.get(322, 0)) * int(tags.get(323, 0))  # TileWidth, TileLength
     return max(int(image.width * image.height), tile)
 
 
 def reason_of(error: Exception) -> str:
-    """Why an image cannot be read, as one line."""
+    """Return in one line why an image cannot be read."""
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image of a known format"
     if isinstance(error, FileNotFoundError) and error.filename:
-        return f"there is no file {error.filename}"
+        return f"{error.filename} does not exist"
     said = error.strerror if isinstance(error, OSError) else None
     text = said or str(error) or type(error).__name__
     return " ".join(str(text).split()).rstrip(".")
@@ -334,19 +342,19 @@ def reason_of(error: Exception) -> str:
 def label_place(
     label: str, classes: Sequence[str] | Mapping[str, int], called: str | None = None
 ) -> int:
-    """The place of a label in `classes`; a ValueError names one that is none of them."""
+    """Return the index of a label in `classes`; a ValueError names an unknown one."""
     if label not in classes:
         raise ValueError(
-            f"{called or f'the label {label!r}'} is none of the {len(classes)} classes that were "
-            f"given ({some([*classes])})"
+            f"{called or f'the label {label!r}'} is not one of the {len(classes)} given classes "
+            f"({some([*classes])})"
         )
     return classes[label] if isinstance(classes, Mapping) else classes.index(label)
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes, if they are names that differ; else a TypeError or ValueError."""
+    """Check that `classes` are distinct names; else a TypeError or ValueError."""
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-        raise TypeError(f"classes must be a sequence of names, but is {classes!r}")
+        raise TypeError(f"classes must be a sequence of names, not {classes!r}")
     if len(set(classes)) != len(classes):
-        raise ValueError("classes must differ, but one name is there twice")
+        raise ValueError("classes must be distinct, but one name occurs twice")
     return tuple(classes)

@@ -1,4 +1,4 @@
-"""Folders of images: which files are examples, of which class, and what is left out."""
+"""Folders of images: which files are examples, of which class, and which are left out."""
 
 import os
 from collections import Counter
@@ -10,26 +10,26 @@ from ebjr.labels import some
 
 _SYSTEM = {"$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "__pycache__"}
 _SYSTEM |= {"lost+found"}
-_UNSEEN = {".ds_store", "desktop.ini", "thumbs.db"}  # what systems put anywhere, without a word
+_UNSEEN = {".ds_store", "desktop.ini", "thumbs.db"}  # systems put these anywhere: not reported
 _SPLITS = {"dev", "eval", "test", "testing", "train", "training", "val", "valid", "validation"}
 
 
 def open_folder(
     root: Path, on_unreadable: OnUnreadable, classes: tuple[str, ...] | None
 ) -> ImageData:
-    """A folder of class folders, whose labels follow the sorted names, or of images alone."""
+    """Open a folder of class folders, labeled by their sorted names, or of images alone."""
     walk = _Walk(root)
     found = {folder: sorted(walk.images(folder)) for folder in walk.folders}
     full = [folder for folder in found if found[folder]]
     loose = [file for file in walk.files if walk.takes(file, None, told=not full)]
     if full and loose:
         raise ValueError(
-            f"{root} has class folders, and {len(loose)} images beside them (the first is "
-            f"{loose[0].name}); move these into a class folder, or away"
+            f"{root} has {len(loose)} images beside its class folders (the first is "
+            f"{loose[0].name}); move them into a class folder, or away"
         )
     if not full and not loose:
         others = f", only {some([*walk.left_out])}" if walk.left_out else ""
-        raise ValueError(f"{root} has no images, in itself or in class folders{others}")
+        raise ValueError(f"{root} has no images, neither itself nor in class folders{others}")
     names = classes
     files: list[tuple[Path, int | None]] = [(file, None) for file in loose]
     if full:
@@ -52,7 +52,7 @@ def image_data(
     on_unreadable: OnUnreadable,
     classes: tuple[str, ...] | None,
 ) -> ImageData:
-    """Image files with their labels, named as they lie in `root`, or one image alone."""
+    """Make data of image files with their labels, named by their path in `root`."""
     base = root if root.is_dir() else root.parent
 
     def examples(rows: Sequence[int] | None) -> Iterator[Example]:
@@ -64,17 +64,17 @@ def image_data(
 
 
 def is_system(name: str) -> bool:
-    """Whether a folder of this name is hidden, or a system's own."""
+    """Tell whether a folder of this name is hidden or a system's own."""
     return name.startswith(".") or name in _SYSTEM
 
 
 class _Walk:
-    """What lies in a root: its `folders` and `files`; each real folder is entered once."""
+    """The `folders` and `files` in a root; each real folder is entered once."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.left_out = root, Counter[str]()
         real = root.resolve()
-        # A link to a folder above the root leads to all of it again.
+        # a link to a folder above the root would lead to all of it again
         self._class_of: dict[object, str | None] = dict.fromkeys((real, *real.parents))
         entries = sorted(root.iterdir())
         self.files = [entry for entry in entries if not entry.is_dir()]
@@ -83,23 +83,23 @@ class _Walk:
         ]
 
     def images(self, folder: Path) -> Iterator[Path]:
-        """The images of a class folder, at any depth."""
+        """Yield the images of a class folder, at any depth."""
         closed = ["folders that cannot be opened"]
         found = os.walk(folder, onerror=lambda _: self.left_out.update(closed), followlinks=True)
         for place, inner, names in found:
             inner[:] = sorted(n for n in inner if self._enters(Path(place, n), folder.name))
-            files = (Path(place, name) for name in sorted(names))  # of links the first is taken
+            files = (Path(place, name) for name in sorted(names))  # of two links the first counts
             yield from (file for file in files if self.takes(file, folder.name))
 
     def takes(self, file: Path, of: str | None, told: bool = True) -> bool:
-        """Whether a file is an example; what is none is counted, a name only where it is `told`."""
+        """Tell whether a file is an example; count others, by suffix only if `told`."""
         name, suffix, hidden = file.name, file.suffix.lower(), file.name.startswith(".")
         image = suffix in image_suffixes()
         if image and hidden:
             self.left_out["hidden image files"] += 1
         elif not image and told and not hidden and name.lower() not in _UNSEEN:
             self.left_out[f"{suffix} files" if suffix else "files without a suffix"] += 1
-        if not image or hidden or not os.access(file, os.F_OK):  # what is not there is named later
+        if not image or hidden or not os.access(file, os.F_OK):  # a broken link is unreadable later
             return image and not hidden
         if not file.is_file():
             self.left_out["pipes, sockets and devices"] += 1
@@ -114,22 +114,22 @@ class _Walk:
         return self._first(folder.resolve(), folder, of, "folders")
 
     def _first(self, key: object, where: Path, of: str | None, what: str) -> bool:
-        """Whether what is known by a `key` is met for the first time; it is of one class."""
+        """Tell whether `key` is new; a ValueError if it belongs to another class as well."""
         if key not in self._class_of:
             self._class_of[key] = of
             return True
         other = self._class_of[key]
         if other not in (None, of):
             raise ValueError(
-                f"the class folders {other} and {of} in {self.root} both hold {where}: an image is "
-                "of one class, so take one of the links away"
+                f"the class folders {other} and {of} in {self.root} both hold {where}: an image "
+                "has one class, so remove one of the links"
             )
         self.left_out[f"{what} met again through links"] += 1
         return False
 
 
 def _check_level(root: Path, found: dict[Path, list[Path]], classes: tuple[str, ...]) -> None:
-    """Refuse a folder above the one that is meant: its splits would become the classes."""
+    """Refuse a folder of splits (train, val, ...), which would become the classes."""
     inside = {folder: {image.parent for image in images} for folder, images in found.items()}
     bare = [each for each in found if each.name not in classes and each not in inside[each]]
     inner = {each: {place.relative_to(each).parts[0] for place in inside[each]} for each in bare}
@@ -145,7 +145,7 @@ def _check_level(root: Path, found: dict[Path, list[Path]], classes: tuple[str, 
             names, key=lambda name: (name.lower().startswith("val"), name.lower()[:2] != "tr")
         )
         raise ValueError(
-            f"the class folders in {root} are one level down, in {some(names)}: give these names "
-            "with --classes (classes=) if they are the classes, or else one folder of these, such "
-            f"as --data {root / one}"
+            f"the class folders in {root} are one level down, in {some(names)}: give one of these, "
+            f"like --data {root / one}, or if they are the classes, their names with --classes "
+            "(classes=)"
         )

@@ -1,6 +1,6 @@
-"""Looks: how a model sees an image: prepared, and once more mirrored, shifted or at another size.
+"""Looks: how a model sees an image: prepared, mirrored, shifted or at another size.
 
-A second look is a model with the same weights: it costs one more pass, and no second file.
+A second look is a model with the same weights: one more pass, but no second file.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from ebjr.errors import note
 from ebjr.model import Around, InputShape, Model, ModelFacts, facts
 
 LOOK_KEYS = {"size", "mirror", "shift"}
-"""Of a `Preprocess`: in what a second look may differ from the first."""
+"""The fields of a `Preprocess` in which a second look may differ from the first."""
 
 
 def look(
@@ -35,23 +35,23 @@ def look(
     shift: tuple[int, int] = (0, 0),
     size: int | tuple[int, int] | None = None,
 ) -> Model:
-    """The same model, which sees each image mirrored, shifted, or at another size.
+    """Return the same model, which sees each image mirrored, shifted, or at another size.
 
-    The look of a model of decoded images has another `Preprocess`, so that ``joint.toml`` names it.
-    A model of arrays is given them mirrored and shifted: ``joint.toml`` takes its import path.
+    For a model of decoded images the look is another `Preprocess`, which ``joint.toml`` stores. A
+    model of arrays gets them mirrored and shifted; ``joint.toml`` needs its import path.
 
     Parameters
     ----------
     model
-        A model of images, or a look, which is then seen this way, too.
+        A model of images, or a look, to which this one is added.
     mirror, shift, size
-        As of `Preprocess`. A `size` is for decoded images.
+        As for `Preprocess`. A `size` is for decoded images.
 
     Raises
     ------
     ValueError
-        `model` takes no images, or those of another `size` alone, or is at an address. What it does
-        not say of itself shows at its first batch.
+        `model` does not take images, has a fixed other `size`, or is at an address. If it does not
+        say what it takes, its first batch raises.
 
     Examples
     --------
@@ -64,12 +64,12 @@ def look(
 
 
 def mirrored(model: Model) -> Model:
-    """The same model, which sees each image mirrored left-right: ``look(model, mirror=True)``."""
+    """Return the same model, which sees each image mirrored: ``look(model, mirror=True)``."""
     return look(model, mirror=True)
 
 
 def look_as(model: Model, change: Preprocess) -> Model:
-    """As `look`, whose arguments are the `LOOK_KEYS` of `change`."""
+    """`look` with the `LOOK_KEYS` of `change` as arguments."""
     if isinstance(model, Look):
         return look_as(model.model, _changed(model.change, change))
     bare, own = unprepared(model)
@@ -77,14 +77,14 @@ def look_as(model: Model, change: Preprocess) -> Model:
     if own is not None:
         return prepared(model, _changed(own, change))
     if facts(model).url is not None:
-        raise ValueError(f"{facts(model).name} is at an address: a look is of a model that is here")
+        raise ValueError(f"{facts(model).name} is at an address: a look needs a local model")
     return model if change == Preprocess() else Look(model, change)
 
 
 class Look(Around):
     """A look of a model that takes arrays of images, (n, channels, height, width) or channels last.
 
-    `change` says how they are seen; what else is asked is asked of the model.
+    `change` has the mirroring and the shift.
     """
 
     def __init__(self, model: Model, change: Preprocess) -> None:
@@ -93,15 +93,15 @@ class Look(Around):
         self.name = f"{self.name} ({change.as_text()})"
 
     def __call__(self, batch: Batch, /) -> Any:
-        """The raw output for n images."""
+        """Return the raw output for n images."""
         return self.model(self.seen(batch))
 
     def seen(self, batch: Batch) -> Batch:
-        """The images as the model gets them; a ValueError refuses what is no image."""
+        """Return the images as the model gets them; a ValueError refuses other inputs."""
         if self.change.size is not None:
             raise ValueError(
-                f"{self.name} is given arrays, whose size is what it is: a look at another size is "
-                "of decoded images"
+                f"{self.name} takes arrays, which keep their size: a look at another size needs "
+                "decoded images"
             )
         if isinstance(batch, list | tuple):
             return [self._moved(image, (None, *np.shape(image))) for image in batch]
@@ -116,7 +116,7 @@ class Look(Around):
 
     @property
     def facts(self) -> ModelFacts:
-        """Those of the model, whose file alone is no look."""
+        """The model's facts without its path, since the file alone is not the look."""
         return replace(facts(self.model), name=self.name, path=None)
 
 
@@ -127,7 +127,7 @@ def _changed(own: Preprocess, change: Preprocess) -> Preprocess:
 
 
 def _check(known: ModelFacts, change: Preprocess) -> None:
-    """Check that the input of a model, as far as it says what it takes, can be seen so."""
+    """Check that a model's input, as far as known, allows the look."""
     shape, fixed = known.input_shape, None
     if shape is not None and len(shape) != 4:
         raise _no_images(known.name, shape)
@@ -135,20 +135,20 @@ def _check(known: ModelFacts, change: Preprocess) -> None:
         fixed = infer_preprocess(shape or ()).height_width
     if change.size is not None and fixed not in (None, change.height_width):
         raise ValueError(
-            f"{known.name} takes images of {fixed[0]} x {fixed[1]} pixels alone: a look at another "
-            "size is of a model whose input leaves its sides open"
+            f"{known.name} takes only images of {fixed[0]} x {fixed[1]} pixels: a look at another "
+            "size needs a model with dynamic height and width"
         )
 
 
 def _no_images(name: str, shape: InputShape) -> ValueError:
     return ValueError(
-        f"a look is of images, (n, 3, height, width) or (n, height, width, 3), and {name} takes "
+        f"a look needs images, (n, 3, height, width) or (n, height, width, 3), but {name} takes "
         f"{tuple('n' if side is None else side for side in shape)}: leave the look out"
     )
 
 
 def _height_axis(shape: Sequence[int | None]) -> int | None:
-    """Where a batch of images has its height, counted from the last axis; None if that is open."""
+    """Return the axis of a batch's height, negative; None if it is ambiguous."""
     first, last = (len(shape) == 4 and shape[axis] in (1, 3) for axis in (1, 3))
     return None if first == last else -2 if first else -3
 
@@ -159,20 +159,20 @@ def prepare_for(
     preprocess: Preprocess | str | None = "auto",
     argument: str = "preprocess",
 ) -> Model:
-    """A model with its preprocessing for a batch: of decoded images, or of inputs that are ready.
+    """Give a model its preprocessing, if `inputs` are decoded images and it needs one.
 
-    `preprocess` is as `record` takes it, and `argument` what to call it in a message.
+    `preprocess` is as for `record`, and `argument` its name in messages.
     """
     if isinstance(model, Look):
         return look_as(prepare_for(model.model, inputs, preprocess, argument), model.change)
     if facts(model).continues and preprocess not in ("auto", "infer", None):
-        raise ValueError(f"features are no images: leave {argument}= of the teacher out")
+        raise ValueError(f"features are not images: leave {argument}= of the teacher out")
     own_way = unprepared(model)[1]
     if preprocess not in ("auto", "infer"):
         if own_way is not None and (own_way.mirror or any(own_way.shift)):
             raise ValueError(
-                f"{facts(model).name} is a look that has its preprocessing, {own_way.as_text()}: "
-                f"leave {argument}= out, or make the look of a model that has none"
+                f"{facts(model).name} is a look with its own preprocessing, {own_way.as_text()}: "
+                f"leave {argument}= out, or make the look of a model without any"
             )
         chosen = None if preprocess is None else given_preprocess(preprocess, argument)
         return prepared(model, chosen)
@@ -183,19 +183,18 @@ def prepare_for(
         return model
     pixels, unsized = own.input_dtype == np.uint8, known.input_shape is None
     ready = own.preprocess is not None or pixels or unsized
-    made = isinstance(model, Preprocessed)  # and told how
+    made = isinstance(model, Preprocessed)  # the user has chosen
     if made or (preprocess == "auto" and ready) or (pixels and unsized):
         return model
     if known.input_shape is None:
         raise ValueError(
-            f"{known.name} does not say what size of image it takes: give {argument}=, like "
-            "'size=224,range=0..1', or set input_dtype = numpy.uint8 of a function that takes "
-            "images as they are"
+            f"{known.name} has no input size: give {argument}=, like 'size=224,range=0..1', or for "
+            "a function that takes decoded images set its input_dtype = numpy.uint8"
         )
     chosen = infer_preprocess(known.input_shape)
     words = ", ".join(f"{key} {value}" for key, value in chosen.as_dict().items())
     note(
-        f"no {argument}= given; from {known.name}'s input: {words}, "
+        f"no {argument}= given; inferred from {known.name}'s input: {words}, "
         f"pixels in {chosen.range[0]:g}..{chosen.range[1]:g}, no mean and std"
     )
     return prepared(model, chosen)

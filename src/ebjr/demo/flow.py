@@ -1,8 +1,8 @@
-"""What the demos of all tasks have in common: record, calibrate, evaluate, report.
+"""The steps of every demo: record, calibrate, evaluate, report.
 
-A `Demo` says what a task brings. The shipped models and their recorded answers are files of the
-package, in a folder named as the task; without models at hand there is no ``joint.toml``. Of
-several students beside one teacher the best is taken.
+A `Demo` holds what differs between tasks. The shipped models and their recorded answers are files
+of the package, in a folder named after the task; a demo without models writes no ``joint.toml``. If
+there are several students, the best is taken.
 """
 
 import os
@@ -33,41 +33,41 @@ from ebjr.tasks.specialized.known_classes import Traffic
 
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """What the demo found, and the files it left."""
+    """The demo's result, and the files it wrote."""
 
-    sweep: Sweep  # every student's study; mostly there is one
-    recorded: bool  # whether the answers are the shipped ones
-    reason: str  # why
-    joint_seconds: float | None  # per example of the joint model, held out; None if recorded
+    sweep: Sweep  # the study of each student, usually one
+    recorded: bool  # the shipped answers were used
+    reason: str  # why they were used
+    joint_seconds: float | None  # the joint model's, per held-out example; None if recorded
     files: dict[str, Path]
 
     @property
     def study(self) -> Study:
-        """The best student's."""
+        """The best student's study."""
         return self.sweep.study
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What one task brings to the demo; `load` and `models` raise `DataUnavailable`."""
+    """One task's part of the demo; `load` and `models` may raise `DataUnavailable`."""
 
-    task: str  # of the outcomes; and the folder of `shipped` with the task's files
+    task: str  # also the name of the folder in `shipped`
     title: str  # of the report
-    data: str  # what the models are run on, for people
+    data: str  # the data's description in the report
     load: Callable[[Progress], tuple[Batch, Any]]  # inputs and targets
     batch_size: int = 64
     goal: Mapping[str, Any] = field(default_factory=lambda: {"goal": "match-teacher"})
-    preprocess: Preprocess | None = None  # None: an input is that of both models already
-    # labels, metric and the like of the outcomes, or what gives them once data are loaded
+    preprocess: Preprocess | None = None  # None: the inputs are arrays already
+    # labels, metric and more arguments of the outcomes, or a function called after `load`
     about: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
-    # by the name of its shipped file: what a student's outcomes are, beside `about`
+    # by the name of a student's shipped file: more arguments of its outcomes
     students: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"student": {}})
-    # by name further models, the cheapest first: the shipped file of each, and how it is prepared
+    # models between, by name, the cheapest first: their shipped files and preprocessing
     between: Mapping[str, tuple[str, Preprocess]] = field(default_factory=dict)
-    teacher_of: str | None = None  # the demo whose shipped teacher it is, where that is another's
-    traffic: Traffic | None = None  # the mix to draw, where it is not that of the data
-    models: Callable[[], Mapping[str, ModelEntry]] | None = None  # by role, where none are shipped
-    shows: bool = False  # whether the report shows inputs, which are images with boxes
+    teacher_of: str | None = None  # the other demo that ships the teacher
+    traffic: Traffic | None = None  # the mix to draw, if it differs from the data's
+    models: Callable[[], Mapping[str, ModelEntry]] | None = None  # by role, if none are shipped
+    shows: bool = False  # the report shows images with boxes
 
     def run(
         self,
@@ -77,7 +77,7 @@ class Demo:
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> DemoResult:
-        """Record, calibrate, evaluate, report; as `ebjr.demo.run_demo`."""
+        """Record, calibrate, evaluate, report; see `ebjr.demo.run_demo`."""
         tell = progress or (lambda what, done, total: None)
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class Demo:
     def _named(
         self, student: str, table: Outcomes, entries: Mapping[str, ModelEntry], folder: Path
     ) -> Outcomes:
-        """Outcomes that say which files their models are."""
+        """Add the models' entries to outcomes."""
         names = dict(zip(table.roles, (student, *self.between, "teacher"), strict=True))
         models = {
             role: replace(entries[name], cost=table.cost_of(role)).as_table(folder.resolve())
@@ -135,7 +135,7 @@ class Demo:
         tables: Mapping[str, Outcomes],
         entries: Mapping[str, ModelEntry],
     ) -> dict[str, Path]:
-        """Write every student's outcomes, and ``joint.toml`` of the best; the files by name."""
+        """Write each student's outcomes and the best one's ``joint.toml``; return files by name."""
         written = {name: folder / self._outcomes_file(name) for name in tables}
         for name, table in tables.items():
             table.save(written[name])
@@ -175,7 +175,7 @@ class Demo:
         models = {name: entry.load(threads=threads) for name, entry in entries.items()}
         n, first = row_count(inputs), take_rows(inputs, slice(self.batch_size))
         for model in models.values():
-            model(first)  # the first call of a session is slow
+            model(first)  # warm up: a session's first call is slow
         costs = costs_of(models, first, dict.fromkeys(models, Cost()), joules=True)
         about = self.about() if callable(self.about) else self.about
         teacher, teacher_cost = models["teacher"], costs["teacher"]
@@ -213,10 +213,10 @@ class Demo:
     ) -> dict[str, str]:
         if recorded:
             timed = outcomes.student_cost.seconds is not None
-            kept = "as measured when the answers were recorded"
+            kept = "measured when the answers were recorded"
             return {
                 "Data": f"recorded answers on {self.data} ({reason})",
-                "Times": kept if timed else "none were kept with the answers",
+                "Times": kept if timed else "not recorded with the answers",
             }
         return {
             "Data": f"{self.data}, all models run on all of them",
@@ -226,12 +226,12 @@ class Demo:
 
 
 def shipped(name: str, task: str = "classification") -> AbstractContextManager[Path]:
-    """A file of the package as a path: ``student.onnx``, ``teacher.onnx`` or ``outcomes.npz``."""
+    """Return the path of a shipped file: ``student.onnx``, ``teacher.onnx``, ``outcomes.npz``."""
     return as_file(files("ebjr.demo") / "shipped" / task / name)
 
 
 def _again(answers: Any) -> Model:
-    """A model that says what another has said, batch after batch: models answer once."""
+    """Return a model that replays recorded answers in order, so that the teacher runs once."""
     place = 0
 
     def model(batch: Batch) -> Any:

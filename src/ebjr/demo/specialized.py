@@ -1,6 +1,6 @@
 """The demo of specialized students: three small ones on CIFAR-10, where a few classes are popular.
 
-One knows the popular classes alone, one these and two more; the third, of the same architecture and
+One knows only the popular classes, one knows two more, and one, of the same architecture and
 budget, knows all. The teacher is that of the shipped pair.
 """
 
@@ -10,11 +10,11 @@ from ebjr.demo.flow import Demo
 from ebjr.tasks.specialized.known_classes import Traffic
 
 ORDER = (4, 6, 2, 7, 3, 5, 9, 0, 8, 1)
-"""The classes by popularity: a draw, as CIFAR-10 has as many images of each."""
+"""The classes by popularity, drawn at random: CIFAR-10 has equally many images of each."""
 
 TRAFFIC = Traffic(0.95, ORDER[:3])
-"""Nineteen of twenty inputs are deer, frogs or birds. Where fewer are, the student of all classes
-saves as much or more: the report's second table says from which share on."""
+"""Nineteen of twenty inputs are deer, frogs or birds. With a smaller share the student of all
+classes saves as much or more; the report's second table shows from which share on."""
 
 DEMO = Demo(
     task="specialized",
@@ -32,4 +32,4 @@ DEMO = Demo(
     teacher_of="classification",
     traffic=TRAFFIC,
 )
-"""The three students are recorded once, beside the teacher's answers, and compared in the mix."""
+"""The three students are recorded once with the teacher, and compared on the mix."""

@@ -1,4 +1,4 @@
-"""Evaluation: what a calibrated threshold does on examples that it did not see."""
+"""Evaluation: the results of a calibrated threshold on examples that did not choose it."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ __all__ = ["evaluate", "joint_prediction"]
 
 
 def evaluate(held_out: Outcomes, point: OperatingPoint) -> OperatingPoint:
-    """The same score, blend and threshold on examples that the threshold was not chosen on.
+    """Return the point's figures on examples that did not choose its threshold.
 
     Examples
     --------
@@ -26,7 +26,7 @@ def evaluate(held_out: Outcomes, point: OperatingPoint) -> OperatingPoint:
 
 
 def joint_prediction(outcomes: Outcomes, point: OperatingPoint) -> Any:
-    """(n,): the joint model's answer to each example at an operating point; `Detections` in a list.
+    """Return the joint model's answers, (n,), at an operating point; or a list of `Detections`.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""How much of what can be had does a score have, and what would bring the rest?
+"""Attainable: how much of the possible gain a score has, and what would bring the rest.
 
-The oracle knows which answers are right. No router does: part of what the oracle gains is luck. The
-most that a router could go by is what both models say. `headroom` measures a router that sees both
-answers before it chooses. It is no score, as it asks the teacher about every row: it is a ceiling.
+The oracle knows which answers are right. No router does: part of its gain is luck. The most
+that a router could use is both models' answers. `headroom` measures a router that sees both answers
+before it chooses. That is a ceiling and not a score, because it asks the teacher about every row.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ from ebjr.tasks.classification.learned import FEWEST, score_features
 
 FOLDS = 5
 MOST_EXAMPLES = 50_000
-"""Of each half at most as many rows are looked at: more would move no share."""
+"""The most rows used of each half: more would not change a share."""
 
 _RIDGE = 10.0
-_LEAST = -30.0  # the log-probability below which a class is as good as ruled out
+_LEAST = -30.0  # log-probabilities below this rule a class out
 
 
 @dataclass(frozen=True, eq=False)
 class Headroom:
-    """The oracle's gain over random routing, without blend, in five parts that sum to 1.
+    """The oracle's gain over random deferral, without blend, in five parts that sum to 1.
 
     Attributes
     ----------
     name
-        The score's.
+        The score's name.
     score
-        What the score has: `oracle_share` of its curve.
+        The score's part: `oracle_share` of its curve.
     other_score
-        What another score of the student's output would add: a router fitted to that output.
+        The part that another score of the student's output would add: a router fitted to that
+        output.
     examples
-        What more examples would add to that fit, extrapolated from fits to half of them and to all.
+        The part that more examples would add to that fit, extrapolated from half and all of them.
     seeing_more
-        What the student's output does not tell, and both models' answers do: a score that sees more
-        (the input, features, a second look) may have some of it.
+        The part that both models' answers show and the student's output does not: a score that sees
+        more (the input, features, a second look) may get some of it.
     models
-        What no router has: only another student or teacher would change it.
+        The part that no router can get: only another student or teacher would change it.
     reached
-        The score's share of what is attainable, which is all but `models`, with its 95 % interval.
+        The score's share of the attainable part, which is all but `models`, with its 95 % interval.
     curve
         The attainable curve.
     """
@@ -64,23 +65,23 @@ class Headroom:
 
     @property
     def attainable(self) -> float:
-        """The share of the oracle's gain that a router could have."""
+        """The share of the oracle's gain that a router could get."""
         return 1 - self.models
 
     def as_dict(self) -> dict[str, Any]:
-        """The shares, for JSON."""
+        """Return the shares for JSON."""
         parts = ("score", "other_score", "examples", "seeing_more", "models", "attainable")
         return {name: getattr(self, name) for name in parts} | {"reached": asdict(self.reached)}
 
     @property
     def text(self) -> str:
-        """Both shares and the parts of the rest."""
+        """The shares, and the parts of the rest, in words."""
         reached = self.reached
         return (
-            f"Without a blend, a router that saw both models' answers before it chose would have "
-            f"{self.attainable:.1%} of the oracle's gain. {self.name} has {self.score:.1%}: "
+            f"Without a blend, a router that sees both models' answers before it chooses would get "
+            f"{self.attainable:.1%} of the oracle's gain. {self.name} gets {self.score:.1%}: "
             f"{reached.estimate:.0%} ({reached.low:.0%} to {reached.high:.0%}) of what is "
-            f"attainable. Of the rest another score of the student's output may bring "
+            f"attainable. As for the rest, another score of the student's output may add "
             f"{self.other_score:.1%}, more examples {self.examples:.1%}, a score that sees more "
             f"than that output at most {self.seeing_more:.1%}, and only other models "
             f"{self.models:.1%}."
@@ -88,14 +89,14 @@ class Headroom:
 
 
 def headroom(calibration: Outcomes, held_out: Outcomes, score: Score) -> Headroom | None:
-    """How much of what can be had a score has on `held_out`, and what would bring the rest.
+    """Measure how much of the possible gain a score has on `held_out`, and where the rest is.
 
-    None where there is nothing to tell: answers are no classes of which one is right, nobody
-    labeled the examples, or on fewer than 50 of a half the teacher is right and the student wrong.
+    None if that cannot be told: answers are not classes that are right or wrong, the examples have
+    no labels, or the teacher is right and the student wrong on fewer than 50 examples of a half.
 
-    Both routers are least squares, with a ridge, of the gain of deferral on a few log-probabilities
-    and their products, fitted for each fifth of `held_out` to all other examples. Where both models
-    answer alike nothing is gained, and the router that sees both knows it.
+    Both routers are ridge regressions of the gain of deferral on a few log-probabilities and their
+    products, fitted for each fifth of `held_out` to all other examples. If both models answer the
+    same, nothing is gained, and the router that sees both knows it.
 
     Examples
     --------
@@ -119,11 +120,11 @@ def headroom(calibration: Outcomes, held_out: Outcomes, score: Score) -> Headroo
 def _parts(
     table: Outcomes, score: Score, both: np.ndarray, student: np.ndarray, of_half: np.ndarray
 ) -> Headroom:
-    """The parts, from the gain that each router expects of each row."""
+    """Compute the parts from the gain that each router expects of each row."""
     kept, deferred = table.student_quality, table.deferred_quality()
 
     def gain(values: np.ndarray) -> np.ndarray:
-        """(n,): each row's part in the gain over random routing."""
+        """Return each row's part, (n,), in the gain over random deferral."""
         return area_influence(values, kept, deferred) - (kept + deferred) / 2
 
     most, own = gain(-both), gain(score_values(score, table))
@@ -131,7 +132,7 @@ def _parts(
         float(each.mean())
         for each in (gain(oracle(table)), own, gain(-student), gain(-of_half), most)
     )
-    # what a fit misses falls as the number of its examples grows: as much again is left after all
+    # a fit's loss falls as 1 / n: what is left is as much as the last doubling gained
     steps = np.maximum.accumulate([here, fitted, 2 * fitted - before, ceiling]) / whole
     parts = np.diff([*np.minimum(steps, max(here, ceiling) / whole), 1.0])
     other_score, examples, seeing_more, models = map(float, parts)
@@ -148,14 +149,14 @@ def _parts(
 
 
 def _ratio(one: np.ndarray, other: np.ndarray) -> Interval:
-    """The ratio of two means over the same rows, at most 1, with its interval (delta method)."""
+    """Return the ratio, at most 1, of two means over the same rows, with its interval."""
     share = one.mean() / other.mean()
     error = 1.96 * (one - share * other).std() / np.sqrt(len(one)) / abs(other.mean())
     return Interval(*(min(float(value), 1.0) for value in (share, share - error, share + error)))
 
 
 def _seeing_both(halves: Sequence[Outcomes], gains: Sequence[np.ndarray]) -> np.ndarray:
-    """(held out,): the gain to expect by both models' answers; 0 where these are the same."""
+    """Return the expected gain, (held out,), by both models' answers; 0 if they are the same."""
     differ = [
         np.flatnonzero(half.predictions("student") != half.predictions("teacher"))
         for half in halves
@@ -170,13 +171,13 @@ def _seeing_both(halves: Sequence[Outcomes], gains: Sequence[np.ndarray]) -> np.
 def _seeing_student(
     halves: Sequence[Outcomes], gains: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(held out,) twice: the same by the student's output, fitted to all examples and to half."""
+    """Return the expected gain by the student's output, from fits to all examples and to half."""
     features = [_squared(score_features(half.student).astype(np.float64)) for half in halves]
     return _cross_fitted(features, gains), _cross_fitted(features, gains, share=0.5)
 
 
 def _both_say(outcomes: Outcomes, rows: np.ndarray) -> np.ndarray:
-    """(rows, 14): the log-probabilities that either model gives to both answers, and products."""
+    """Return both models' log-probabilities of both answers, and products: (rows, 14)."""
     said = [outcomes.kept()[rows], outcomes.deferred()[rows]]
     logs = [log_softmax(logits.astype(np.float64)) for logits in said]
     answers = np.stack([argmax(log) for log in logs], axis=1)
@@ -185,7 +186,7 @@ def _both_say(outcomes: Outcomes, rows: np.ndarray) -> np.ndarray:
 
 
 def _squared(features: np.ndarray) -> np.ndarray:
-    """Features, their squares and the products of every two."""
+    """Return features, their squares and the products of every two."""
     one, other = np.triu_indices(features.shape[1])
     return np.hstack([features, features[:, one] * features[:, other]])
 
@@ -193,7 +194,7 @@ def _squared(features: np.ndarray) -> np.ndarray:
 def _cross_fitted(
     features: Sequence[np.ndarray], gains: Sequence[np.ndarray], share: float = 1.0
 ) -> np.ndarray:
-    """(held out,): the gain expected of each held-out row by a fit to a share of all others."""
+    """Return the expected gain, (held out,), of each row by a fit to a share of all others."""
     (others, own), (known, seen), rng = features, gains, np.random.default_rng(0)
     fold, found = rng.permutation(len(own)) % FOLDS, np.zeros(len(own))
     for k in range(FOLDS):
@@ -213,7 +214,6 @@ def _least_squares(table: np.ndarray, gain: np.ndarray, rows: np.ndarray) -> np.
 
 
 def _at_most(outcomes: Outcomes) -> Outcomes:
-    """At most `MOST_EXAMPLES` of the outcomes, drawn at random."""
     if len(outcomes) <= MOST_EXAMPLES:
         return outcomes
     return outcomes.take(np.random.default_rng(0).permutation(len(outcomes))[:MOST_EXAMPLES])

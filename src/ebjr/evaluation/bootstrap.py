@@ -1,4 +1,4 @@
-"""Bootstrap: intervals of what an operating point does, from resampled examples.
+"""Bootstrap: intervals for an operating point's figures, from resampled examples.
 
 They hold for examples drawn independently from one population.
 """
@@ -17,7 +17,7 @@ from ebjr.outcomes import Outcomes
 from ebjr.stats import Interval
 
 MOST_WHOLE = 500
-"""How often to resample for a metric that is no mean of rows, unless told otherwise."""
+"""The default number of resamples for a metric that is not a mean of rows."""
 
 _MOST_RESAMPLED = 20_000
 
@@ -29,29 +29,29 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Intervals of what an operating point does, from resampled examples.
+    """Return intervals for an operating point's figures, from resampled examples.
 
-    Where answers are right or wrong, an example is of one of 16 kinds, and counting the kinds of n
-    examples drawn with replacement *is* one draw from a multinomial distribution: the same
-    bootstrap exactly, in time and memory that do not depend on n. Of losses the rows are resampled,
-    or beyond 20,000 rows their means drawn from the normal distribution that these then have.
-    COCO's mAP is evaluated anew on each resample of the images. It is too high on few images, and
-    on a resample, where fewer differ, too high once more: its own interval is the basic
-    bootstrap's, which corrects for that. Differences of two mAP need no correction.
+    If answers are right or wrong, an example is of one of 16 kinds, and counting the kinds of n
+    examples drawn with replacement *is* one draw from a multinomial distribution: exactly the same
+    bootstrap, with time and memory independent of n. For losses the rows are resampled, or beyond
+    20,000 rows their means are drawn from the normal distribution that they then have. COCO's mAP
+    is computed again on each resample of the images. It is too high on few images, and even higher
+    on a resample, which has fewer different ones: its own interval is the basic bootstrap's, which
+    corrects for that. Differences of two mAP need no correction.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; the basic
     bootstrap: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2.
 
-    - `outcomes`: Examples that the threshold was not chosen on; on others the intervals flatter.
-    - `n_resamples`: At least 100; None is 2,000, or `MOST_WHOLE` where the metric is no mean of
+    - `outcomes`: Examples that did not choose the threshold; otherwise intervals are optimistic.
+    - `n_resamples`: At least 100; None is 2,000, or `MOST_WHOLE` for a metric that is not a mean of
       rows.
     - `level`: The intervals' confidence, between 0 and 1.
 
-    Returns: The metric's name (such as `accuracy`) with its figure; `deferral_rate`,
-    `gain_over_teacher`, `gain_over_student` (in accuracy; for losses how much less) and, where
-    costs are known, `cost` in ``point.unit``, `saving`, how many times cheaper than the teacher
-    alone, and `joules_saved`, a share of the teacher's. Costs of one example are taken as exact;
-    only the rate varies.
+    Returns the metric's name (such as `accuracy`) with its figure; `deferral_rate`,
+    `gain_over_teacher`, `gain_over_student` (in accuracy; for losses how much less) and, if costs
+    are known, `cost` in ``point.unit``, `saving`, how many times cheaper than the teacher alone,
+    and `joules_saved`, a share of the teacher's. Costs per example are taken as exact: only the
+    deferral rate varies.
 
     Examples
     --------
@@ -87,9 +87,9 @@ def bootstrap(
 def interval_of(
     estimate: float, resampled: Array, level: float = 0.95, basic: bool = False
 ) -> Interval:
-    """The interval of a figure from its values on resampled examples, (resamples,).
+    """Return the interval of a figure from its values on resampled examples, (resamples,).
 
-    Their percentiles; with `basic` the percentiles mirrored at the estimate, see `bootstrap`.
+    It is their percentiles, or with `basic` the percentiles mirrored at the estimate.
 
     Examples
     --------
@@ -104,14 +104,14 @@ def interval_of(
 
 
 def resamples(measure: Metric) -> int:
-    """How often `bootstrap` resamples for a metric, unless told otherwise."""
+    """Return the default number of resamples for a metric."""
     return 2000 if measure.whole is None else MOST_WHOLE
 
 
 def _whole_draws(
     outcomes: Outcomes, point: OperatingPoint, n_resamples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(1, 4) and (resamples, 4): deferred, the joint model, the student and the teacher."""
+    """Return deferred, joint, student and teacher figures: (1, 4) here, (resamples, 4) drawn."""
     _, deferred = point.router(outcomes.student)
     own, plain = outcomes.whole(point.blend), outcomes.whole()
     assert own is not None
@@ -126,11 +126,11 @@ def _whole_draws(
 def resampled_wholes(
     chosen: Sequence[tuple[Whole, np.ndarray]], n_resamples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Qualities that are no means of rows, on rows drawn with replacement.
+    """Resample qualities that are not means of rows.
 
-    `chosen` are m pairs of a `Whole` and the rows that are deferred, (n,) bool. Returns how often
-    each row was drawn, (n_resamples, n), and the qualities, (n_resamples, m). A draw on which there
-    is no quality, as without a labeled box, is drawn again.
+    `chosen` are m pairs of a `Whole` and the deferred rows, (n,) bool. Returns how often each row
+    was drawn, (n_resamples, n), and the qualities, (n_resamples, m). A draw without a quality, such
+    as one without a labeled box, is drawn again.
     """
     n = len(chosen[0][1])
     times = np.empty((n_resamples, n), np.int64)
@@ -145,7 +145,7 @@ def resampled_wholes(
 
 
 def _kinds(outcomes: Outcomes, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
-    """A row as `point_rows` has them of each kind that there is, and how many are of it."""
+    """Return the `point_rows` of each kind of example, and how many examples are of it."""
     rows = point_rows(outcomes, point)
     bits = np.column_stack([rows[:, [0, 2, 3]], outcomes.deferred_quality(point.blend)]) > 0
     kind = bits @ (1 << np.arange(4))
@@ -154,7 +154,7 @@ def _kinds(outcomes: Outcomes, point: OperatingPoint) -> tuple[np.ndarray, np.nd
 
 
 def point_rows(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
-    """(n, 4): deferred, quality of the joint model, of the student, of the teacher."""
+    """Return, (n, 4): deferred, and the qualities of joint model, student and teacher."""
     _, deferred = point.router(outcomes.student)
     student, answered = outcomes.student_quality, outcomes.deferred_quality(point.blend)
     joint = np.where(deferred, answered, student)
@@ -162,7 +162,7 @@ def point_rows(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
 
 
 def resampled_means(columns: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(n_resamples, c): means of columns (n, c) over rows drawn with replacement."""
+    """Return means, (n_resamples, c), of columns (n, c) over rows drawn with replacement."""
     n = len(columns)
     if n > _MOST_RESAMPLED:
         spread = np.cov(columns, rowvar=False, ddof=0) / n
@@ -174,7 +174,7 @@ def resampled_means(columns: np.ndarray, n_resamples: int, rng: np.random.Genera
 
 
 def _figures(means: np.ndarray, point: OperatingPoint, measure: Metric) -> dict[str, np.ndarray]:
-    """Each figure, (resamples,), from means (resamples, 4) of what `point_rows` holds."""
+    """Return each figure, (resamples,), from means (resamples, 4) of `point_rows`."""
     rate = means[:, 0]
     joint, student, teacher = (np.asarray(measure.quality(column)) for column in means[:, 1:].T)
     figures = {

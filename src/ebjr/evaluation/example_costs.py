@@ -1,4 +1,4 @@
-"""What an example costs on each of several models, as far as can be told before they run."""
+"""Costs of an example on several models, as far as they can be found before a recording."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,16 +22,17 @@ def costs_of(
     joules: bool = False,
     features: Any = None,
 ) -> dict[str, Cost]:
-    """The cost of an example on each of several models, of which some is `given`.
+    """Return each model's cost per example, with what can be found added to what is `given`.
 
-    A model that continues from the student's features is asked about `features`, not `inputs`.
+    A model that continues from the student's features gets `features` instead of `inputs`.
 
-    `joules` of all are measured by the same counters, or estimated; where one is remote, none are.
+    `joules` of all models are measured by the same counters, or all estimated; if one model is
+    remote, none has joules.
     """
     costs: dict[str, Cost] = {}
     loads: dict[str, Load] = {}
     for name, each in models.items():
-        model = each.model if isinstance(each, Look) else each  # a look costs what it does
+        model = each.model if isinstance(each, Look) else each  # a look costs what its model does
         known = facts(model)
         asked = features if known.continues else inputs
         costs[name] = given[name].filled(**known.cost.as_dict(), rest=known.continues or None)
@@ -43,7 +44,7 @@ def costs_of(
 
 
 def _looked_into(model: Model, inputs: Batch, cost: Cost, joules: bool) -> tuple[Cost, Load]:
-    """A model's cost with its FLOPs, and the load that measures its joules."""
+    """Return a model's cost with its FLOPs, and the load for measuring its joules."""
     bare, preprocess = unprepared(model)
     if not joules and (cost.flops is not None or not can_count(bare)):
         return cost, Load(bare, None)
@@ -59,7 +60,7 @@ def _looked_into(model: Model, inputs: Batch, cost: Cost, joules: bool) -> tuple
 
 
 def _counted(model: Model, batch: Batch, wanted: bool) -> Flops | None:
-    """The FLOPs of a model that can be looked into; it is said of a file that cannot."""
+    """Count a model's FLOPs if possible; note why a file's cannot be counted."""
     known = facts(model)
     if not is_array(batch):
         return None
@@ -71,5 +72,5 @@ def _counted(model: Model, batch: Batch, wanted: bool) -> Flops | None:
             note(f"FLOPs not counted: {one_line(error)}")
         return None
     if wanted and counted.known is None:
-        note(f"FLOPs not counted: {', '.join(counted.uncounted)} cannot be")
+        note(f"FLOPs not counted: the model has {', '.join(counted.uncounted)}")
     return counted

@@ -1,7 +1,7 @@
 """FLOPs and parameters of a model, counted from its file or its module.
 
-FLOPs are counted as PyTorch's own counter does: the multiply-adds of matrix products and
-convolutions (1 MAC = 2 FLOPs) alone. A net counts the same as an ONNX graph and as a torch module.
+FLOPs are counted like PyTorch's own counter: only the multiply-adds of matrix products and
+convolutions (1 MAC = 2 FLOPs). A net has the same count as an ONNX graph and as a torch module.
 """
 
 import os
@@ -23,22 +23,22 @@ from ebjr.model import facts, model_name
 
 @dataclass(frozen=True)
 class Flops:
-    """What a model computes for one example."""
+    """A model's computation per example."""
 
-    flops: int  # a lower bound where `uncounted` is not empty
-    parameters: int  # numbers that training sets, without running statistics and shapes
+    flops: int  # a lower bound if `uncounted` is not empty
+    parameters: int  # trained numbers, without running statistics and shapes
     parameter_bytes: int
     by_operator: dict[str, int]  # the largest first
-    uncounted: dict[str, int]  # operators that could not be looked into: control flow, custom ones
+    uncounted: dict[str, int]  # operators that cannot be counted: control flow, custom ones
 
     @property
     def known(self) -> int | None:
-        """`flops`; None where all that computes could not be looked into, as in trees."""
+        """`flops`; None if nothing that computes could be counted, as in trees."""
         return None if self.uncounted and not self.flops else self.flops
 
 
 def can_count(model: Any) -> bool:
-    """Whether a model can be looked into: it has an ONNX file, or is or holds a torch module."""
+    """Whether a model can be counted: it has an ONNX file, or is or holds a torch module."""
     known = facts(model)
     graph = known.path is not None and known.path.suffix.lower() == ".onnx"
     return (graph and known.preprocess is None) or _torch_module(model) is not None
@@ -49,15 +49,22 @@ def count_flops(
 ) -> Flops:
     """Count the FLOPs of one example and the parameters of a model.
 
-    TypeError: `model` cannot be looked into. ValueError: `input_shape` is needed, or is not the
-    model's. FileNotFoundError: `model` is a path without a file. ModelError: the file is corrupt,
-    or the module failed on the input.
-
     - `model`: A path to an ``.onnx`` file, a model loaded from a file, or a torch module.
-    - `input_shape`: The shape of a batch, (n, ...); one example is counted, whatever n. None takes
-      it from the file, which must then leave nothing but the batch open.
+    - `input_shape`: The shape of a batch, (n, ...); one example is counted, for any n. None takes
+      it from the file, in which only the batch may be open.
     - `input_dtype`: The type of a torch module's inputs, such as ``"int64"`` for token ids; None is
-      float32, or what the program says. ONNX graphs say it themselves.
+      float32, or the exported program's type. ONNX graphs have their own.
+
+    Raises
+    ------
+    TypeError
+        `model` cannot be counted.
+    ValueError
+        `input_shape` is needed, or does not fit the model.
+    FileNotFoundError
+        `model` is a path without a file.
+    ModelError
+        The file is corrupt, or the module failed on the input.
 
     Examples
     --------
@@ -74,18 +81,18 @@ def count_flops(
     path = model if isinstance(model, str | os.PathLike) else facts(model).path
     if path is None or Path(path).suffix.lower() != ".onnx":
         raise TypeError(
-            f"FLOPs are counted of an .onnx file, a torch module or a model from ebjr.load_model, "
-            f"but got {model!r}; load it first, or give its FLOPs by hand"
+            f"FLOPs are counted for an .onnx file, a torch module or a model from ebjr.load_model, "
+            f"not for {model!r}: load it first, or give its FLOPs (--student-flops)"
         )
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no model file at {path}; check the path")
+        raise FileNotFoundError(f"model file {path} does not exist: check the path")
     return _count_onnx(Path(path), input_shape)
 
 
 def _flops(
     by_operator: Counter[str], sizes: Sequence[tuple[int, int]], uncounted: Counter[str]
 ) -> Flops:
-    """`sizes` are each parameter tensor's elements, and the bits of one of them."""
+    """Sum up counts; `sizes` has each parameter tensor's elements and bits per element."""
     parameters = sum(count for count, _ in sizes), sum(count * bits for count, bits in sizes) // 8
     counted = {name: flops for name, flops in by_operator.most_common() if flops}
     return Flops(sum(counted.values()), *parameters, counted, dict(uncounted.most_common()))
@@ -99,14 +106,14 @@ def _fixed_batch(shape: OpenShape | None) -> int:
 
 
 def _torch_module(model: Any) -> Any:
-    # A torch module can only exist where torch was imported already.
+    # a torch module exists only if torch is imported already
     torch: Any = sys.modules.get("torch")
     candidates = () if torch is None else (model, getattr(model, "module", None))
     return next((each for each in candidates if isinstance(each, torch.nn.Module)), None)
 
 
 def _count_torch(module: Any, shape: Shape, dtype: np.dtype[Any], name: str) -> Flops:
-    """Run a module once and let PyTorch count; the module is left in the mode it was in."""
+    """Run a module once while PyTorch counts, and restore the module's mode."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -118,8 +125,8 @@ def _count_torch(module: Any, shape: Shape, dtype: np.dtype[Any], name: str) -> 
             module(inputs)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise ModelError(
-            f"{name} must run on an input of shape {tuple(inputs.shape)} to be counted, "
-            f"but says: {one_line(error)}"
+            f"{name} failed on an input of shape {tuple(inputs.shape)}, so its FLOPs cannot be "
+            f"counted: {one_line(error)}"
         ) from error
     counts = counter.get_flop_counts().get("Global", {})
     by_operator = Counter({str(op): flops // shape[0] for op, flops in counts.items()})
@@ -138,7 +145,7 @@ def _torch_input(module: Any, shape: Shape, dtype: np.dtype[Any]) -> Any:
 
 @contextmanager
 def _plain_evaluation(module: Any) -> Iterator[None]:
-    """Evaluation mode, with transformers in the plain operators that the counter knows."""
+    """Switch to evaluation, with transformers in the plain operators that the counter knows."""
     import torch
 
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -154,7 +161,7 @@ def _plain_evaluation(module: Any) -> Iterator[None]:
 
 
 def _torch_formulas() -> dict[Any, Callable[..., int]]:
-    """FLOPs of the two CPU kernels that PyTorch's counter does not know."""
+    """Return the FLOPs of two CPU kernels that PyTorch's counter does not know."""
     import torch
 
     def attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
@@ -175,7 +182,7 @@ def _torch_formulas() -> dict[Any, Callable[..., int]]:
 
 
 def _torch_watcher() -> Any:
-    """A mode that notes the operators from outside PyTorch's own set, which nothing counts."""
+    """Make a mode that notes operators from outside PyTorch's own set, which nothing counts."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Watcher(TorchDispatchMode):
@@ -197,7 +204,7 @@ def _torch_watcher() -> Any:
 
 
 class _Node(NamedTuple):
-    """An ONNX operator; a LookupError where nothing tells a shape that is asked for."""
+    """An ONNX operator; LookupError if a shape is unknown."""
 
     shapes: Mapping[str, Shape]
     inputs: Sequence[str]
@@ -216,8 +223,8 @@ Formula = Callable[[_Node], int]
 
 
 def _convolution(weight: int, of: Callable[[_Node], Shape] = lambda node: node.out) -> Formula:
-    # The weight is (out, in / groups, kernel...): one MAC for each output and each of in * kernel.
-    # Transposed it is (in, out / groups, kernel...): each input is spread over out * kernel.
+    # the weight is (out, in / groups, kernel...): each output needs in * kernel MACs
+    # transposed it is (in, out / groups, kernel...): each input is spread over out * kernel
     return lambda node: 2 * prod(of(node)) * prod(node.shape(weight)[1:])
 
 
@@ -227,14 +234,14 @@ def _matrix_product(node: _Node) -> int:
 
 
 def _recurrent(node: _Node) -> int:
-    # X is (steps, batch, in), or batch first; W and R hold the matrices of all gates.
+    # X is (steps, batch, in), or batch first; W and R have the matrices of all gates
     steps = prod(node.shape(0)[:2])
     return 2 * steps * (prod(node.shape(1)) + prod(node.shape(2)))
 
 
 def _attention(node: _Node) -> int:
-    """Queries (..., length, width) on keys, then the weights on values; heads are in the width."""
-    if any(name in node.shapes for name in node.inputs[4:6]):  # a cache: its length is not known
+    """Queries (..., length, width) on keys, then weights on values; the width has all heads."""
+    if any(name in node.shapes for name in node.inputs[4:6]):  # a cache, whose length is unknown
         raise LookupError
     return 2 * node.shape(1)[-2] * (prod(node.shape(0)) + prod(node.out))
 
@@ -250,7 +257,7 @@ def _einsum(node: _Node) -> int:
     sizes: dict[str, int] = {}
     for index, term in enumerate(terms):
         sizes |= dict(zip(term, node.shape(index), strict=True))
-    # A letter of one operand alone is summed away first, and costs no product.
+    # a letter of only one operand is summed first, and costs no product
     shared = set(terms[0]) & set(terms[1])
     return 2 * prod(size for letter, size in sizes.items() if letter in result or letter in shared)
 
@@ -270,7 +277,7 @@ FORMULAS: dict[str, Formula] = {
     "Attention": _attention,
     "Einsum": _einsum,
 }
-"""Operators that multiply matrices, of ONNX and of ONNX Runtime's own domain."""
+"""Operators that multiply matrices, from ONNX and ONNX Runtime's own domain."""
 
 FREE_EXTENSIONS = {
     *("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "LayerNormalization", "SkipLayerNormalization"),
@@ -283,7 +290,7 @@ FREE_EXTENSIONS = {
 """ONNX Runtime's own operators without matrix products."""
 
 OPAQUE = {"If", "Loop", "Scan", "SequenceMap", "DFT", "STFT", "Det"}
-"""ONNX operators whose work depends on more than shapes, or is no matrix product."""
+"""ONNX operators whose work depends on more than shapes, or is not a matrix product."""
 
 NOT_TRAINED = {
     "BatchNormalization": {3, 4},
@@ -293,7 +300,7 @@ NOT_TRAINED = {
     "QLinearMatMul": {1, 2, 4, 5, 6, 7},
     "Resize": {1, 2},
 }
-"""Constant inputs that are no parameters: running statistics, scales and zero points."""
+"""Constant inputs that are not parameters: running statistics, scales and zero points."""
 
 
 def _count_onnx(path: Path, input_shape: OpenShape | None) -> Flops:
@@ -317,28 +324,28 @@ def _count_onnx(path: Path, input_shape: OpenShape | None) -> Flops:
 
 
 def _read_onnx(path: Path) -> Any:
-    """The graph, its functions written out; weights in files beside it are not read."""
+    """Read a graph with its functions inlined; weights in other files are not read."""
     with needs("onnx", f"counting the FLOPs of {path}"):
         import onnx
         import onnx.inliner
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own error class is not in its public interface
-        raise ModelError(f"{path} must be an ONNX model, but is not; export it again") from error
+    except Exception as error:  # protobuf's error class is not public
+        raise ModelError(f"{path} is not an ONNX model: export it again") from error
     if not model.graph.node:
-        raise ModelError(f"{path} must be an ONNX model, but its graph is empty; export it again")
+        raise ModelError(f"{path} is not an ONNX model with operators: export it again")
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
 def _set_input_shape(model: Any, given: OpenShape | None, name: str) -> int:
-    """Write the input's shape into the graph, wherever its open dimensions are named: the batch."""
+    """Write the input's shape into the graph, and return its batch."""
     with needs("onnx", f"counting the FLOPs of {name}"):
         from onnxruntime.tools.onnx_model_utils import make_input_shape_fixed
     inputs = _inputs(model)
     if len(inputs) != 1:
         raise ModelError(
             f"{name} must have one required input, but has {len(inputs)} "
-            f"({', '.join(value.name for value in inputs) or 'none'}); export it with the others "
+            f"({', '.join(value.name for value in inputs) or 'none'}): export it with the others "
             "as constants"
         )
     tensor = inputs[0].type.tensor_type
@@ -364,7 +371,7 @@ def _inferred_shapes(model: Any) -> dict[str, Shape]:
 
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # what inference cannot do, running the graph does
+    except Exception:  # the graph is run instead
         inferred = model
     graph = inferred.graph
     found = {}
@@ -386,7 +393,7 @@ def _constants(model: Any) -> dict[str, tuple[Shape, int]]:
 
 
 def _wanted(model: Any) -> set[str]:
-    """Names of the tensors whose shapes the formulas need."""
+    """Return the names of the tensors whose shapes the formulas need."""
     return {
         name
         for node in model.graph.node
@@ -397,7 +404,7 @@ def _wanted(model: Any) -> set[str]:
 
 
 def _shapes_by_running(model: Any, path: Path, names: list[str]) -> dict[str, Shape]:
-    """Run the graph once on zeros, for shapes that depend on values computed on the way."""
+    """Run the graph once on zeros, for shapes that depend on computed values."""
     import onnx
 
     with needs("onnx", f"counting the FLOPs of {path}"):
@@ -420,7 +427,7 @@ def _shapes_by_running(model: Any, path: Path, names: list[str]) -> dict[str, Sh
             probe.SerializeToString(), settings, providers=["CPUExecutionProvider"]
         )
         results = session.run(names, {value.name: np.zeros(shape, dtype)})
-    except Exception:  # operators of other builds, or over 2 GB: reported as uncounted
+    except Exception:  # operators of other builds, or over 2 GB: left uncounted
         return {}
     return {name: np.shape(result) for name, result in zip(names, results, strict=True)}
 
@@ -433,7 +440,7 @@ def _node_flops(node: Any, shapes: dict[str, Shape]) -> int | None:
         return None
     formula = FORMULAS.get(node.op_type)
     if node.op_type == "Attention" and not standard:
-        return None  # another operator of the same name, whose projections are inside
+        return None  # Microsoft's operator of that name has the projections inside
     if formula is None:
         return 0 if standard or node.op_type in FREE_EXTENSIONS else None
     attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
@@ -444,12 +451,12 @@ def _node_flops(node: Any, shapes: dict[str, Shape]) -> int | None:
 
 
 def _sizes(model: Any, constants: dict[str, tuple[Shape, int]]) -> list[tuple[int, int]]:
-    """Elements, and bits of one, of each constant that training sets."""
+    """Return the elements, and bits per element, of each trained constant."""
     import onnx
 
     kinds = onnx.TensorProto
     floating = {kinds.FLOAT: 32, kinds.FLOAT16: 16, kinds.BFLOAT16: 16, kinds.DOUBLE: 64}
-    # whole numbers with two dimensions are quantized weights; shapes, axes and indices are wider
+    # 8-bit and smaller integers in 2 dimensions are quantized weights; shapes and indices are wider
     narrow = {kinds.INT8: 8, kinds.UINT8: 8, kinds.INT4: 4, kinds.UINT4: 4}
     used = {
         name

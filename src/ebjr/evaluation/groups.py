@@ -1,4 +1,4 @@
-"""Groups: which classes gain by deferral, and which lose?"""
+"""Groups: which classes gain by deferral, and which lose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,32 +11,32 @@ from ebjr.evaluation.bootstrap import point_rows
 from ebjr.outcomes import Outcomes
 from ebjr.stats import Interval
 
-OTHERS = ("student", "teacher")  # what the joint model is compared with
+OTHERS = ("student", "teacher")  # compared with the joint model
 
 
 @dataclass(frozen=True)
 class Group:
-    """The `n` examples of one class, or whose targets are alike, at an operating point."""
+    """The `n` examples of a class, or with similar targets, at an operating point."""
 
     name: str
     n: int
-    means: tuple[float, ...]  # of what `point_rows` holds
-    over: dict[str, Interval]  # by model: the joint model's mean minus its own, of this group alone
-    sure: dict[str, int]  # the sign of that if it is no chance over all groups (Bonferroni), else 0
+    means: tuple[float, ...]  # means of `point_rows`
+    over: dict[str, Interval]  # by model: the joint model's mean minus the model's, in this group
+    sure: dict[str, int]  # its sign if significant over all groups (Bonferroni), else 0
 
 
 def by_rows(outcomes: Outcomes, point: OperatingPoint) -> Outcomes:
-    """The outcomes as the point sees them, in a metric that rows have: the nearest of the task."""
+    """Return the outcomes as the point sees them, in the task's nearest metric of rows."""
     table = outcomes.with_scale(point.rescale)
     return table if table.measure.rows is not None else replace(table, metric="f1")
 
 
 def group_gains(outcomes: Outcomes, point: OperatingPoint) -> list[Group]:
-    """Both models and the joint one on the examples of each class that has some, in their order.
+    """Return each class that has examples, in order, with the figures of all three models.
 
-    An image counts for every class of which it has a label or a box; targets that are numbers are
-    cut into tenths. The intervals are Wald's with two examples added on which one of both is right,
-    once each half, so that those of few examples, and of no difference, are not too short.
+    An image counts for every class of which it has a label or a box; numeric targets are cut into
+    tenths. Intervals are Wald's with two examples added (half of one per combination of right and
+    wrong), so that they are not too short with few examples or differences.
 
     Source: Agresti & Min, "Simple improved confidence intervals for comparing matched proportions",
     Statistics in Medicine 2005.
@@ -72,7 +72,7 @@ def group_gains(outcomes: Outcomes, point: OperatingPoint) -> list[Group]:
 def _intervals(
     mean: np.ndarray, square: np.ndarray, n: np.ndarray, prior: float, bound: float
 ) -> tuple[list[Interval], np.ndarray]:
-    """Each group's mean change with its interval, and its sign if all together are sure of it."""
+    """Return each group's mean change with its interval, and its sign if all together are sure."""
     middle = n * mean / (n + 2)
     error = np.sqrt(((n * square + prior) / (n + 2) - middle**2) / (n + 2))
     ends = np.clip([middle - 1.96 * error, middle + 1.96 * error], -bound, bound)
@@ -82,7 +82,7 @@ def _intervals(
 
 
 def _grouped(table: Outcomes) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
-    """Rows, the group of each, and what the groups are called; a row may be in several groups."""
+    """Return rows, each one's group, and the groups' names; a row may be in several groups."""
     targets, names = table.targets, table.labels
     rows, places = np.arange(len(table)), targets
     if table.kind.targets_are == "numbers":
@@ -95,5 +95,5 @@ def _grouped(table: Outcomes) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
     elif table.kind.targets_are == "label sets":
         rows, places = np.nonzero(targets)
     names = names or tuple(f"class {place}" for place in range(1 + int(places.max(initial=-1))))
-    twice = len(set(names)) < len(names)  # as ImageNet's two cranes are
+    twice = len(set(names)) < len(names)  # like ImageNet's two cranes
     return rows, places, [f"{name} ({k})" for k, name in enumerate(names)] if twice else names

@@ -1,4 +1,4 @@
-"""Inputs: the batch that a model is given when it is counted, timed or measured; and the clock."""
+"""Inputs: batches for counting, timing and measuring a model; and timed calls."""
 
 import sys
 import time
@@ -14,12 +14,11 @@ OpenShape = Sequence[int | None]
 
 
 def batch_of_one(given: OpenShape | None, known: OpenShape | None, name: str) -> Shape:
-    """The shape of a batch of one, from what was given and what the model says."""
+    """Return the shape of a batch of one, from `given` and what the model says."""
     if known is None:
         if not given or not all(given[1:]):
             raise ValueError(
-                f"the shape of an input is needed for {name}, such as (1, 3, 32, 32), "
-                f"but input_shape is {given}"
+                f"{name} needs input_shape (--input-shape), like (1, 3, 32, 32), not {given}"
             )
         known = given
     elif given is None:
@@ -30,7 +29,7 @@ def batch_of_one(given: OpenShape | None, known: OpenShape | None, name: str) ->
     if not fits or not all(given[1:]):
         raise ValueError(
             f"{name} takes a batch of shape {_shown(known)}, but input_shape is "
-            f"{_shown(given)}; give a number for each dimension after the first"
+            f"{_shown(given)}: give a number for each dimension after the first"
         )
     return (1, *(int(size) for size in given[1:] if size))
 
@@ -40,19 +39,19 @@ def _shown(shape: OpenShape) -> str:
 
 
 def input_dtype_of(model: Any, given: str | None = None) -> np.dtype[Any]:
-    """The type of a model's inputs: as given, else its own, else float32."""
+    """Return the type of a model's inputs: as given, else its own, else float32."""
     return np.dtype(given or facts(model).input_dtype or np.float32)
 
 
 def random_batch(rows: int, shape: Shape, dtype: np.dtype[Any]) -> Any:
-    """A batch that the model accepts: normal numbers, or zeros where whole numbers are ids."""
+    """Return a batch that the model accepts: normal numbers, or zeros for integer ids."""
     if dtype.kind != "f":
         return np.zeros((rows, *shape[1:]), dtype=dtype)
     return np.random.default_rng(0).standard_normal((rows, *shape[1:])).astype(dtype)
 
 
 def timed_calls(model: Any, batch: Any, deadline: float, most: int = sys.maxsize) -> list[float]:
-    """Seconds of each call of a model until `deadline` of `time.perf_counter`; of one at least."""
+    """Return the seconds of each call of a model until `deadline`, of one call at least."""
     times: list[float] = []
     while not times or (len(times) < most and time.perf_counter() < deadline):
         start = time.perf_counter()

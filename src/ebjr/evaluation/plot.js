@@ -1,8 +1,8 @@
-/* Draws the figures of plots.py: lines, markers, bars and rules on two axes, in the little of
-   plotly's form that they use. Colors are CSS variables where they differ in the dark. */
+/* Draws the figures of plots.py: lines, markers, bars and rules on two axes, in the part of
+   plotly's format that they use. Colors that differ in dark mode are CSS variables. */
 
-const LETTER = 7.1; /* about the width of one, in pixels */
-const NEAR = 26; /* pixels from a point at which the mouse shows its figures */
+const LETTER = 7.1; /* average width of a letter in pixels */
+const NEAR = 26; /* the mouse shows a point's figures within this many pixels */
 
 class Plot {
   constructor(node, figure) {
@@ -41,7 +41,7 @@ class Plot {
     this.svg.replaceChildren(...this.axes(labels, width, height), inside, ...traces.flatMap((trace) => this.markers(trace)), ...notes);
   }
 
-  /* The least and the greatest value to show of an axis. */
+  /* The smallest and largest value on an axis. */
   range(name, axis) {
     if (this.names && name === "y") return [this.names.length - 0.5, -0.5];
     if (axis.range) return axis.range;
@@ -103,7 +103,7 @@ class Plot {
     return draw("text", { class: "strong", x: fits ? end : this.x(x) - xshift, y: y > 0.5 ? top + 13 : bottom - 8, "text-anchor": fits ? "end" : "start" }, text);
   }
 
-  /* What is cut off at the axes: lines, bars, and how far off a figure may be. */
+  /* Clipped at the axes: lines, bars and error bars. */
   lines(trace) {
     const places = trace.x.map((x, row) => [this.x(x), this.y(trace.y[row])]);
     this.seen.push(...places.map(([x, y], row) => ({ x, y, row, trace })));
@@ -141,7 +141,7 @@ class Plot {
     return [draw("path", { d: d.join("") || "M0 0", fill: colorOf(trace), opacity, stroke: line ? line.color : "none", "stroke-width": line ? line.width : 0 })];
   }
 
-  /* The figures of the nearest point. */
+  /* Show the figures of the nearest point. */
   hover(event) {
     const { left, top, width } = this.node.getBoundingClientRect();
     const [x, y] = [event.clientX - left, event.clientY - top];
@@ -168,7 +168,7 @@ class Plot {
 
 const dashes = (dash) => ({ dash: "8 6", dot: "2 4" }[dash] || "none");
 
-/* The teacher has no color of its own: it is drawn in ink. */
+/* The teacher has no color of its own; it is drawn in the text color. */
 function colorOf({ name, marker = {}, line = {} }) {
   const color = marker.color || line.color;
   return color === undefined || name === "teacher" ? "var(--ink)" : color === data.accent ? "var(--accent)" : color;
@@ -181,7 +181,7 @@ function shape(symbol, x, y, half) {
   return `M${a} ${b}m${-r} 0a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0z`;
 }
 
-/* What a trace says of one of its points, and the name over it. */
+/* A point's hover text, and the name above it. */
 function told(trace, row) {
   const fields = { x: trace.x[row], y: trace.y[row], text: trace.text && trace.text[row], "fullData.name": trace.name };
   const filled = trace.hovertemplate.replace(/%\{([\w.]+)(?::\.(\d+)([fg]))?\}/g, (_, key, digits, form) => {

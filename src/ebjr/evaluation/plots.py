@@ -1,6 +1,6 @@
-"""Plots as plain dictionaries of `data` and `layout`, in the little of plotly's form they need.
+"""Plots as plain dictionaries of `data` and `layout`, in the small part of plotly's format needed.
 
-The report draws them with its own `plot.js`; plotly, where somebody has it, draws them too.
+The report draws them with its own `plot.js`; plotly can draw them too.
 """
 
 import tomllib
@@ -22,7 +22,7 @@ from ebjr.stats import Interval
 from ebjr.tasks.classification import ACCURACY
 
 PALETTE: Mapping[str, str] = tomllib.loads(packaged_text("ebjr.evaluation", "palette.toml"))
-"""One color a thing, in every plot; told apart by color-blind readers (Okabe & Ito, 2008)."""
+"""One color per thing in every plot, distinct for color-blind readers (Okabe & Ito, 2008)."""
 
 MOST_ROWS = 400
 BINS = 60
@@ -30,7 +30,7 @@ MOST_DOTS = 2000
 
 
 def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_ROWS) -> np.ndarray:
-    """Rows of a curve that draw like all: `most` even in rate, both ends among them, and `keep`."""
+    """Return rows that draw like the whole curve: `most` evenly in rate, both ends, and `keep`."""
     if len(curve) <= most:
         return np.arange(len(curve))
     rates = np.linspace(curve.deferral_rate[0], 1.0, most)
@@ -50,7 +50,7 @@ _UNIT_WORDS = {
 def relative_cost(
     student: Cost, teacher: Cost, deferral_rate: np.ndarray
 ) -> tuple[np.ndarray, str]:
-    """Cost in percent of the teacher's, and the axis title; the rate where costs are not known."""
+    """Return cost in percent of the teacher's, or the rate if unknown, and the axis title."""
     for unit, words in _UNIT_WORDS.items():
         if break_even_rate(student, teacher, unit) is not None:
             kind = student.joules_are if unit == "joules" else None
@@ -71,12 +71,11 @@ def trade_off_figure(
     chosen: str | None = None,
     attainable: TradeOffCurve | None = None,
 ) -> dict[str, Any]:
-    """The trade-off curve of each score, with both models, the oracle and chance on it.
+    """Make the trade-off curve of each score, with both models, the oracle and random deferral.
 
-    `attainable` is drawn below the oracle: the curve of a router that sees both models' answers.
-
-    Chance is the average of random orders: the straight line between both models, in means of rows.
-    `points` are by their name in the legend; the point of `chosen` is stressed, and the last trace.
+    `attainable`, drawn below the oracle, is the curve of a router that sees both models' answers.
+    Random deferral is the straight line between both models, in means of rows. `points` are by
+    legend name; the point of `chosen` is emphasized, and the last trace.
     """
     best = TradeOffCurve.of(outcomes, oracle(outcomes))
     _, axis = _cost(outcomes, best.deferral_rate[:1])
@@ -107,7 +106,7 @@ def trade_off_figure(
 
 
 def _span(outcomes: Outcomes, best: TradeOffCurve, data: list[dict[str, Any]]) -> list[float]:
-    """The range of qualities to show: both models and what is better, not far below them."""
+    """Return the range of qualities to show: both models and better, and little below them."""
     measure = outcomes.measure
     ends = [float(measure.drawn(outcomes.quality(role))) for role in ("student", "teacher")]
     if measure.percent:
@@ -118,13 +117,13 @@ def _span(outcomes: Outcomes, best: TradeOffCurve, data: list[dict[str, Any]]) -
 
 
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8F98")
-"""Colors of lines that have none of their own; dashes tell apart those that share one."""
+"""Colors of lines without their own; dashes tell lines of one color apart."""
 
 
 def candidates_figure(
     candidates: Mapping[str, tuple[Outcomes, OperatingPoint]], best: str
 ) -> dict[str, Any]:
-    """The trade-off curve of several students beside one teacher, each with its operating point."""
+    """Make the trade-off curves of several students with one teacher, and their points."""
     data: list[dict[str, Any]] = []
     for number, (name, (outcomes, point)) in enumerate(candidates.items()):
         style = _cycled(number, name == best)
@@ -149,7 +148,7 @@ def stages_figure(
     unit: str,
     measure: Metric,
 ) -> dict[str, Any]:
-    """Chains of models by how many they are, and each model alone: by cost and drawn quality.
+    """Plot chains by their number of models, and each model alone: drawn quality against cost.
 
     The cost is in percent of the teacher's.
     """
@@ -163,8 +162,8 @@ def stages_figure(
         data.append(_trace("markers", name, cost, quality, hover, text=[*own], marker=style))
     marker = {"symbol": "diamond", "size": 16, "color": PALETTE["chosen"]}
     cost, quality = ([each] for each in chains[taken])
-    hover = "taken<extra></extra>"
-    data.append(_trace("markers", "taken", cost, quality, hover, marker=marker, zorder=3))
+    hover = "chosen<extra></extra>"
+    data.append(_trace("markers", "chosen", cost, quality, hover, marker=marker, zorder=3))
     title = f"{_UNIT_WORDS[unit]} per example, % of the teacher's"
     axis = _axis(title, rangemode="tozero")
     return _figure(data, axis, {"title": {"text": measure.axis}})
@@ -173,7 +172,7 @@ def stages_figure(
 def shares_figure(
     savings: Mapping[str, Mapping[float, float]], best: str, share: float
 ) -> dict[str, Any]:
-    """How many times cheaper than the teacher each student is, by the popular share (figure 6)."""
+    """Plot how many times cheaper than the teacher each student is, by popular share (figure 6)."""
     data = [
         _trace(
             "lines+markers",
@@ -195,7 +194,7 @@ def shares_figure(
 
 
 def _color(score: str, stressed: bool) -> str:
-    """The color of a score: its own, or that of its place among those that read the same."""
+    """Return a score's color: its own, or that of its place among scores of the same output."""
     name = score.partition("(")[0]
     raw = None if name in PALETTE else raw_output_of(name)
     if stressed or raw is None or name not in raw.scores:
@@ -212,7 +211,7 @@ def _cycled(number: int, stressed: bool) -> dict[str, Any]:
 def score_histogram(
     outcomes: Outcomes, point: OperatingPoint, crossing: float | None = None
 ) -> dict[str, Any]:
-    """Densities of the score where the student is right or wrong, or the teacher adds (fig. 4)."""
+    """Plot densities of the score for right and wrong student answers (figure 4), or for gains."""
     values = score_values(point.router.score, outcomes)
     usable = np.isfinite(values)
     names, right = ("student right", "student wrong"), outcomes.student_quality == 1
@@ -241,7 +240,6 @@ def score_histogram(
 def _density(
     name: str, values: np.ndarray, ends: tuple[float, float], color: str
 ) -> dict[str, Any]:
-    """Bars of the share of values between each two edges, over how far these are apart."""
     counts, edges = np.histogram(values, BINS, ends)
     density = counts / max(len(values), 1) / np.diff(edges)
     bars = {"type": "bar", "width": float(edges[1] - edges[0]), "opacity": 0.55}
@@ -251,10 +249,10 @@ def _density(
 
 
 def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
-    """Both models' figures along the score, with 95 % intervals: where is the teacher better?
+    """Plot both models' figures along the score, with 95 % intervals.
 
-    The examples are in bins of equal counts, the lowest score first. For a softmax score a third
-    trace is what the score itself says.
+    Examples are in bins of equal counts, the lowest score first. For a softmax score a third trace
+    shows the score itself.
     """
     outcomes = by_rows(outcomes, point)
     bins, measure = reliability(outcomes, point), outcomes.measure
@@ -262,7 +260,7 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
     middle = np.array([50 * (row.start + row.end) for row in bins])
     spans = [f"{row.n:,} examples, score {row.low:.4g} to {row.high:.4g}" for row in bins]
     data: list[dict[str, Any]] = []
-    for role, shift in (("student", -0.5), ("teacher", 0.5)):  # so that no bar hides another
+    for role, shift in (("student", -0.5), ("teacher", 0.5)):  # so that bars do not overlap
         shares = [getattr(row, role) for row in bins]
         estimates, hover = [scale * share.estimate for share in shares], _hover(outcomes)
         line = _trace("lines+markers", role, middle + shift, estimates, f"{hover}, %{{text}}")
@@ -282,7 +280,7 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
 
 
 def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
-    """Both models' residuals against the score, of at most `MOST_DOTS` examples, at even ranks."""
+    """Plot both models' residuals against the score, of at most `MOST_DOTS` evenly ranked rows."""
     values = score_values(point.router.score, outcomes)
     order = np.argsort(values)[: np.isfinite(values).sum()]
     rows = order[np.unique(np.linspace(0, len(order) - 1, MOST_DOTS).astype(int))[: len(order)]]
@@ -308,7 +306,7 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
 def ranking_figure(
     ranking: Sequence[Standing], chosen: str | None = None, measure: Metric = ACCURACY
 ) -> dict[str, Any]:
-    """The gain of each score with its 95 % confidence interval, the best on top."""
+    """Plot each score's gain with its 95 % interval, best on top."""
     scale = 100 if measure.percent else 1
     hover, dots = f"%{{x:.3g}} {measure.gain_unit}<extra>%{{y}}</extra>", []
     for entry in ranking:
@@ -327,10 +325,10 @@ def ranking_figure(
 
 
 def groups_figure(groups: Sequence[Group], measure: Metric) -> dict[str, Any]:
-    """What each class gains over both models alone, with 95 % intervals, the first on top."""
+    """Plot each class's gain over both models alone, with 95 % intervals, first class on top."""
     scale, places = 100 if measure.percent else 1, np.arange(len(groups))
     data = []
-    for role, shift in (("student", 0.14), ("teacher", -0.14)):  # so that no bar hides another
+    for role, shift in (("student", 0.14), ("teacher", -0.14)):  # so that bars do not overlap
         gains = [group.over[role] for group in groups]
         trace = _trace(
             "markers",
@@ -368,7 +366,6 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
 
 
 def _trace(mode: str | None, name: str, x: Any, y: Any, hover: str, **more: Any) -> dict[str, Any]:
-    """Points (n,) and (n,), and what is shown under the mouse."""
     points = {"name": name, "x": rounded(x), "y": rounded(y)}
     kind = {"type": "scatter"} if mode is None else {"type": "scatter", "mode": mode}
     hover = hover if "<extra>" in hover else f"{hover}<extra>%{{fullData.name}}</extra>"
@@ -376,13 +373,12 @@ def _trace(mode: str | None, name: str, x: Any, y: Any, hover: str, **more: Any)
 
 
 def _note(x: float, y: float, text: str, shift: int) -> dict[str, Any]:
-    """Words to the left of a vertical line; y is a share of the height."""
+    """Make a note to the left of a vertical line; y is a share of the height."""
     place = {"x": x, "y": y, "yref": "paper", "xanchor": "right", "xshift": shift}
     return {"text": text, "showarrow": False, **place}
 
 
 def _bars(intervals: Sequence[Interval], scale: float = 100) -> dict[str, Any]:
-    """Error bars, in percent or points unless told otherwise."""
     return {
         "type": "data",
         "symmetric": False,
@@ -394,7 +390,7 @@ def _bars(intervals: Sequence[Interval], scale: float = 100) -> dict[str, Any]:
 
 
 def _marker_of(role: str, size: int) -> dict[str, Any]:
-    """The student is a colored circle; the teacher a square, inked by the page."""
+    """Return a role's marker: a colored circle, or a square that the page colors."""
     if role == "teacher":
         return {"symbol": "square", "size": size}
     return {"symbol": "circle", "size": size, "color": PALETTE["student"]}
@@ -406,7 +402,7 @@ def _line(curve: TradeOffCurve, name: str, style: dict[str, Any]) -> dict[str, A
 
 
 def _random_line(outcomes: Outcomes) -> dict[str, Any]:
-    """From the student to the teacher: straight in means of rows, which a root bends."""
+    """Make the line of random deferral: straight in means of rows, bent by a root."""
     rates, measure = np.linspace(0, 1, 21), outcomes.measure
     low, high = (float(measure.mean(outcomes.quality(role))) for role in ("student", "teacher"))
     quality = np.asarray(measure.quality(low + rates * (high - low)))
@@ -423,7 +419,7 @@ def _through(
 
 
 def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
-    """A model alone: the teacher alone costs 100 %, without the student."""
+    """Make a model's own marker; the teacher alone costs 100 %, without the student."""
     cost = [100.0] if role == "teacher" else _cost(outcomes, np.array([0.0]))[0]
     quality = [outcomes.measure.drawn(outcomes.quality(role))]
     hover = f"{_hover(outcomes)} at %{{x:.1f}} %<extra>%{{fullData.name}} alone</extra>"
@@ -441,7 +437,7 @@ def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
 
 
 def _rule(x: float, dash: str) -> dict[str, Any]:
-    """A line over the whole height, hidden at infinity; the page's knob moves a figure's first."""
+    """Make a full-height line, hidden at infinity; the page's knob moves a figure's first line."""
     visible = bool(np.isfinite(x))
     place = float(x) if visible else 0.0
     style = {"width": 2 if dash == "solid" else 1.5, "dash": dash}
@@ -454,5 +450,5 @@ def _hover(outcomes: Outcomes) -> str:
 
 
 def rounded(values: Any, digits: int = 7) -> list[float]:
-    """Seven digits draw the same as sixteen, in less than half of the file."""
+    """Round to seven digits, which draw like sixteen in half the file size."""
     return [float(f"{value:.{digits}g}") for value in values]

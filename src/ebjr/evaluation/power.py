@@ -1,12 +1,12 @@
-"""Power: joules per example, measured where the machine allows it, else estimated, and always said.
+"""Power: joules per example, measured if the machine allows it, else estimated, always labeled.
 
-Measured: the machine's own energy counters, read before and after a run: RAPL of the processor
-packages (Linux, ``/sys/class/powercap``, Intel and AMD), and NVML of NVIDIA GPUs where the model
-runs on one. Nothing is subtracted: what else runs on the machine counts too, and so does what it
-draws when idle. Memory modules are not in a package.
+Measured joules come from the machine's own energy counters, read before and after a run: RAPL of
+the processor packages (Linux, ``/sys/class/powercap``, Intel and AMD), and NVML of NVIDIA GPUs if
+the model runs on one. Nothing is subtracted: other programs and the idle machine count too. Memory
+modules are not in a package.
 
-Estimated: FLOPs and bytes times constants, without intermediate results: for comparing models, not
-for a bill. The two kinds are never mixed.
+Estimated joules are FLOPs and bytes times constants, without intermediate results: they compare
+models, and are not a bill. The two kinds are never mixed.
 """
 
 import math
@@ -25,18 +25,18 @@ from ebjr.errors import check_at_least, check_choice
 from ebjr.evaluation.inputs import timed_calls
 from ebjr.model import Model, as_answer, facts
 
-POWERCAP = Path("/sys/class/powercap")  # where Linux shows the energy counters of processors
+POWERCAP = Path("/sys/class/powercap")  # Linux's energy counters of processors
 PICOJOULES_PER_FLOP = 2.3  # half of a 32-bit multiplication (3.7 pJ) and addition (0.9 pJ)
-PICOJOULES_PER_BYTE = 160.0  # of main memory: 1.3 nJ for 64 bits, the least of the range given
+PICOJOULES_PER_BYTE = 160.0  # main memory: 1.3 nJ for 64 bits, the lowest given
 
 
 @dataclass(frozen=True)
 class Power:
-    """What an example costs in joules, and how that is known."""
+    """Joules per example, and how they are known."""
 
     joules: float
     how: str  # "measured" or "estimated"
-    source: str  # the counters that were read or the constants that were used
+    source: str  # the counters or constants used
     batch_size: int = 1  # a larger one reads the weights less often
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class Power:
         check_choice("how", self.how, KINDS_OF_JOULES)
 
     def add_to(self, cost: Cost) -> Cost:
-        """A cost with these joules, and the word of what they are."""
+        """Return a cost with these joules and their kind."""
         return replace(cost, joules=self.joules, joules_are=self.how)
 
 
@@ -56,11 +56,11 @@ class Meter:
     """Energy counters that can be read."""
 
     source: str
-    read: Callable[[], tuple[int, ...]]  # microjoules of each, from an unknown start upwards
-    ranges: tuple[int, ...]  # after which each counter starts again at 0
+    read: Callable[[], tuple[int, ...]]  # microjoules of each counter, from an unknown start
+    ranges: tuple[int, ...]  # the value at which each counter wraps to 0
 
     def joules_between(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
-        """Joules from one reading to a later one, in between which no counter wrapped twice."""
+        """Return the joules between two readings, if no counter wrapped twice between them."""
         steps = zip(before, after, self.ranges, strict=True)
         # At 250 W a package's counter wraps after minutes at the earliest; a run takes seconds.
         used = sum(end - start + (size if end < start else 0) for start, end, size in steps)
@@ -75,12 +75,12 @@ class Meter:
 
 
 def find_meter(*, gpu: bool = False, powercap: str | os.PathLike[str] = POWERCAP) -> Meter | None:
-    """The energy counters of this machine; None where there are none, or none that may be read.
+    """Return this machine's energy counters; None if there are none that may be read.
 
-    Most systems let only root read the processor's. ``sudo chmod a+r
-    /sys/class/powercap/intel-rapl:*/energy_uj`` opens them until the next start, to every program:
-    fine timing of them has been used to guess secrets (CVE-2020-8694). A model on a `gpu` needs
-    NVIDIA's (the extra ``power``); the processor's are added where they can be read.
+    On most systems only root may read the processor's. ``sudo chmod a+r
+    /sys/class/powercap/intel-rapl:*/energy_uj`` opens them to every program until the next boot;
+    note that fine timing of them has been used to guess secrets (CVE-2020-8694). A model on a `gpu`
+    needs NVIDIA's (the extra ``power``); the processor's are added if they can be read.
     """
     packages = _rapl_meter(Path(powercap))
     if not gpu:
@@ -90,12 +90,12 @@ def find_meter(*, gpu: bool = False, powercap: str | os.PathLike[str] = POWERCAP
 
 
 def _rapl_meter(powercap: Path) -> Meter | None:
-    """The packages under a powercap folder; None unless all can be read."""
+    """Return the packages under a powercap folder; None unless all can be read."""
     try:
-        # "intel-rapl-mmio:0" is the same package through another door; AMD's are "intel-rapl" too
+        # "intel-rapl-mmio:0" is the same package a second time; AMD's are "intel-rapl" too
         found = powercap.glob("intel-rapl:*")
         zones = {zone: (zone / "name").read_text().strip() for zone in found}
-        # Not "psys", which has the packages in it, nor "core" and "dram", which are parts.
+        # not "psys", which contains the packages, nor "core" and "dram", which are their parts
         packages = sorted((name, zone) for zone, name in zones.items() if name[:7] == "package")
         meter = Meter(
             "RAPL " + ", ".join(name for name, _ in packages),
@@ -115,7 +115,7 @@ def _number(file: Path) -> int:
 
 
 def _nvidia_meter() -> Meter | None:
-    """Every NVIDIA GPU; None unless all count energy (Volta of 2017 and later)."""
+    """Return every NVIDIA GPU; None unless all count energy (Volta, 2017, and later)."""
     try:
         import pynvml
     except ImportError:
@@ -130,7 +130,7 @@ def _nvidia_meter() -> Meter | None:
             raise OSError(f"the GPU's energy counter cannot be read: {error}") from error
 
     try:
-        pynvml.nvmlInit()  # for as long as this process lives
+        pynvml.nvmlInit()  # never shut down: the counters are needed until the process ends
         count = pynvml.nvmlDeviceGetCount()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
         names = ", ".join(f"GPU {index}" for index in range(count))
@@ -142,19 +142,19 @@ def _nvidia_meter() -> Meter | None:
 def measure_joules(
     model: Model, batch: Any, *, meter: Meter | None = None, seconds: float = 1.0
 ) -> Power | None:
-    """Joules per example of a model, by the machine's counters over runs of the same batch.
+    """Measure a model's joules per example with the machine's counters, over runs of one batch.
 
-    None where no counter can be read, or where it stands still, as in many virtual machines.
-    Counters move every millisecond (processors) or tenth of a second (GPUs).
+    None if no counter can be read, or if it does not move, as in many virtual machines. Counters
+    move every millisecond (processors) or tenth of a second (GPUs).
     """
     _check_amounts(seconds=seconds)
     rows = row_count(batch)
     if not rows:
-        raise ValueError("a batch must have at least one example to be measured, but is empty")
+        raise ValueError("the batch must have at least one example, but is empty")
     meter = meter or find_meter(gpu=runs_on_gpu(model))
     if meter is None:
         return None
-    model(batch)  # the first call of a session is slow
+    model(batch)  # a session's first call is slow
     _finish_gpu()
     before = _reading(meter)
     batches = len(timed_calls(model, batch, time.perf_counter() + seconds))
@@ -173,14 +173,14 @@ def _reading(meter: Meter) -> tuple[int, ...] | None:
 
 
 def _finish_gpu() -> None:
-    """Wait for the work that a GPU has been given; a call returns before it is done."""
+    """Wait for the GPU's work: a call returns before the GPU is done."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def runs_on_gpu(model: Any) -> bool:
-    """Whether a model, or a model in it, runs on something else than the processor."""
+    """Whether a model, or a model in it, runs on something other than the processor."""
     return facts(model).device != "cpu"
 
 
@@ -195,11 +195,11 @@ def estimate_joules(
     output_bytes: float = 0.0,
     batch_size: int = 1,
 ) -> Power:
-    """Joules per example from FLOPs of one example, and bytes moved.
+    """Estimate the joules per example from the FLOPs of one example and the bytes moved.
 
     ``flops * per_flop + (weights / batch_size + inputs + outputs) * per_byte``: the weights are
-    read once for each batch. The constants are those of a 45 nm chip at 0.9 V in single precision;
-    a chip of today needs less of both, and 8-bit arithmetic far less per operation.
+    read once per batch. The constants are those of a 45 nm chip at 0.9 V in single precision; a
+    modern chip needs less of both, and 8-bit arithmetic far less per operation.
 
     Source: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014,
     figure 1.1.9: 32-bit floating-point multiplication 3.7 pJ and addition 0.9 pJ, DRAM 1.3-2.6 nJ
@@ -214,12 +214,12 @@ def estimate_joules(
     return Power(picojoules / 1e12, "estimated", source, batch_size)
 
 
-# Several at once, of one kind
+# Several models, with joules of one kind
 
 
 @dataclass(frozen=True)
 class Load:
-    """A model with a batch to run it on."""
+    """A model and a batch to run it on."""
 
     model: Model
     batch: Any
@@ -230,10 +230,10 @@ class Load:
 def find_joules(
     loads: Sequence[Load], *, meter: Meter | None = None, seconds: float = 1.0
 ) -> tuple[Power, ...]:
-    """Joules per example of several loads: all measured, else all estimated, else none at all.
+    """Return the joules per example of several loads: all measured, or all estimated, or none.
 
-    All are measured by the same counters, `meter` or else this machine's, each for `seconds`, so
-    that they can be compared. The result has one `Power` for each load, or is empty.
+    All are measured by the same counters, `meter` or this machine's, each for `seconds`, so that
+    they are comparable. The result has one `Power` per load, or is empty.
 
     Examples
     --------
@@ -257,7 +257,7 @@ def find_joules(
 
 
 def with_joules(costs: Mapping[str, Cost], loads: Mapping[str, Load]) -> dict[str, Cost]:
-    """Costs with the joules that `find_joules` finds of the loads of the same names, if any."""
+    """Return costs with the joules that `find_joules` finds for the loads of the same names."""
     powers = dict(zip(loads, find_joules(list(loads.values())), strict=False))
     return {
         name: powers[name].add_to(cost) if name in powers else cost for name, cost in costs.items()

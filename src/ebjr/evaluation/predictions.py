@@ -1,4 +1,4 @@
-"""Predictions: what other models said on the same examples, from a file."""
+"""Predictions: other models' answers to the same examples, from a file."""
 
 import os
 from pathlib import Path
@@ -14,11 +14,16 @@ from ebjr.outcomes import Outcomes
 def read_predictions(
     path: str | os.PathLike[str], outcomes: Outcomes, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Other models' predictions on some rows of the outcomes, by a name such as its file's.
+    """Read other models' predictions on some rows of the outcomes, by name.
 
-    The file is outcomes that `record` saved, of which both models are taken; or an ``.npz`` with
-    `predictions` (n,) and perhaps `targets` (n,) to check. It is about all examples of `outcomes`,
-    in their order, or about those of `rows`; a ValueError refuses others.
+    The file is outcomes that `record` saved, which gives both of its models, or an ``.npz`` with
+    `predictions` (n,) and optionally `targets` (n,) to check. It covers all examples of `outcomes`,
+    in order, or those of `rows`.
+
+    Raises
+    ------
+    ValueError
+        `path` cannot be read, or has other examples, classes or predictions.
     """
     name = Path(path).name
     arrays = _arrays(path)
@@ -35,20 +40,20 @@ def read_predictions(
         found = {name: _answers(path, arrays["predictions"], outcomes)}
     else:
         raise ValueError(
-            f"cannot compare with {path}: it is neither what `ebjr record` wrote nor has it an "
-            f"array named predictions; it has {', '.join(arrays) or 'nothing'}"
+            f"cannot compare with {path}: `ebjr record` did not write it, and it has no array "
+            f"named predictions; it has {', '.join(arrays) or 'nothing'}"
         )
     return {key: _taken(path, labels, targets, outcomes, rows) for key, labels in found.items()}
 
 
 def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``; of outcomes only `about`: `Outcomes.load` reads the rest."""
+    """Read an ``.npz``'s arrays; of outcomes only `about`: `Outcomes.load` reads the rest."""
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {path} to compare with")
     try:
         with file.open("rb") as opened:
-            if opened.read(2) != b"PK":  # how a zip archive starts, which an .npz is
+            if opened.read(2) != b"PK":  # an .npz is a zip archive
                 raise ValueError("it is not an .npz file")
             opened.seek(0)
             archive = np.load(opened, allow_pickle=False)
@@ -57,7 +62,7 @@ def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except ValueError as error:
         reason = "it holds objects" if "allow_pickle" in str(error) else error
         raise ValueError(f"cannot compare with {path}: {reason}") from error
-    except Exception as error:  # BadZipFile, zlib.error and what else a damaged archive may raise
+    except Exception as error:  # a damaged archive may raise anything, like zlib.error
         raise ValueError(f"cannot compare with {path}: the file is damaged") from error
 
 
@@ -78,18 +83,18 @@ def _answers(
 def _taken(
     path: str | os.PathLike[str], labels: Any, targets: Any, outcomes: Outcomes, rows: np.ndarray
 ) -> Any:
-    """The labels of the rows, once it is sure that they are about the same examples and classes."""
+    """Return the rows' labels, after checking that examples and classes are the same."""
     if len(labels) not in (len(outcomes), len(rows)):
         raise ValueError(
-            f"cannot compare with {path}: it is about {len(labels):,} examples, not about all "
+            f"cannot compare with {path}: it has {len(labels):,} examples, not all "
             f"{len(outcomes):,} or the {len(rows):,} held-out ones"
         )
     whole = len(labels) == len(outcomes)
     expected = outcomes.targets if whole else take_rows(outcomes.targets, rows)
     if targets is not None and not outcomes.kind.equal(targets, expected):
         raise ValueError(
-            f"cannot compare with {path}: its targets are not those of the same examples in the "
-            "same order"
+            f"cannot compare with {path}: its targets differ from the outcomes' targets, in value "
+            "or order"
         )
     if outcomes.kind.has_labels:
         classes = outcomes.kind.common_classes(outcomes.student, outcomes.teacher) or 0

@@ -1,4 +1,4 @@
-"""Profile: what one model costs in FLOPs, memory, latency and joules, and how it is run best."""
+"""Profile: a model's FLOPs, memory, latency and joules, and its fastest settings."""
 
 import pickle
 import subprocess
@@ -27,14 +27,14 @@ from ebjr.evaluation.power import Load, Meter, Power, find_joules
 from ebjr.model import Model, facts, model_name
 from ebjr.threads import available_cores
 
-WARM_UP = 3  # batches before those that are timed
-MOST_REPEATS = 1000  # batches that are timed
-MEMORY_SECONDS = 300.0  # for the process in which memory is measured
+WARM_UP = 3  # untimed batches before the timed ones
+MOST_REPEATS = 1000  # timed batches at most
+MEMORY_SECONDS = 300.0  # timeout of the process that measures memory
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of wall-clock time of a whole batch, over `repeats` batches."""
+    """Wall-clock seconds of a whole batch, over `repeats` batches."""
 
     batch_size: int
     repeats: int
@@ -44,7 +44,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a model costs; counts as in `Flops`, None and empty where it cannot be looked into."""
+    """A model's costs; counts are as in `Flops`, and None or empty if it cannot be counted."""
 
     name: str
     input_shape: Shape
@@ -54,11 +54,11 @@ class Profile:
     uncounted: dict[str, int]
     peak_memory_bytes: int | None  # see `measure_peak_memory`
     memory_batch_size: int
-    latencies: tuple[Latency, ...]  # one for each batch size, as are the powers
+    latencies: tuple[Latency, ...]  # one per batch size, like the powers
     powers: tuple[Power, ...] = ()  # all measured, or all estimated, or empty
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, for JSON."""
+        """Return plain numbers, for JSON."""
         return asdict(self)
 
 
@@ -70,16 +70,22 @@ def profile(
     seconds: float = 2.0,
     meter: Meter | None = None,
 ) -> Profile:
-    """Count and measure what a loaded model costs.
+    """Count and measure a loaded model's costs.
 
-    TypeError: `model` is not callable. ValueError: `input_shape` is needed or is not the model's,
-    or `batch_sizes` are not positive. ModelError: the model failed on a batch.
+    - `input_shape`: The shape of a batch, (n, ...), for any n. None takes it from the model's file,
+      in which only the batch may be open.
+    - `seconds`: The most time for each batch size; at least one batch is timed. If joules are
+      measured, each size runs for as long again.
+    - `meter`: Energy counters; None looks for this machine's.
 
-    - `input_shape`: The shape of a batch, (n, ...), whatever n. None takes it from the model's
-      file, which must then leave nothing but the batch open.
-    - `seconds`: The most time to spend on each batch size; at least one batch is timed. Where
-      joules are measured, each size is run for as long again.
-    - `meter`: Energy counters; None looks for those of this machine.
+    Raises
+    ------
+    TypeError
+        `model` is not callable.
+    ValueError
+        `input_shape` is needed or does not fit the model, or `batch_sizes` are not positive.
+    ModelError
+        The model failed on a batch.
 
     Examples
     --------
@@ -89,7 +95,7 @@ def profile(
     """
     if not callable(model):
         raise TypeError(
-            f"model must be a loaded model, but is {model!r}; load it with ebjr.load_model first"
+            f"model must be a loaded model, not {model!r}: load it with ebjr.load_model"
         )
     sizes = _checked_sizes(batch_sizes)
     shape = batch_of_one(input_shape, facts(model).input_shape, model_name(model))
@@ -115,7 +121,7 @@ def profile(
 def _checked_sizes(batch_sizes: Iterable[int]) -> tuple[int, ...]:
     sizes = tuple(batch_sizes)
     if not sizes or any(size < 1 for size in sizes):
-        raise ValueError(f"batch_sizes must be whole numbers of at least 1, but are {sizes}")
+        raise ValueError(f"batch_sizes must be whole numbers of at least 1, not {sizes}")
     return sizes
 
 
@@ -129,9 +135,9 @@ def measure_latency(
     *,
     seconds: float = 2.0,
 ) -> list[Latency]:
-    """Time a model on one to `MOST_REPEATS` batches of each size, for at most `seconds` each.
+    """Time a model on one to `MOST_REPEATS` batches of each size, for at most `seconds` per size.
 
-    Some batches run first, for at most a quarter of that.
+    A few warm-up batches run first, for at most a quarter of that time.
     """
     check_at_least(0, seconds=seconds)
     sizes = _checked_sizes(batch_sizes)
@@ -150,9 +156,9 @@ def _latency(model: Model, batch: Any, size: int, seconds: float) -> Latency:
 
 
 def measure_peak_memory(model: Model, batch: Any) -> int | None:
-    """Bytes of memory that a model and a batch add to a fresh process, at the peak.
+    """Return the peak bytes of memory that a model and a batch add to a fresh process.
 
-    None for a model that does not come from a file, and on a system that does not tell.
+    None for a model that does not come from a file, and on a system that does not report memory.
     """
     path = facts(model).path
     if path is None or _memory() is None:
@@ -162,7 +168,7 @@ def measure_peak_memory(model: Model, batch: Any) -> int | None:
     try:
         done = subprocess.run(
             [sys.executable, "-c", child],
-            input=pickle.dumps((model, batch)),  # of ours, to ourselves: nothing foreign is read
+            input=pickle.dumps((model, batch)),  # our own objects: no foreign pickle is read
             capture_output=True,
             timeout=MEMORY_SECONDS,
             check=True,
@@ -172,34 +178,33 @@ def measure_peak_memory(model: Model, batch: Any) -> int | None:
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
         raise ModelError(
-            f"{model_name(model)} must run in a fresh process to measure its memory, but that "
-            f"says: {said[-1]}"
+            f"{model_name(model)} failed in the fresh process that measures its memory: {said[-1]}"
         ) from error
     return int(done.stdout.split()[-1])
 
 
 def _report_memory(runtime: str) -> None:
-    """What the fresh process does: prints the bytes that the model on its input adds."""
+    """Print the bytes that the model and its batch add; runs in the fresh process."""
     __import__(runtime)
     message = sys.stdin.buffer.read()
-    with suppress(OSError):  # start the peak anew (Linux), so that imports do not count
+    with suppress(OSError):  # reset the peak (Linux), so that imports do not count
         Path("/proc/self/clear_refs").write_text("5")
     before = _memory()
     model, batch = pickle.loads(message)
     model(batch)
     after = _memory()
-    assert before is not None  # or nobody had asked
+    assert before is not None  # the parent checked this
     assert after is not None
     print(max(0, after[1] - before[0]))
 
 
 def _memory() -> tuple[int, int] | None:
-    """Resident bytes of this process: now, and at the most so far."""
+    """Return this process's resident bytes: now, and at the peak."""
     status = Path("/proc/self/status")
     if status.is_file():
         lines = (line.split() for line in status.read_text().splitlines())
         sizes = {line[0]: int(line[1]) * 1024 for line in lines if line and line[0][:2] == "Vm"}
-        # Not getrusage: on Linux a child starts with the peak of the process that made it.
+        # not getrusage: on Linux a child starts with its parent's peak
         if "VmHWM:" in sizes:
             return sizes["VmRSS:"], sizes["VmHWM:"]
     try:
@@ -216,13 +221,13 @@ def _memory() -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model may be run, and what that gives, as medians over the rounds."""
+    """A way to run a model, and its speed, as medians over the rounds."""
 
     threads: int
-    overlap: int  # calls in work at once, each on a batch
+    overlap: int  # calls in flight, each on a batch
     batch_size: int
-    examples_per_second: float  # of all calls together
-    batch_seconds: float  # of one
+    examples_per_second: float  # all calls together
+    batch_seconds: float  # one call
 
 
 def tune(
@@ -234,9 +239,9 @@ def tune(
     seconds: float = 0.3,
     rounds: int = 5,
 ) -> list[Setting]:
-    """Every split of the processor's cores between threads and calls at once, the fastest first.
+    """Measure every split of the cores between threads and calls in flight; fastest first.
 
-    A graph with a fixed batch is measured at that batch alone.
+    A graph with a fixed batch is measured at that batch only.
     """
     available = available_cores() if cores is None else cores
     check_at_least(1, cores=available, rounds=rounds)
@@ -253,8 +258,8 @@ def tune(
         for size in batches
     }
     for each in models.values():
-        each(batches[max(batches)])  # the first call makes its room
-    for _ in range(rounds):  # in turns, so that what else the machine does meets all alike
+        each(batches[max(batches)])  # the first call allocates memory
+    for _ in range(rounds):  # in turns, so that other load on the machine affects all settings
         for (threads, overlap, size), measured in found.items():
             measured.append(_run(models[threads], batches[size], overlap, seconds))
     settings = [
@@ -265,7 +270,7 @@ def tune(
 
 
 def _run(model: Model, batch: Any, overlap: int, seconds: float) -> tuple[float, float]:
-    """Inputs per second, and seconds of a call, where so many calls are always in work."""
+    """Return inputs per second, and seconds per call, with `overlap` calls in flight."""
     began = time.perf_counter()
     with ThreadPoolExecutor(overlap) as pool:
         work = [pool.submit(timed_calls, model, batch, began + seconds) for _ in range(overlap)]
@@ -275,5 +280,5 @@ def _run(model: Model, batch: Any, overlap: int, seconds: float) -> tuple[float,
 
 
 def _powers(most: int) -> list[int]:
-    """1, 2, 4 and so on, and the most."""
+    """Return 1, 2, 4 and so on, and `most`."""
     return sorted({*(2**k for k in range(most.bit_length()) if 2**k <= most), most})

@@ -1,4 +1,4 @@
-"""Ranking: how well does a score tell where to defer?"""
+"""Ranking: how well a score tells which rows to defer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,12 +21,15 @@ from ebjr.stats import Interval, average_ranks, right_or_wrong, same_length, sha
 def auroc(score: Any, correct: Any) -> float:
     """The probability that a right row scores above a wrong one, ties counting half.
 
-    ValueError: `score` and `correct` differ in length or are empty.
-
-    - `score`: (n,); NaN counts as ``-inf``, since it is always deferred.
+    - `score`: (n,); NaN counts as ``-inf``, because it is always deferred.
     - `correct`: (n,) bool, or 0 and 1: where the student is right.
 
-    Returns: Between 0 and 1; NaN where all rows are right, or all wrong.
+    Returns a number between 0 and 1; NaN if all rows are right, or all wrong.
+
+    Raises
+    ------
+    ValueError
+        `score` and `correct` differ in length or are empty.
 
     Examples
     --------
@@ -44,9 +47,9 @@ def auroc(score: Any, correct: Any) -> float:
 def aurc(score: Any, correct: Any) -> float:
     """Area under the risk-coverage curve: mean error among the k best-scored rows, over all k.
 
-    Lower is better; arguments and errors are those of `auroc`. Rows that tie are taken in random
-    order: this is the mean over all those orders. The area answers "how wrong are the kept rows?"
-    and weighs the few best rows heavily; `augrc` does not.
+    Lower is better; arguments and errors are those of `auroc`. It is the mean over all orders of
+    tied rows. The area answers "how wrong are the kept rows?" and gives the few best rows much
+    weight; `augrc` does not.
 
     Source: Geifman, Uziel & El-Yaniv, "Bias-reduced uncertainty estimation for deep neural
     classifiers", ICLR 2019.
@@ -64,8 +67,8 @@ def augrc(score: Any, correct: Any) -> float:
     """Area under the generalized risk-coverage curve: share of rows both kept and wrong.
 
     The mean, over all coverages, of the share of *all* rows that are kept and wrong; 0 to 1/2,
-    lower is better. It equals ``(1 - AUROC) a (1 - a) + (1 - a)^2 / 2`` at accuracy a, ties in
-    random order included. Arguments and errors are those of `auroc`.
+    lower is better. It equals ``(1 - AUROC) a (1 - a) + (1 - a)^2 / 2`` at accuracy a, averaged
+    over the orders of tied rows. Arguments and errors are those of `auroc`.
 
     Source: Traub et al., "Overcoming common flaws in the evaluation of selective classification
     systems", NeurIPS 2024.
@@ -81,11 +84,11 @@ def augrc(score: Any, correct: Any) -> float:
 
 
 def oracle_share(curve: TradeOffCurve) -> float:
-    """The share of the oracle's gain over random routing that a curve reaches.
+    """The share of the oracle's gain over random deferral that a curve reaches.
 
-    The area between the curve and the straight line from student to teacher, over that of the
-    score that knows the answers, of the same outcomes and blend. 1 is the oracle, 0 random routing,
-    less is worse than random; NaN where the models agree everywhere on right and wrong.
+    The area between the curve and the straight line from student to teacher, over the area for the
+    score that knows the answers, on the same outcomes and blend. 1 is the oracle, 0 random
+    deferral, below 0 worse than random; NaN if both models are right on the same rows.
 
     Examples
     --------
@@ -99,11 +102,11 @@ def oracle_share(curve: TradeOffCurve) -> float:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """How good one score is, on one table of outcomes.
+    """A score's figures on some outcomes.
 
-    `auroc`, `aurc` and `augrc` say how well it tells where the student is right; NaN where answers
+    `auroc`, `aurc` and `augrc` measure how well it tells where the student is right; NaN if answers
     are not right or wrong. `gain` is the mean row quality over all deferral rates, minus that of
-    random routing, and `oracle_share` that gain as a share of the oracle's.
+    random deferral, and `oracle_share` that gain as a share of the oracle's.
     """
 
     score: str
@@ -116,10 +119,10 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a score stands: the gain that ranks it, and its figures on other examples.
+    """A score's rank: the gain that ranks it, and its figures on other examples.
 
-    `gain` is as in `ScoreRow`, with its 95 % interval, on the examples that scores are chosen on;
-    `elsewhere` is the score's row of `score_table` on examples that nothing was chosen on.
+    `gain` is as in `ScoreRow`, with its 95 % interval, on the examples that choose scores;
+    `elsewhere` is the score's row of `score_table` on held-out examples.
     """
 
     gain: Interval
@@ -136,10 +139,14 @@ def score_table(
     scores: Sequence[str | Callable[..., Array] | Score] | None = None,
     blend: float = 0.0,
 ) -> list[ScoreRow]:
-    """Every figure of every score, in the order given; of all named scores that fit if left out.
+    """Return every figure of scores, in the order given, by default of all named scores that fit.
 
-    `blend` is the student's weight in a deferred answer. A ValueError names an unknown score, or
-    one that is ``+inf`` somewhere.
+    `blend` is the student's weight in a deferred answer.
+
+    Raises
+    ------
+    ValueError
+        `scores` has an unknown score, or one that is ``+inf`` for a row.
 
     Examples
     --------
@@ -156,18 +163,19 @@ def _score_row(outcomes: Outcomes, score: Score, blend: float, best: TradeOffCur
     values, curve = score_values(score, outcomes), TradeOffCurve.of(outcomes, score, blend)
     own = {"auroc": math.nan, "aurc": math.nan, "augrc": math.nan}
     if outcomes.measure.binary:
-        ranked = values[curve.order], outcomes.student_quality[curve.order]  # quick to sort again
+        # presorted, so that sorting again is fast
+        ranked = values[curve.order], outcomes.student_quality[curve.order]
         own = {of.__name__: of(*ranked) for of in (auroc, aurc, augrc)}
     return ScoreRow(str(score), gain=_gain(curve), oracle_share=_share_of_gain(curve, best), **own)
 
 
 @dataclass(frozen=True)
 class ScoreBin:
-    """Neighbors in score, and how often each model is right on them.
+    """Examples with neighboring scores, and how often each model is right on them.
 
     `n` examples, from the share `start` to the share `end` of all examples in order of the score,
-    which is `low` to `high` there and `mean` on average. `student` and `teacher` are accuracies,
-    with Clopper and Pearson's interval; of losses figures, with that of the standard error.
+    which is `low` to `high` there and `mean` on average. `student` and `teacher` are accuracies
+    with Clopper and Pearson's intervals, or figures of losses with standard-error intervals.
     """
 
     n: int
@@ -181,10 +189,10 @@ class ScoreBin:
 
 
 def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> list[ScoreBin]:
-    """Both models' accuracy along the score, the lowest first: where is the teacher better?
+    """Return both models' accuracy along the score, lowest first.
 
-    `outcomes` are examples that the threshold was not chosen on, and the score is that of `point`.
-    The bins are of equal counts; examples that tie stay together, so there may be fewer.
+    `outcomes` did not choose the threshold, and the score is that of `point`. Bins have equal
+    counts; tied examples stay together, so there may be fewer bins.
 
     Examples
     --------
@@ -205,7 +213,7 @@ def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> li
 def _bin(
     outcomes: Outcomes, values: np.ndarray, order: np.ndarray, start: int, end: int
 ) -> ScoreBin:
-    """The examples at the places from `start` to before `end` of the order."""
+    """Make the bin of the places `start` to before `end` of the order."""
     rows, n = order[start:end], len(order)
     return ScoreBin(
         n=end - start,
@@ -231,7 +239,7 @@ def _rows_interval(rows: np.ndarray, measure: Metric) -> Interval:
 
 
 def _gain(curve: TradeOffCurve) -> float:
-    """The area over the straight line from all-student to all-teacher, which is random routing."""
+    """Return the area above the straight line from student to teacher, which is random deferral."""
     last = float(curve.outcomes.measure.mean(curve.quality[-1]))
     return curve.area - (float(curve.outcomes.student_quality.mean()) + last) / 2
 
@@ -242,7 +250,7 @@ def _share_of_gain(curve: TradeOffCurve, best: TradeOffCurve) -> float:
 
 
 def _expected_errors(score: Any, correct: Any) -> np.ndarray:
-    """(n,): the error of each row, the best-scored first, averaged over the rows it ties with."""
+    """Return each row's error, (n,), best-scored first, averaged over the rows it ties with."""
     values, right = _rows(score, correct)
     _, group, count = np.unique(-values, return_inverse=True, return_counts=True)
     wrong = np.bincount(group, weights=~right)

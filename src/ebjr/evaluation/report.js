@@ -3,7 +3,7 @@ const plots = {};
 
 function percent(share, digits) { return (100 * share).toFixed(digits) + " %"; }
 
-/* Qualities are higher-is-better; people read accuracy in percent, and losses as they are. */
+/* Qualities are higher-is-better; accuracy is shown in percent, losses as they are. */
 function drawn(quality) { return data.metric.percent ? 100 * quality : data.metric.sign * quality; }
 function figure(quality) {
   return data.metric.percent ? percent(quality, 2) : Number(drawn(quality).toPrecision(4)).toString();
@@ -20,7 +20,7 @@ function jointCost(unit, rate) {
   return data.student[unit] + rate * data.teacher[unit];
 }
 
-/* A button for each trace hides it and shows it again. */
+/* Each trace has a button that hides and shows it. */
 function legend(id, traces) {
   get(id + "-legend").replaceChildren(...traces.map((trace, place) => {
     const button = element("button", { type: "button", "aria-pressed": "true" }, swatch(trace), trace.name);
@@ -75,7 +75,7 @@ function show() {
   moveRule("reliability", 100 * rate);
 }
 
-/* The first shape of a plot is where the knob is. */
+/* The first shape of a plot marks the knob. */
 function moveRule(id, x) {
   if (!plots[id]) return;
   Object.assign(plots[id].layout.shapes[0], { x0: x || 0, visible: x !== null });
@@ -109,7 +109,7 @@ function reset() {
   drawAll();
 }
 
-/* ---- examples that are won and lost ---- */
+/* ---- examples won and lost ---- */
 
 function showSamples() {
   if (!get("samples") || !data.samples.length) return;
@@ -129,13 +129,13 @@ const there = ({ prediction, label }) => {
 function imaged(sample) {
   const said = named(sample.joint);
   const answer = said === named(sample[sample.who]) ? `The ${sample.who} answered` : `The ${sample.who} was asked, and both answer ${said}`;
-  const words = `There: ${there(sample.there)}. Student: ${named(sample.student)}, teacher: ${named(sample.teacher)}. ${answer}, score ${sample.score}; example ${sample.row.toLocaleString("en")}`;
+  const words = `Target: ${there(sample.there)}. Student: ${named(sample.student)}, teacher: ${named(sample.teacher)}. ${answer}, score ${sample.score}; example ${sample.row.toLocaleString("en")}`;
   const drawn = picture({ ...sample, src: sample.image }, boxesOf(sample.joint) ?? [], sample.who, words, boxesOf(sample.there) ? sample.there.prediction : []);
   return element("figure", {}, drawn, element("figcaption", {}, words));
 }
 
 function listed(samples) {
-  const head = ["example", "there", "student", "teacher", "joint", "who answered", "score"];
+  const head = ["example", "target", "student", "teacher", "joint", "answered by", "score"];
   const row = (cells, first) => element("tr", {}, element("th", { scope: first }, cells[0]), ...cells.slice(1).map((cell) => element(first === "col" ? "th" : "td", {}, cell)));
   const rows = samples.map((sample) => row([sample.row.toLocaleString("en"), there(sample.there), named(sample.student), named(sample.teacher), named(sample.joint), sample.who, sample.score], "row"));
   const table = element("table", { class: "told" }, element("thead", {}, row(head, "col")), element("tbody", {}, ...rows));
@@ -148,7 +148,7 @@ get("reset").addEventListener("click", reset);
 reset();
 showSamples();
 
-/* In a frame: the page around it cannot see how high this is. */
+/* In a frame, tell the outer page the height, which it cannot see. */
 if (window.parent !== window) {
   const main = document.querySelector("main");
   new ResizeObserver(() => window.parent.postMessage({ height: Math.ceil(main.offsetHeight) }, "*")).observe(main);

@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens in a browser with no network."""
+"""The report: one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _asset = partial(packaged_text, "ebjr.evaluation")
 
 
 def page_words(measure: Metric, kind: Task) -> dict[str, str]:
-    """Words of the page for a metric of a task."""
+    """Return the page's texts for a metric and a task."""
     known = tomllib.loads(_asset("words.toml"))
     applies = {"any": True, "binary": measure.binary, "boxes": kind.takes_images}
     applies["whole"] = measure.rows is None
@@ -63,10 +63,10 @@ def page_words(measure: Metric, kind: Task) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Extra:
-    """A section of a report: a figure like those of `plots`, its table, and what they mean.
+    """A section of a report: a figure like those of `plots`, its table, and a caption.
 
-    `name` is the plot's id in the page, a word. The table has the columns of `head` and a row of
-    cells by name, of which `marked` is stressed.
+    `name`, one word, is the plot's id in the page. The table has columns `head` and a row of cells
+    by name, with the row `marked` highlighted.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Extra:
 
     @property
     def html(self) -> str:
-        """The section, whose plot the page's script draws."""
+        """The section; the page's script draws its plot."""
         title = html.escape(self.title)
         words = f"{title}. The same figures are in the table below."
         plot = f'<div id="{self.name}" class="plot" role="img" aria-label="{words}"></div>'
@@ -90,11 +90,11 @@ class Extra:
 
 
 MOST_GROUPS = 5
-"""How many classes are shown of those that gain most over a model, and of those that lose most."""
+"""How many classes are shown with the largest gains over a model, and how many with losses."""
 
 
 def groups_extra(held_out: Outcomes, point: OperatingPoint) -> list[Extra]:
-    """The section on classes that gain and lose by deferral; none where all examples are alike."""
+    """Make the section on classes that gain and lose by deferral; [] if there is only one."""
     groups, measure = group_gains(held_out, point), by_rows(held_out, point).measure
     if len(groups) < 2:
         return []
@@ -105,9 +105,9 @@ def groups_extra(held_out: Outcomes, point: OperatingPoint) -> list[Extra]:
         for role in OTHERS
     )
     caption = (
-        f"Of {len(groups):,} {several}, {counts} by more than chance explains over all of them "
-        "together. Each interval is of its own row alone. Where not all are shown, those with the "
-        "largest gains and losses are, whose size is partly luck."
+        f"Of {len(groups):,} {several}, {counts} by more than chance explains, with all of them "
+        "tested together. Each interval is of its row alone. If rows are left out, the largest "
+        "gains and losses are shown, which are partly luck."
     )
     gains = [f"{measure.gain_unit} over the {role} (95 %)" for role in OTHERS]
     head = (one, "examples", "deferred", "joint", "student", "teacher", *gains)
@@ -118,7 +118,7 @@ def groups_extra(held_out: Outcomes, point: OperatingPoint) -> list[Extra]:
 
 
 def _telling(groups: Sequence[Group]) -> list[Group]:
-    """The groups that gain and lose most answers against either model, the worst first."""
+    """Return the groups that gain and lose most answers against either model, worst first."""
     chosen = set(range(len(groups))) if len(groups) <= 4 * MOST_GROUPS else set[int]()
     for role in OTHERS if not chosen else ():
         answers = np.array([group.n * group.over[role].estimate for group in groups])
@@ -152,19 +152,19 @@ def write_report(
     notes: Mapping[str, str] | None = None,
     extras: Sequence[Extra] = (),
 ) -> None:
-    """Write a report on examples that no threshold was chosen on, whole or not at all.
+    """Write a report on held-out examples, whole or not at all.
 
-    - `held_out`: Every figure in the report is measured on these.
-    - `point`: The operating point that was chosen on other examples, with its certificate.
+    - `held_out`: The examples behind every figure in the report.
+    - `point`: The operating point, chosen on other examples, with its certificate.
     - `others`, `best`: The same goal with other scores, and the point of the best accuracy.
     - `crossings`: By score: where the densities of right and wrong cross.
     - `intervals`: By figure: what `bootstrap` found at `point`.
-    - `comparisons`: Tests of the joint model against others: McNemar's, or of losses.
-    - `ranking`: The scores, the best first.
-    - `found`: How much of what can be had the score has, and the attainable curve.
+    - `comparisons`: Tests of the joint model against other models.
+    - `ranking`: The scores, best first.
+    - `found`: The score's share of the oracle's gain, and the attainable curve.
     - `samples`: Examples to show, see `make_samples`.
     - `verdict`: The first line.
-    - `notes`: How the report was made: shown as they are, at the end.
+    - `notes`: How the report was made, shown verbatim at the end.
     - `extras`: More sections.
     """
     points, chosen, measure = *_named(point, others), held_out.measure
@@ -202,10 +202,10 @@ def write_live_curve(
     found: Headroom | None = None,
     title: str = "EBJR",
 ) -> None:
-    """Write the knob and the trade-off curve of a report alone, for a frame in another page.
+    """Write a report's knob and trade-off curve alone, for an iframe.
 
-    In a frame the page tells its parent how high it is, as a message ``{"height": pixels}``.
-    Arguments and errors are those of `write_report`.
+    The page posts its height to its parent as ``{"height": pixels}``. Arguments and errors are
+    those of `write_report`.
     """
     points, chosen = _named(point, others)
     data = report_data(held_out, points, chosen, {}, found) | {"extras": {}}
@@ -215,13 +215,11 @@ def write_live_curve(
 def _named(
     point: OperatingPoint, others: Sequence[OperatingPoint]
 ) -> tuple[dict[str, OperatingPoint], str]:
-    """The points by name, and the name of the chosen one."""
     chosen = f"{point_title(point)} (chosen)"
     return {chosen: point} | {point_title(other): other for other in others}, chosen
 
 
 def _live(points: Mapping[str, OperatingPoint], held_out: Outcomes, found: Headroom | None) -> str:
-    """The sections that move: the knob and the curve, with what is attainable in words."""
     options = "\n".join(f"<option>{html.escape(name)}</option>" for name in points)
     words = page_words(held_out.measure, held_out.kind)
     return Template(_asset("live.html")).substitute(
@@ -232,13 +230,13 @@ def _live(points: Mapping[str, OperatingPoint], held_out: Outcomes, found: Headr
 def _write_page(
     path: str | os.PathLike[str], title: str, body: str, data: Mapping[str, Any], css: str = ""
 ) -> None:
-    """One file with everything in it: styles, data, scripts."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # in ASCII
+    """Write one file that holds its styles, data and scripts."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII
     page = Template(_asset("page.html")).substitute(
         title=html.escape(title),
         css=_asset("report.css") + css,
         body=body,
-        data=text.replace("<", "\\u003c"),  # which no script element may hold
+        data=text.replace("<", "\\u003c"),  # `</script>` would end the element
         script="\n".join(map(_asset, ("svg.js", "plot.js", "report.js"))),
     )
     with write_whole(path) as file:
@@ -246,10 +244,10 @@ def _write_page(
 
 
 def price_words(certificate: Any) -> str:
-    """The bound and the price of what a certificate promises: two sentences."""
+    """Return the bound and the price of a certificate, in two sentences."""
     return (
-        f"On the {certificate.n:,} examples {certificate.observed:.4g} was observed, and this "
-        f"threshold alone would have passed a tolerance of {certificate.bound:.4g}. "
+        f"On the {certificate.n:,} calibration examples {certificate.observed:.4g} was observed, "
+        f"and this threshold alone would have passed a tolerance of {certificate.bound:.4g}. "
         f"The price of the guarantee: {certificate.deferral_rate:.1%} of them are deferred instead "
         f"of the {certificate.naive_deferral_rate:.1%} of a pick without one "
         f"({100 * certificate.price:+.1f} points)."
@@ -263,7 +261,7 @@ def report_data(
     crossings: Mapping[str, float],
     found: Headroom | None = None,
 ) -> dict[str, Any]:
-    """What the page's script needs: figures, and each score's rows, exact on the held-out half."""
+    """Return the data of the page's script: figures, and each score's rows on `held_out`."""
     measure = held_out.measure
     return {
         "chosen": chosen,
@@ -289,7 +287,7 @@ def report_data(
 
 
 def _series(held_out: Outcomes, point: OperatingPoint, crossing: float | None) -> dict[str, Any]:
-    """The rows of one score's curve, the calibrated threshold among them, and its pictures."""
+    """Return the rows of one score's curve, with the calibrated threshold, and its figures."""
     curve = point.curve(held_out)
     calibrated = int(np.searchsorted(curve.threshold, point.threshold, side="left"))
     rows = plots.thin_rows(curve, keep=[calibrated])
@@ -313,14 +311,14 @@ def _series(held_out: Outcomes, point: OperatingPoint, crossing: float | None) -
 
 
 def point_title(point: OperatingPoint) -> str:
-    """The point's score, and its blend where it has one."""
+    """Return the point's score, and its blend if there is one."""
     return score_title(point.score) + (f", blend {point.blend:g}" if point.blend else "")
 
 
 def _table(
     held_out: Outcomes, points: Mapping[str, OperatingPoint], best: OperatingPoint | None
 ) -> str:
-    """The rows of the table: both models, the joint model, and every other score."""
+    """Return the table's rows: both models, the joint model, and every other score."""
     costs = held_out.student_cost, alone_cost(held_out.student_cost, held_out.teacher_cost)
     alone = [
         _row(f"{role} alone", held_out, cost, held_out.quality(role))
@@ -337,7 +335,7 @@ def _table(
 
 
 def _further(held_out: Outcomes, cost: Cost) -> dict[str, str]:
-    """The columns beside FLOPs and time: those that are known of both models."""
+    """Return the columns beside FLOPs and time that are known of both models."""
     return further_columns(joint_cost(held_out.student_cost, held_out.teacher_cost, 0.0), cost)
 
 
@@ -362,7 +360,7 @@ def _row(
 
 
 def _promise(certificate: Any, rests: str) -> str:
-    """What is promised, with its bound, its price and what it rests on; nothing without one."""
+    """Return the section on the promise: its bound, price and assumptions; empty without one."""
     if certificate is None:
         return ""
     paragraphs = f'<p class="stated">{html.escape(certificate.statement)}</p>' + "".join(
@@ -372,7 +370,6 @@ def _promise(certificate: Any, rests: str) -> str:
 
 
 def _figures(measure: Metric) -> dict[str, tuple[str, str, float]]:
-    """What the intervals are called, how they are written, and in which unit."""
     if measure.percent:
         own, gain, scale = "{:.2f} %", "{:+.2f}", 100.0
         over = "points over the {}"
@@ -395,7 +392,7 @@ def _chance(
     measure: Metric,
     caption: str,
 ) -> str:
-    """The intervals of the joint model, and the verdicts of the tests."""
+    """Return the section with the joint model's intervals and the tests' verdicts."""
     if not intervals and not comparisons:
         return ""
     rows = []
@@ -413,7 +410,7 @@ def _chance(
 
 
 def gain_words(entry: Standing | Interval, measure: Metric) -> str:
-    """A gain, such as that of a score, in the metric's unit with its interval."""
+    """Return a gain in the metric's unit, with its interval."""
     interval = entry.gain if isinstance(entry, Standing) else entry
     gain, low, high = (measure.gain_text(value) for value in interval)
     return f"{gain} ({low} to {high})"
@@ -422,7 +419,7 @@ def gain_words(entry: Standing | Interval, measure: Metric) -> str:
 def _ranking(
     ranking: Sequence[Standing], chosen: str, measure: Metric, caption: str
 ) -> list[Extra]:
-    """The section on the scores by gain; none where they are not compared."""
+    """Return the section on the scores by gain; [] without a ranking."""
     rows = {}
     for entry in ranking:
         row = entry.elsewhere

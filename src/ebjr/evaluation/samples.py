@@ -1,4 +1,4 @@
-"""Samples: examples that the joint model wins or loses by deferral, and images of who answered."""
+"""Samples: examples that the joint model wins or loses by deferral, and images of all kinds."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ ANSWERED = ("Deferred to the teacher", "Kept by the student")
 
 
 def sample_groups(outcomes: Outcomes, point: OperatingPoint) -> dict[str, np.ndarray]:
-    """Rows to show, at most four of each group: the most lost or won, or some at even ranks."""
+    """Return rows to show, at most four per group: the most lost or won, or evenly spaced ones."""
     _, joint, _, teacher = point_rows(by_rows(outcomes, point), point).T
     score = score_values(point.router.score, outcomes)
     key, deferred, chosen = deferral_key(score), is_deferred(score, point.threshold), {}
@@ -39,7 +39,7 @@ def sample_groups(outcomes: Outcomes, point: OperatingPoint) -> dict[str, np.nda
 
 
 def sample_rows(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
-    """The rows of all of `sample_groups`, ascending."""
+    """Return the rows of all `sample_groups`, ascending."""
     return np.unique(np.concatenate([*sample_groups(outcomes, point).values()]))
 
 
@@ -49,9 +49,9 @@ def make_samples(
     images: Sequence[Any] = (),
     numbers: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """What a report shows of the samples, as JSON; without `images` only what is lost and won.
+    """Return a report's samples for JSON; without `images` only lost and won examples.
 
-    `images` are those of `sample_rows`, and `numbers`, (n,), what the rows are called.
+    `images` are those of `sample_rows`, and `numbers`, (n,), the rows' numbers in the report.
     """
     groups = sample_groups(outcomes, point)
     names = [name for name in groups for _ in groups[name] if len(images) or name in CHANGED]
@@ -77,7 +77,6 @@ def make_samples(
 
 
 def _plain(answers: Any, outcomes: Outcomes) -> list[Any]:
-    """Answers, or targets, for JSON, with the classes' names where they are known."""
     if isinstance(answers, list) and isinstance(answers[0], GroundTruth):
         return [{"prediction": [{"box": box} for box in each.boxes.tolist()]} for each in answers]
     labels = outcomes.labels
@@ -87,26 +86,26 @@ def _plain(answers: Any, outcomes: Outcomes) -> list[Any]:
 
 
 def as_picture(image: Any) -> np.ndarray:
-    """An image as uint8 (height, width, 3); ValueError where an input is none."""
+    """Return an image as uint8, (height, width, 3); ValueError if an input is not an image."""
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
         array = array.transpose(1, 2, 0)
     array = array[..., None] if array.ndim == 2 else array
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3):
         raise ValueError(
-            f"a report shows images, bytes (height, width, 3), and an input is {array.dtype} "
-            f"{array.shape}: leave --data out, and it lists the examples instead"
+            f"a report shows images (bytes, (height, width, 3)), but an input is {array.dtype} "
+            f"{array.shape}: remove --data to list the examples instead"
         )
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
 def same_labels(given: Iterable[Any], targets: Iterable[Any]) -> bool:
-    """Whether one label of some data goes with one target throughout, whatever they are called."""
+    """Whether each label of some data always goes with the same target, under any name."""
     return _numbered(given) == _numbered(targets)
 
 
 def _numbered(labels: Iterable[Any]) -> list[int]:
-    """Labels, label sets or boxes as numbers, in the order in which they first appear."""
+    """Number labels, label sets or boxes in the order in which they first appear."""
     seen: dict[Any, int] = {}
     keys = (x if np.isscalar(x) else getattr(x, "boxes", x).tobytes() for x in labels)
     return [seen.setdefault(key, len(seen)) for key in keys]

@@ -1,5 +1,5 @@
 "use strict";
-/* What the report and the server's page draw with. */
+/* Drawing helpers of the report and the server's page. */
 const get = (id) => document.getElementById(id);
 
 function element(name, attributes = {}, ...inside) {
@@ -26,10 +26,10 @@ function ticks(low, high, most) {
   return found;
 }
 
-const SHOWN = 0.3; /* boxes with a higher score are shown, in the report as well */
+const SHOWN = 0.3; /* boxes with a higher score are shown, like in the report */
 const short = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(4))) : value === Infinity ? "∞" : value === -Infinity ? "−∞" : "none");
 
-/* What a model said, or what is there, in words. */
+/* A model's answer, or the target, in words. */
 function named(said) {
   const boxes = boxesOf(said);
   if (!boxes) {
@@ -41,14 +41,14 @@ function named(said) {
   return boxes.length ? `${boxes.length} ${boxes.length === 1 ? "box" : "boxes"} (${some})` : "no boxes";
 }
 
-/* Of a detector's answer the boxes that a report shows too, best first; null of any other answer. */
+/* The boxes of a detector's answer that are shown, best first; null for any other answer. */
 function boxesOf(said) {
   if (!Array.isArray(said.prediction) || said.label || said.prediction.some((each) => typeof each !== "object")) return null;
   const shown = said.prediction.filter(({ score }) => score > SHOWN).sort((one, other) => other.score - one.score);
   return shown.map((box) => ({ box: box.box, prediction: box.label ?? `class ${box.class}`, probability: box.score }));
 }
 
-/* An image with boxes over it, all in its own pixels; those that are there are dashed. */
+/* An image with boxes over it, in its own pixels; labeled boxes are dashed. */
 function picture({ src, width, height }, boxes, role, words, there = []) {
   const line = Math.max(width, height) / 180;
   const rect = ([left, top, right, bottom], name, wide) => draw("rect", { class: name, x: left, y: top, width: right - left, height: bottom - top, "stroke-width": wide * line });

@@ -1,7 +1,7 @@
 """Tests: is a difference between two models more than chance?
 
-McNemar's where answers are right or wrong, a paired bootstrap where they have losses. Both hold
-for examples drawn independently from one population.
+McNemar's test if answers are right or wrong, a paired bootstrap if they have losses. Both hold for
+examples drawn independently from one population.
 """
 
 import math
@@ -17,7 +17,7 @@ from ebjr.outcomes import Outcomes
 from ebjr.stats import Interval, binomial_cdf, right_or_wrong, same_length, share_interval
 
 FEW = 25
-"""With fewer discordant pairs than this, McNemar's test is exact unless told otherwise."""
+"""With fewer discordant pairs, McNemar's test is exact by default."""
 
 ANY_TWO = ("the first", "the second")
 JOINT_AND_OTHER = ("the joint model", "the other model")
@@ -25,11 +25,11 @@ JOINT_AND_OTHER = ("the joint model", "the other model")
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two models on the same examples: on how many is just one of them right?
+    """McNemar's test of two models on the same examples.
 
-    `first_only` and `second_only` count the discordant pairs: examples on which only that one is
-    right. `exact` says whether `p_value` is `p_exact` or `p_chi_square`; `names` is what the
-    verdict calls the two.
+    `first_only` and `second_only` count the discordant pairs: examples on which only that model is
+    right. `exact` says whether `p_value` is `p_exact` or `p_chi_square`; `names` are the models'
+    names in the verdict.
 
     Examples
     --------
@@ -46,7 +46,7 @@ class McNemar:
 
     @property
     def discordant(self) -> int:
-        """On how many examples just one is right."""
+        """The number of examples on which exactly one model is right."""
         return self.first_only + self.second_only
 
     @property
@@ -64,28 +64,28 @@ class McNemar:
 
     @property
     def p_exact(self) -> float:
-        """From the binomial distribution of the discordant pairs, two-sided."""
+        """The two-sided p-value from the binomial distribution of the discordant pairs."""
         fewer = min(self.first_only, self.second_only)
         return min(1.0, 2 * float(binomial_cdf(fewer, self.discordant, 0.5)))
 
     @property
     def p_chi_square(self) -> float:
-        """From the statistic, which has one degree of freedom."""
+        """The p-value from the statistic, with one degree of freedom."""
         return float(chdtrc(1, self.statistic))
 
     @property
     def p_value(self) -> float:
-        """How likely a difference this large is where the two are equally good."""
+        """The probability of a difference this large if the models are equally good."""
         return self.p_exact if self.exact else self.p_chi_square
 
     @property
     def better(self) -> str | None:
-        """Which of the two is better by more than chance explains, at 5 %; None: neither shown."""
+        """The name of the significantly better model at 5 %, or None."""
         return _better(self.p_value, self.first_only > self.second_only, self.names)
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The result in one sentence."""
         first, second = self.names
         how = "exact" if self.exact else "chi-square"
         return (
@@ -96,7 +96,7 @@ class McNemar:
 
     @property
     def details(self) -> str:
-        """Odds ratio and both p-values, in one sentence; nothing where the two never differ."""
+        """Odds ratio and both p-values in one sentence; empty if the models never differ."""
         ratio, low, high = (f"{x:.2f}" for x in self.odds)
         if ratio == "nan":
             return ""
@@ -107,7 +107,7 @@ class McNemar:
 
     @property
     def cells(self) -> dict[str, str]:
-        """A row of a table, by column."""
+        """A table row, by column."""
         ratio, low, high = (f"{x:.2f}" for x in self.odds)
         return {
             "only joint": f"{self.first_only:,}",
@@ -118,7 +118,7 @@ class McNemar:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
+        """Return every figure for JSON."""
         ratio, *ends = self.odds
         names = ("statistic", "p_exact", "p_chi_square", "p_value", "better", "verdict")
         figures = {name: getattr(self, name) for name in names}
@@ -137,11 +137,15 @@ def mcnemar(
     discordant pairs. Source: McNemar, "Note on the sampling error of the difference between
     correlated proportions or percentages", Psychometrika 1947; correction by Edwards, 1948.
 
-    - `first_correct`, `second_correct`: (n,) bool, or 0 and 1: where each of them is right.
-      ValueError where they are something else, empty or differ in length.
-    - `exact`: Take the binomial p-value or the chi-square one, with continuity correction. None:
-      the binomial one below 25 discordant pairs. Both are in the result.
-    - `names`: What the verdict calls the two.
+    - `first_correct`, `second_correct`: (n,) bool, or 0 and 1: where each model is right.
+    - `exact`: Use the binomial p-value, or the chi-square one with continuity correction. None: the
+      binomial one below 25 discordant pairs. The result has both.
+    - `names`: The models' names in the verdict.
+
+    Raises
+    ------
+    ValueError
+        `first_correct` and `second_correct` are not 0 and 1, are empty or differ in length.
 
     Examples
     --------
@@ -165,9 +169,14 @@ def compare(
     targets: Any,
     names: tuple[str, str] = JOINT_AND_OTHER,
 ) -> McNemar:
-    """McNemar's test of the joint model against any other saved predictions.
+    """McNemar's test of the joint model against other saved predictions.
 
-    All are (n,) labels of the same examples in the same order; ValueError if their shapes differ.
+    All are (n,) labels of the same examples in the same order.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ.
 
     Examples
     --------
@@ -182,11 +191,11 @@ def compare(
 
 @dataclass(frozen=True)
 class LossDifference:
-    """Two models on the same examples: how far are their losses apart?
+    """A test of two models' losses on the same examples.
 
-    `difference` is the first one's figure minus the second one's, with its 95 % interval. `p_value`
-    is two-sided, from the same resamples: how likely a difference this large is where the two are
-    equally good.
+    `difference` is the first model's figure minus the second's, with its 95 % interval. `p_value`
+    is two-sided, from the same resamples: the probability of a difference this large if the models
+    are equally good.
 
     Examples
     --------
@@ -209,12 +218,12 @@ class LossDifference:
 
     @property
     def better(self) -> str | None:
-        """Which of the two is better by more than chance explains, at 5 %; None: neither shown."""
+        """The name of the significantly better model at 5 %, or None."""
         return _better(self.p_value, self.measure.figure(self.difference.estimate) > 0, self.names)
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The result in one sentence."""
         here, low, high = self._shown
         ends = sorted((abs(low), abs(high)))
         span = f"{ends[0]:.3g} to {ends[1]:.3g}"
@@ -229,12 +238,12 @@ class LossDifference:
 
     @property
     def details(self) -> str:
-        """Nothing that the verdict does not say."""
+        """Empty: the verdict has every figure."""
         return ""
 
     @property
     def cells(self) -> dict[str, str]:
-        """A row of a table, by column."""
+        """A table row, by column."""
         here, low, high = (f"{value:+.3g}" for value in self._shown)
         unit = ", points" if self.measure.percent else ""
         return {
@@ -244,16 +253,16 @@ class LossDifference:
 
     @property
     def _shown(self) -> list[float]:
-        """The difference and its ends as they are written: shares in points."""
+        """The difference and its ends in the shown unit: points for shares."""
         return [(100 if self.measure.percent else 1) * value for value in self.difference]
 
     def as_dict(self) -> dict[str, Any]:
-        """Every figure, with `better` and `verdict`, for JSON."""
+        """Return every figure, with `better` and `verdict`, for JSON."""
         return {**asdict(self), "better": self.better, "verdict": self.verdict}
 
 
 Comparison = McNemar | LossDifference
-"""What tells two models apart: by their right answers, or by their losses."""
+"""A test of two models: by their right answers, or by their losses."""
 
 
 def loss_difference(
@@ -268,8 +277,8 @@ def loss_difference(
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 16.
 
-    - `first_rows`, `second_rows`: (n,): row qualities of both, as `Metric.rows` gives them.
-    - `n_resamples`: Of the bootstrap; the p-value is at least ``2 / (n_resamples + 1)``.
+    - `first_rows`, `second_rows`: (n,): row qualities of both, from `Metric.rows`.
+    - `n_resamples`: The p-value is at least ``2 / (n_resamples + 1)``.
 
     Examples
     --------
@@ -293,7 +302,7 @@ def loss_difference(
 def _difference(
     metric: str, here: float, drawn: np.ndarray, n: int, names: tuple[str, str]
 ) -> LossDifference:
-    """A difference of two figures, judged by the same difference on resamples, `drawn`."""
+    """Judge a difference of two figures by the same difference on resamples, `drawn`."""
     beyond = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     p_value = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
     return LossDifference(metric, interval_of(here, drawn), p_value, n, names)
@@ -302,10 +311,15 @@ def _difference(
 def compare_answers(
     outcomes: Outcomes, joint: Any, other: Any, names: tuple[str, str] = JOINT_AND_OTHER
 ) -> Comparison:
-    """The joint model's answers against any others', by the test that the metric asks for.
+    """Test the joint model's answers against other answers, as the metric requires.
 
     `joint` and `other` are (n,) labels or predictions, (n, labels) sets of labels, or lists of n
-    `Detections`; ValueError where they do not have the length of the outcomes.
+    `Detections`.
+
+    Raises
+    ------
+    ValueError
+        `joint` or `other` has another length than the outcomes.
 
     Examples
     --------
@@ -331,14 +345,14 @@ def _judgeable(outcomes: Outcomes, *answers: Any) -> list[Any]:
     columns = [np.asarray(column, dtype=outcomes.targets.dtype) for column in answers]
     if any(column.shape != outcomes.targets.shape for column in columns):
         shapes = " and ".join(str(column.shape) for column in columns)
-        raise ValueError(f"both must hold {len(outcomes)} predictions, not {shapes}")
+        raise ValueError(f"both models need {len(outcomes)} predictions, not {shapes}")
     return columns
 
 
 def _compare_wholes(
     outcomes: Outcomes, judged: list[Any], names: tuple[str, str]
 ) -> LossDifference:
-    """By a metric that is no mean of rows: the first deferring nothing, the second everything."""
+    """Compare by a metric that is not a mean of rows: all deferred against none deferred."""
     assert outcomes.measure.whole is not None
     one, other = judged
     whole, n = outcomes.measure.whole(one, other, outcomes.targets), len(outcomes)

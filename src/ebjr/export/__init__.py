@@ -1,9 +1,9 @@
-"""Export: student, score, router and teacher as one ``.onnx`` file, the knob as an input.
+"""Export: student, score, router and teacher as one ``.onnx`` file, with the knob as an input.
 
-Any runtime of ONNX runs it: inputs in; ``prediction``, ``output``, ``score``, ``deferred`` and
-``stage`` out; ``threshold`` an input that has the calibrated value where none is given. The graph
-is built with onnx-ir out of the models' own, checked by onnx's checker, and run beside the joint
-model on a few examples before the file takes its place.
+Any ONNX runtime runs it. Its outputs are ``prediction``, ``output``, ``score``, ``deferred`` and
+``stage``; the input ``threshold`` defaults to the calibrated value. The graph is built from the
+models' graphs with onnx-ir, checked by onnx, and compared with the joint model on a few examples
+before the file is written.
 """
 
 from ebjr.errors import needs

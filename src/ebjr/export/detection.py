@@ -1,7 +1,7 @@
-"""Detectors like DETR inside the graph: a fixed number of boxes, no suppression left to do.
+"""Detectors like DETR inside the graph: a fixed number of boxes, and no NMS.
 
-The best `limit` pairs of box and class are an image's detections, as `ebjr.backends.detectors`
-decodes them outside; rows beyond an image's own hold boxes of 0, the label -1 and the score 0.
+An image's detections are the best `limit` pairs of box and class, as in `ebjr.backends.detectors`.
+Padding rows have boxes of 0, the label -1 and the score 0.
 """
 
 import math
@@ -21,40 +21,39 @@ from ebjr.tasks.detection.scale import LEAST_SCORE, ConfidenceMap
 
 FLOAT = ir.DataType.FLOAT
 FIXED = ("detr", "rtdetr", "end2end", "end2end_normalized")
-"""The layouts with as many boxes on every image."""
+"""The layouts with the same number of boxes on every image."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A detector's graph, as far as the joint graph reads it."""
+    """What the joint graph reads of a detector's graph."""
 
     detector: OnnxDetector
-    outputs: tuple[str, ...]  # names of boxes, logits and any bin logits; or of all in one
-    queries: int  # boxes of an image
-    bins: int  # of a side, or none
-    softmax: bool  # whether one more logit is that of "nothing"
+    outputs: tuple[str, ...]  # names of boxes, logits and any bin logits, or one name for all
+    queries: int  # boxes on an image
+    bins: int  # for a side, or 0
+    softmax: bool  # the last logit means "nothing"
 
     @property
     def rows(self) -> int:
-        """The largest number of detections that is reported on an image."""
+        """The most detections on an image."""
         single = self.softmax or self.detector.layout.by_label
         return min(self.detector.limit, self.queries * (1 if single else len(self.columns)))
 
     @property
     def columns(self) -> np.ndarray:
-        """The column, or the label, of each class that is reported."""
+        """The column or label of each reported class."""
         return np.array(self.detector.numbers)
 
 
 def head_of(role: str, detector: OnnxDetector, example: np.ndarray) -> Head:
-    """What is read of a detector; a ModelError where its boxes vary in number or overlap."""
+    """Return a detector's head; a ModelError if it needs NMS or its number of boxes varies."""
     layout = detector.layout_name
     if layout not in FIXED or detector.nms is not None:
         raise ModelError(
-            f"the {role} {detector.path} (layout {layout or 'own'}) needs its boxes decoded and "
-            "suppressed outside of its graph; only detectors like DETR, with a fixed number of "
-            "boxes and no suppression, can be exported: those of the layouts "
-            f"{', '.join(FIXED)}"
+            f"the {role} {detector.path} (layout {layout or 'own'}) decodes and suppresses boxes "
+            "outside its graph; only detectors like DETR, with a fixed number of boxes and no "
+            f"suppression, can be exported: those with the layouts {', '.join(FIXED)}"
         )
     answers = detector.model.answer_all(detector.preprocess(example))
     classes = detector.classes
@@ -69,18 +68,18 @@ def head_of(role: str, detector: OnnxDetector, example: np.ndarray) -> Head:
 
 @dataclass(frozen=True)
 class Found:
-    """What is on n images, in the graph: the best first."""
+    """The detections on n images as values of the graph, the best first."""
 
     boxes: Value  # (n, rows, 4)
-    labels: Value  # (n, rows), as are the following
-    scores: Value
-    real: Value  # bool: which rows are detections
-    query: Value  # which of the head's boxes each one is
+    labels: Value  # (n, rows)
+    scores: Value  # (n, rows)
+    real: Value  # (n, rows), bool: which rows are not padding
+    query: Value  # (n, rows): the index of the head's box
     logits: Value  # (n, queries, classes), of all of the head's boxes
 
 
 def find(op: Operators, head: Head, raws: list[Value], images: Value) -> Found:
-    """The detections of a head on images (n, height, width, 3), in pixels of these."""
+    """Return a head's detections on images (n, height, width, 3), in pixels of these."""
     op = op.computing(np.float32)
     corners, logits = _read(op, head, [op.to(raw, np.float32) for raw in raws])
     classes = len(head.columns)
@@ -88,7 +87,7 @@ def find(op: Operators, head: Head, raws: list[Value], images: Value) -> Found:
         flat = op.Reshape(op.Sigmoid(logits), [0, head.queries * classes])
         scores, index = op.TopK(flat, [head.rows], outputs=2)
         query, labels = op.Div(index, classes), op.Mod(index, classes)
-    else:  # the last class is "nothing", and a box whose best one is none of ours is none
+    else:  # drop a box whose best class is "nothing" or not reported
         likely = op.Slice(op.Softmax(logits, axis=2), [0], [-1], [2])
         ours = op.Gather(likely, head.columns, axis=2)
         best = op.reduce("ReduceMax", ours)
@@ -110,7 +109,7 @@ def find(op: Operators, head: Head, raws: list[Value], images: Value) -> Found:
 
 
 def _read(op: Operators, head: Head, raws: list[Value]) -> tuple[Value, Value]:
-    """Corners as the layout has them, and logits: of our classes, or all before a softmax."""
+    """Return corners in the layout's unit, and logits of our classes, or of all for a softmax."""
     whole = raws[0]
     boxes, scores = op.Slice(whole, [0], [4], [2]), op.Slice(whole, [4], [2**31], [2])
     if head.detector.layout.by_label:
@@ -131,19 +130,19 @@ def _log_odds(op: Operators, scores: Value) -> Value:
 
 
 def _placed(op: Operators, head: Head, corners: Value, images: Value) -> Value:
-    """Corners as the layout has them, in pixels of the images."""
+    """Convert corners from the layout's unit to pixels of the images."""
     shape = op.Shape(images)
     own = (op.Gather(shape, 1), op.Gather(shape, 2))
     size, (sides, top, left) = place_images(op, own, head.detector.preprocess)
     exact = op.computing(np.float64)
 
     def four(y: Value, x: Value) -> Value:
-        """(4,): x, y, x, y."""
+        """Return x, y, x, y, (4,)."""
         pair = [exact.Unsqueeze(exact.to(exact.value(one), np.float64), [0]) for one in (x, y)]
         return exact.Concat(*pair, *pair, axis=0)
 
     pixels = corners
-    if head.detector.layout_name != "end2end":  # from 0 to 1
+    if head.detector.layout_name != "end2end":  # other layouts go from 0 to 1
         pixels = op.Mul(corners, op.Cast(four(*size), to=int(FLOAT)))
     preprocess, pixels = head.detector.preprocess, exact.to(pixels, np.float64)
     if any(preprocess.shift):
@@ -157,7 +156,7 @@ def _placed(op: Operators, head: Head, corners: Value, images: Value) -> Value:
 
 
 def rescaled(op: Operators, found: Found, change: ConfidenceMap | None) -> Value:
-    """The scores on the common scale, as `ConfidenceMap` puts them there."""
+    """Return the scores on the common scale, like `ConfidenceMap`."""
     if change is None:
         return found.scores
     exact = op.computing(np.float64)
@@ -169,16 +168,16 @@ def rescaled(op: Operators, found: Found, change: ConfidenceMap | None) -> Value
     return op.Where(found.real, op.Cast(chance, to=int(FLOAT)), np.float32(0.0))
 
 
-# Scores, in double precision as outside
+# Scores, in double precision, as outside the graph
 
 
 def detection_score(
     op: Operators, score: Score, head: Head, found: Found, raws: list[Value]
 ) -> Value:
-    """A score of the detections on n images as a part of the graph: (n,)."""
+    """Build a score of the detections on n images, (n,)."""
     if not score.named or score.name not in DETECTION_FORMS:
         raise ValueError(
-            f"the score {score.title} has no form in ONNX operators; of detections these have: "
+            f"the score {score.title} cannot be exported; for detectors these can: "
             f"{', '.join(DETECTION_FORMS)}"
         )
     given = dict(score.parameters)
@@ -239,4 +238,4 @@ DETECTION_FORMS: Mapping[str, Callable[..., Value]] = {
         _sum(op, score, weight), op.Max(count, 1.0)
     ),
 }
-"""By the score's name: of confidences (n, rows), which of them count, and how many."""
+"""Scores by name: functions of confidences (n, rows), their weights, and the number that count."""

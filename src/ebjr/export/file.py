@@ -1,4 +1,4 @@
-"""The exported file: what goes into it, how it is checked, and how it is written."""
+"""The exported file: what it contains, how it is checked and written."""
 
 import json
 import math
@@ -32,21 +32,20 @@ from ebjr.outcomes import roles_of
 from ebjr.router import Router
 
 MOST_BYTES = 2**31 - 2**24
-"""A larger file cannot be read by protobuf: its weights go into a second one."""
+"""Protobuf cannot read a file above 2 GiB: the weights of a larger model go into a second file."""
 
 TOLERANCE = 1e-3
-"""How far the graph's raw output may be from the joint model's on the examples it is tried on."""
+"""The largest difference of raw output between the graph and the joint model, on a few examples."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
-    `path` is the file, and `data` the one with the weights, if they did not fit; it must stay
-    beside the other; `bytes` are those of both. `opset` and `ir_version` are what a runtime has to
-    know, and `input` is the input's name, type and shape. `threshold` holds where none is given,
-    and is compared with `score`. `difference` is the largest one of raw output to the joint
-    model's, on the examples that it was tried on.
+    `path` is the file, `data` a second one with the weights, if any, which must stay beside it, and
+    `bytes` the size of both. `opset` and `ir_version` are what a runtime must support. `input` has
+    the input's name, type and shape. `threshold` is the default, compared with `score`.
+    `difference` is the largest difference of raw output from the joint model's, on a few examples.
     """
 
     path: Path
@@ -60,7 +59,7 @@ class Exported:
     difference: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields, for JSON."""
         paths = {"path": str(self.path), "data": None if self.data is None else str(self.data)}
         return {**asdict(self), **paths}
 
@@ -76,24 +75,31 @@ def export_joint(
 ) -> Exported:
     """Write a joint model as one ``.onnx`` file, whole or not at all.
 
-    ModelError: a model that is not an ONNX graph, or cannot become part of one; or the graph does
-    not do what the joint model does. ValueError: the score has no form in ONNX operators, or
-    `opset` does not exist. TypeError: a model of a joint model came from no file. OSError: the file
-    cannot be written.
-
-    - `joint`: A ``joint.toml``, what was read from one, or a joint model of files, whose score need
-      not have a name. Its student may be a joint model.
+    - `joint`: A ``joint.toml``, a `JointConfig`, or a joint model of files, whose score needs no
+      name. Its student may be a joint model.
     - `threshold`: The default of the input ``threshold``; None is the joint model's.
     - `opset`: The version of ONNX's operators; None is the highest of all models', at least 13.
-    - `external_data`: Whether the weights go into a second file, ``path`` with ``.data`` after it;
-      None: if they have to.
-    - `most_bytes`: The most that they may have in the first file.
+    - `external_data`: Put the weights into a second file, ``path`` with ``.data`` appended; None:
+      only if they do not fit.
+    - `most_bytes`: The most bytes of weights in the first file.
+
+    Raises
+    ------
+    ModelError
+        A model is not an ONNX graph or cannot become part of one, or the joint graph does not
+        answer like the joint model.
+    ValueError
+        The score cannot be exported, or `opset` does not exist.
+    TypeError
+        A model of `joint` came from no file.
+    OSError
+        The file cannot be written.
     """
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not LEAST_OPSET <= opset <= newest:
         raise ValueError(
-            f"opset must be from {LEAST_OPSET} to {newest}, the newest that onnx "
-            f"{onnx.__version__} knows, but is {opset}"
+            f"opset must be from {LEAST_OPSET} to {newest}, the newest in onnx "
+            f"{onnx.__version__}, not {opset}"
         )
     about = joint if isinstance(joint, JointModel) else _config(joint)
     levels = _levels(about if isinstance(about, JointModel) else about.load())
@@ -104,7 +110,7 @@ def export_joint(
     batch = _tried(levels, given)
     with write_beside(path) as folder:
         draft, found = folder / Path(path).name, []
-        for depth in range(1, len(levels) + 1):  # the inner ones too: each threshold is tried
+        for depth in range(1, len(levels) + 1):  # inner levels too, to test every threshold
             graph = _graph(levels[:depth], given, batch, opset)
             _describe(graph, about, given, levels[:depth])
             external = _size(graph) > most_bytes if external_data is None else external_data
@@ -131,21 +137,21 @@ def export_joint(
 def _config(joint: str | os.PathLike[str] | JointConfig) -> JointConfig:
     config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
     for role in roles_of(2):
-        _graph_file(role, getattr(config, role))  # before it is loaded
+        _graph_file(role, getattr(config, role))  # fail before loading
     return config
 
 
 def _levels(joint: JointModel) -> list[JointModel]:
-    """The joint models that one is made of, the innermost first, with routers of their own."""
+    """Return copies of the nested joint models, the innermost first, with their own routers."""
     student = joint.student
     if isinstance(joint.teacher, JointModel):
         raise ModelError(
-            "a teacher that is a joint model cannot be part of a file: make it a stage, with the "
-            "joint model as the student: of a, b and c, (a, b) is the student and c the teacher"
+            "a teacher that is a joint model cannot be exported: nest on the student's side, with "
+            "a, b and c as the student (a, b) and the teacher c"
         )
     if isinstance(student, JointModel) and joint.kind.targets_are == "boxes":
         raise ModelError(
-            f"a joint detector of {len(models_of(joint))} models cannot be one file: give it two"
+            f"a joint detector of {len(models_of(joint))} models cannot be exported: use two"
         )
     level, inner = copy(joint), _levels(student) if isinstance(student, JointModel) else []
     level.router, level.student = copy(joint.router), inner[-1] if inner else student
@@ -153,16 +159,16 @@ def _levels(joint: JointModel) -> list[JointModel]:
 
 
 def _graph_file(role: str, entry: Any) -> Any:
-    """What an entry names, if it may be an ONNX file."""
+    """Check that an entry may be an ONNX file, and return it."""
     if isinstance(entry, FarEntry):
         where = entry.url if isinstance(entry, RemoteEntry) else entry.options["chat"]
         raise ModelError(
-            f"the {role} {where} is a remote model, which cannot be part of a file; "
-            "calibrate with the model's own file"
+            f"the {role} {where} is a remote model, which cannot be exported; calibrate with the "
+            "model's own file"
         )
     if isinstance(entry, ModelEntry) and Path(entry.path).suffix.lower() != ".onnx":
         raise ModelError(
-            f"the {role} {entry.path} is no ONNX graph: export it to ONNX first "
+            f"the {role} {entry.path} is not an ONNX graph: export it to ONNX "
             "(torch.onnx.export), record and calibrate with that file, and then export the "
             "joint model"
         )
@@ -178,15 +184,15 @@ def _given(several: Sequence[Model]) -> Given:
         model = model.model if isinstance(model, AsLogits) else model
         if not isinstance(model, OnnxModel):
             raise ModelError(
-                f"the {role} {files[role].path} is answered by {type(model).__name__}, which has "
-                "no form in a graph; load the model's own file with ebjr.load_model"
+                f"the {role} {files[role].path} is wrapped in {type(model).__name__}, which "
+                "cannot be exported; load the model's own file with ebjr.load_model"
             )
         models[role] = model
     return given_of(models, files)
 
 
 def _tried(levels: Sequence[JointModel], given: Given) -> np.ndarray:
-    """A batch that all models answer."""
+    """Return a random batch that all models answer."""
     failed: Exception | None = None
     for batch in given.examples():
         try:
@@ -198,7 +204,7 @@ def _tried(levels: Sequence[JointModel], given: Given) -> np.ndarray:
         except (ModelError, TypeError, ValueError) as error:
             failed = failed or error
     assert failed is not None
-    raise ModelError(f"the joint model does not answer a batch of random inputs: {failed}")
+    raise ModelError(f"the joint model failed on a batch of random inputs: {failed}")
 
 
 def _graph(
@@ -224,14 +230,14 @@ def _rows(levels: Sequence[JointModel], batch: np.ndarray) -> list[Rows]:
     for joint in levels:
         asked = joint.for_teacher(batch, joint.ask_student(batch))
         said = {"student": _said(joint.student, batch), "teacher": _said(joint.teacher, asked)}
-        if forms:  # in the graph the inner answer is of one type, whoever gave it
+        if forms:  # in the graph an inner answer has one type, whichever model gave it
             said["student"] = said["student"][0].astype(forms[-1].wider), None
         forms.append(Rows(joint, said))
     return forms
 
 
 def _said(model: Any, batch: np.ndarray) -> tuple[np.ndarray, str | None]:
-    """What a model's own graph says of a batch, and of what kind that is; None is logits."""
+    """Return the output of a model's own graph for a batch, and its kind; None is logits."""
     bare, preprocess = unprepared(model)
     if not isinstance(bare, AsLogits):
         return to_numpy(as_answer(model(batch)).output), None
@@ -242,8 +248,8 @@ def _said(model: Any, batch: np.ndarray) -> tuple[np.ndarray, str | None]:
 def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
     if joint.blend:
         raise ValueError(
-            f"a blend of {joint.blend:g} fuses both detectors' boxes, which has no form in ONNX "
-            "operators; calibrate with blend 0"
+            f"a blend of {joint.blend:g} fuses both detectors' boxes, which cannot be exported; "
+            "calibrate with blend 0"
         )
     heads = {}
     for role in roles_of(2):
@@ -256,7 +262,7 @@ def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
 def _describe(
     model: ir.Model, about: JointConfig | JointModel, given: Given, levels: Sequence[JointModel]
 ) -> None:
-    """Say in the file what it is, and what its threshold rests on."""
+    """Write docstrings and metadata: the models' hashes, the router and the calibration."""
     joint, name = levels[-1], getattr(about, "name", "joint")
     score, threshold = joint.router.score, joint.router.threshold
     files = given.files.items()
@@ -272,18 +278,18 @@ def _describe(
         f"({score.title}) is under the threshold."
     )
     texts = {
-        "threshold": f"score >= threshold keeps the student's answer; {threshold:g} if not given",
+        "threshold": f"score >= threshold keeps the student's answer; default {threshold:g}",
         "prediction": "the answer of each row",
         "boxes": "x1, y1, x2, y2 in pixels of the image, the best first",
-        "labels": "the class of each box; -1 in rows that are none",
-        "scores": "of each box, 0 in rows that are none",
-        "output": "raw output of whoever answered the row",
+        "labels": "the class of each box; -1 in padding rows",
+        "scores": "the score of each box; 0 in padding rows",
+        "output": "raw output of the model that answered the row",
         "score": f"{score.title} of the student's raw output",
-        "deferred": "whether the teacher answered the row",
-        "stage": "which model answered the row, from 0, the student",
+        "deferred": "true if the teacher answered the row",
+        "stage": "the model that answered the row, from 0, the student",
     }
     for value in (*model.graph.inputs, *model.graph.outputs):
-        value.doc_string = texts.get(value.name, "what all models are asked")
+        value.doc_string = texts.get(value.name, "the input of all models")
     same = ("labels", "columns", "known_classes", "calibration", "operating_points")
     told: dict[str, Any] = {
         "name": name,
@@ -327,13 +333,14 @@ def _check(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        raise ModelError(
-            f"the joint graph does not pass onnx's checker: {one_line(error)}"
-        ) from error
+        raise ModelError(f"the joint graph fails onnx's checker: {one_line(error)}") from error
 
 
 def _compared(path: Path, levels: Sequence[JointModel], batch: np.ndarray) -> float:
-    """How far the graph's raw output is from the joint model's, with all, some or none deferred."""
+    """Return the largest difference from the joint model's raw output.
+
+    Three thresholds are tried, which defer no row, some rows and all.
+    """
     exported, joint = ExportedJoint(path), levels[-1]
     chosen = joint.router.threshold
     score = to_numpy(joint.router.score(joint.ask_student(batch).output)).astype(np.float64)
@@ -353,21 +360,21 @@ def _compared(path: Path, levels: Sequence[JointModel], batch: np.ndarray) -> fl
     largest = float(np.max(found))
     if not largest <= TOLERANCE:
         raise ModelError(
-            "the joint graph was built, but answers otherwise than the joint model (its raw "
-            f"outputs differ by {largest:.3g}): one of the models cannot be part of a graph"
+            "the joint graph does not answer like the joint model (raw outputs differ by "
+            f"{largest:.3g}): one of the models cannot be exported"
         )
     return largest
 
 
 def _fixed(given: Given) -> str:
-    """What to do about graphs whose batch is fixed, where there are some."""
+    """Return the end of a message about models with a fixed batch; empty without any."""
     known = [model for model in given.models.values() if (model.fixed_batch or 1) != 1]
     words = [f"; {one.path} has a fixed batch of {one.fixed_batch}" for one in known]
-    return "".join([*words, ": export it again with an open first dimension" if words else ""])
+    return "".join([*words, ": export it again with a dynamic first dimension" if words else ""])
 
 
 def _near(router: Router, score: Any) -> np.ndarray:
-    """(n,): whether a score is so near the threshold, or `skip`, that rounding decides."""
+    """Tell for each row whether rounding decides its score against threshold or `skip`, (n,)."""
     score = to_numpy(score).astype(np.float64)[:, None]
     limits = np.array([router.threshold, router.skip], np.float64)  # None becomes NaN
     with np.errstate(invalid="ignore"):
@@ -375,7 +382,7 @@ def _near(router: Router, score: Any) -> np.ndarray:
 
 
 def _difference(found: JointAnswer, wanted: JointAnswer, near: np.ndarray) -> float:
-    """The largest difference of raw output in its scale; inf if decisions that are clear differ."""
+    """Return the largest relative difference of raw output; inf if a clear decision differs."""
     same = to_numpy(wanted.deferred) == found.deferred
     same &= to_numpy(wanted.stage) == found.stage
     if not (same | near).all():
@@ -385,7 +392,7 @@ def _difference(found: JointAnswer, wanted: JointAnswer, near: np.ndarray) -> fl
 
 
 def _apart(*raw: Any) -> float:
-    """How far two rows of raw output are; of detections the scores, whose order says the rest."""
+    """Return the relative difference of two rows of raw output, for detections of the scores."""
     one, other = (np.asarray(to_numpy(getattr(row, "scores", row)), np.float64) for row in raw)
     if one.shape != other.shape:
         return math.inf

@@ -1,8 +1,8 @@
 """The joint graph: student, score, router, and the teacher in a branch of an ``If``.
 
 The deferred rows are gathered, the teacher answers them inside the branch, and its answers are
-scattered back. Where nothing is deferred no node of the teacher is run. The score of another joint
-model may read this answer.
+scattered back. If no row is deferred, the teacher does not run. Another joint model's score may
+read this answer.
 """
 
 import logging
@@ -29,19 +29,19 @@ from ebjr.joint import JointModel
 from ebjr.router import Router, round_up
 
 LEAST_OPSET = 13
-"""Older graphs are converted: since then softmax, axes and branches are what they are now."""
+"""Older graphs are converted: opset 13 defines softmax, axes and branches as they are now."""
 
 FLOAT = ir.DataType.FLOAT
 
 LEAST_IR = 4
-"""Since then a constant need not be an input, and one that is can be overridden: the threshold."""
+"""Since IR 4 an initializer that is also an input is a default, as the threshold needs."""
 
 Output = tuple[str, Value, ir.DataType, tuple[Any, ...]]
 """Name, value, type, and dimensions beside the batch."""
 
 
 def opset_of(model: ir.Model) -> int:
-    """The version of ONNX's own operators."""
+    """Return a graph's version of ONNX's own operators."""
     found = model.graph.opset_imports
     return max((found[domain] for domain in ("", "ai.onnx") if domain in found), default=1)
 
@@ -54,14 +54,14 @@ def convert(path: Path, model: ir.Model, opset: int) -> None:
     if before == opset:
         return
     try:
-        with quiet("onnxscript", logging.CRITICAL + 1):  # what it says ends in an error of ours
+        with quiet("onnxscript", logging.CRITICAL + 1):  # it logs a traceback; we raise
             version_converter.convert_version(model, opset, fallback=True)
     except Exception as error:
         failed = error
     if failed or opset_of(model) != opset:
         raise ModelError(
-            f"{path} is of opset {before} and cannot be converted to opset {opset}, which the "
-            f"joint graph has; export it again with opset {opset}"
+            f"{path} has opset {before} and cannot be converted to opset {opset}, which the joint "
+            f"graph has; export it again with opset {opset}"
         ) from failed
     forget_shapes(model)
 
@@ -69,10 +69,10 @@ def convert(path: Path, model: ir.Model, opset: int) -> None:
 def read_parts(
     given: Given, outputs: Mapping[str, Sequence[str]], opset: int | None
 ) -> tuple[dict[str, ir.Model], list[ir.Value]]:
-    """The graphs of models, by role, as parts of one opset, and the weights that several share.
+    """Read the models' graphs, by role, in one opset, and the weights that several share.
 
-    A file is read and converted once. Where several models are of it, which its hash tells, none
-    of their parts has its weights: they are the whole graph's.
+    A file is read and converted once. If several models have the same file (by its hash), its
+    weights are not in their parts, but in the outer graph.
     """
     models, files = given.models, dict[Any, list[str]]()
     for role, names in outputs.items():
@@ -95,7 +95,7 @@ def read_parts(
 
 
 def read_part(model: OnnxModel, outputs: Sequence[str]) -> ir.Model:
-    """A model's file as a part: functions inlined, one input, some outputs."""
+    """Read a model's file as a part: functions inlined, one input, the named outputs."""
     try:
         part = ir.load(model.path)
         passes.InlinePass()(part)
@@ -109,7 +109,7 @@ def read_part(model: OnnxModel, outputs: Sequence[str]) -> ir.Model:
         passes.OutputFixPass()(part)
     except Exception as error:
         raise ModelError(
-            f"{model.path} cannot become part of another graph: {one_line(error)}"
+            f"{model.path} cannot become part of the joint graph: {one_line(error)}"
         ) from error
     forget_shapes(part)
     return part
@@ -118,11 +118,11 @@ def read_part(model: OnnxModel, outputs: Sequence[str]) -> ir.Model:
 def joint_graph(
     forms: Sequence["Form"], parts: Mapping[str, ir.Model], shared: list[ir.Value], given: Given
 ) -> ir.Model:
-    """All models, scores and routers as one graph.
+    """Build all models, scores and routers as one graph.
 
-    `forms` are those of the joint models, the innermost first: what one answers is what the next
-    one's student says. The graphs `parts`, one more and of one opset, are taken apart; `shared` are
-    weights of several. The outermost threshold is an input's default, the others are constants.
+    `forms` are the joint models, the innermost first: the answer of one is the student's output in
+    the next. The graphs `parts`, one more than `forms` and of one opset, are consumed; `shared` are
+    weights that several use. The outermost threshold is an input, the others are constants.
     """
     first, *others = parts
     op = Operators(opset_of(parts[first]), np.float64, "joint")
@@ -162,7 +162,7 @@ def _answered(
     teacher: ir.Model,
     prepare: Callable[[Operators, Value], Value],
 ) -> list[Value]:
-    """What the student has said, and in deferred rows the teacher, which is run where some are."""
+    """Replace deferred rows of the student's answer by the teacher's, in a branch of an ``If``."""
     places = op.Transpose(op.NonZero(deferred), perm=[1, 0])
     taught, kept = op.part(f"{op.name}/deferred"), op.part(f"{op.name}/kept")
     rows = taught.GatherND(asked, places)
@@ -178,14 +178,14 @@ def _answered(
 
 
 def _router(op: Operators, score: ir.Value, router: Router) -> tuple[ir.Value, ir.Value]:
-    """The threshold, of the score's type, and which rows are under it and not under `skip`."""
+    """Return the threshold in the score's type, and which rows are under it but not `skip`."""
     dtype = op.dtype if score.dtype is None else score.dtype.numpy()
     as_held = round_up if dtype == np.float32 else float
     knob = op.constant(np.array(as_held(router.threshold), dtype), f"{op.name}/threshold")
-    least = np.array(np.finfo(dtype).min)  # a row marked with -inf is deferred at any threshold
-    deferred = op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
+    least = np.array(np.finfo(dtype).min)  # a score of -inf is deferred at any threshold
+    deferred = op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))  # a NaN is deferred
     if router.skip is not None:
-        skip = np.array(as_held(router.skip), dtype)  # NaN is not under it
+        skip = np.array(as_held(router.skip), dtype)  # a NaN is not skipped
         deferred = op.And(deferred, op.Not(op.Less(score, skip)))
     return knob, deferred
 
@@ -193,7 +193,7 @@ def _router(op: Operators, score: ir.Value, router: Router) -> tuple[ir.Value, i
 def _model(
     op: Operators, inputs: list[ir.Value], outputs: list[ir.Value], parts: Collection[ir.Model]
 ) -> ir.Model:
-    """A whole model of some operators, with the domains that its parts use."""
+    """Make a model of operators, with the domains that the parts use."""
     found = [entry for part in parts for entry in part.graph.opset_imports.items()]
     imports = {domain: max(v for name, v in found if name == domain) for domain, _ in found}
     imports.pop("ai.onnx", None)
@@ -210,14 +210,14 @@ def _model(
 
 @dataclass(frozen=True)
 class Rows:
-    """What becomes of raw output where that is an array, a row for each input: all of it traced."""
+    """A joint model whose raw output has a row for each input: its own code is traced."""
 
-    joint: JointModel  # its score and its task's own code say what is in the graph
-    # by role: what the graph says of some rows, and the `output_kind` that makes logits of it
+    joint: JointModel
+    # by role: the graph's output for some rows, and the `output_kind` to turn it into logits
     said: Mapping[str, tuple[np.ndarray, str | None]]
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
-        """The score of the student's raw outputs, (n,), and its answer."""
+        """Return the score of the student's raw outputs, (n,), and its answer."""
         raw = self._raw(op, "student", raws[0])
         score = traced_score(op, self.joint.router.score, raw, self._tried("student"))
         said = self._traced(op, "said", self.joint.of_student, raw)
@@ -226,7 +226,7 @@ class Rows:
     def teacher(
         self, op: Operators, said: list[Value], raws: list[Value], given: Value
     ) -> list[Value]:
-        """The answer to deferred rows, of which the student has said so."""
+        """Return the answer to deferred rows, given the student's answer `said` to them."""
         raw = self._raw(op, "teacher", raws[0])
         return [op.typed(self._traced(op, "taught", self._taught, *said, raw), self.wider)]
 
@@ -235,7 +235,7 @@ class Rows:
         return self.joint.mix(said, taught) if self.joint.blend else taught
 
     def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
-        """The joint graph's outputs, beside score and deferred."""
+        """Return the joint graph's outputs, without score, deferred and stage."""
         found = {"prediction": self._traced(op, "meant", self.joint.predict, *answer)}
         found["output"] = answer[0]
         wire = self.joint.kind.tensors(self.joint.classes)
@@ -247,10 +247,10 @@ class Rows:
     def _traced(
         self, op: Operators, name: str, function: Callable[..., Array], *given: ir.Value
     ) -> ir.Value:
-        return traced(op, name, f"what task {self.joint.task!r} makes of answers", function, *given)
+        return traced(op, name, f"task {self.joint.task!r}", function, *given)
 
     def _raw(self, op: Operators, role: str, raw: ir.Value) -> ir.Value:
-        """Raw output as it is computed with, of known type and shape."""
+        """Convert raw output to logits of known type and shape."""
         own, kind = self.said[role]
         raw.type = ir.TensorType(ir.DataType.from_numpy(own.dtype))
         raw.shape = ir.Shape([None, *own.shape[1:]])
@@ -259,7 +259,7 @@ class Rows:
 
     @property
     def wider(self) -> np.dtype[Any]:
-        """The type of the answer, whoever gave it."""
+        """The type that holds the answers of both models."""
         return np.result_type(*map(self._tried, self.said))
 
     def _tried(self, role: str) -> np.ndarray:
@@ -269,7 +269,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Images:
-    """What becomes of raw output in detection: boxes, labels and scores of each image."""
+    """A joint detector: boxes, labels and scores of each image."""
 
     joint: JointModel
     heads: Mapping[str, Head]
@@ -292,7 +292,7 @@ class Images:
         return max(head.rows for head in self.heads.values())
 
     def _answer(self, op: Operators, role: str, found: Found) -> list[Value]:
-        """Boxes, labels and scores, with as many rows as both models need."""
+        """Return boxes, labels and scores, padded to the rows that both models need."""
         scale = self.joint.rescale
         scores = rescaled(op, found, None if scale is None else getattr(scale, role))
         missing = self._most - self.heads[role].rows

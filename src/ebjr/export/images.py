@@ -1,7 +1,7 @@
-"""Preprocessing inside the graph, to the last bit what `ebjr.data.preprocess` does outside of it.
+"""Preprocessing inside the graph, bit for bit equal to `ebjr.data.preprocess`.
 
-ONNX's own Resize rounds otherwise, so the weights of Pillow's resampling are computed as a matrix:
-sums of pixels times whole numbers of 22 bits, in double precision, which holds them exactly.
+ONNX's Resize rounds differently. So resampling is a product with a matrix of Pillow's 22-bit
+fixed-point weights, in double precision, which holds the sums exactly.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,13 +15,13 @@ from ebjr.export.operators import Operators, Value
 Sides = tuple[Value, Value]  # a height and a width, whole numbers or values of the graph
 
 Place = tuple[Sides, Value, Value]
-"""The sides of an image within a model's input, and its top and left there."""
+"""An image's sides, top and left within a model's input."""
 
-BITS = 22  # of Pillow's weights, as it resamples bytes in whole numbers
+BITS = 22  # fixed-point bits of Pillow's weights for uint8
 
 
 def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Value:
-    """A model's input made of images (n, height, width, 3), uint8."""
+    """Turn images (n, height, width, 3), uint8, into a model's input."""
     planes = op.Transpose(images, perm=[0, 3, 1, 2])
     if preprocess.height_width is not None:
         planes = _fitted(op, planes, preprocess)
@@ -35,7 +35,7 @@ def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Valu
         planes, channels = op.Transpose(planes, perm=[0, 2, 3, 1]), channels.ravel()
     if preprocess.dtype == "uint8":
         return planes
-    # each value looked up, rounded once, as outside
+    # a table lookup, as outside the graph: each value is rounded once
     table = preprocess.values().astype(preprocess.dtype)
     places = op.Cast(planes, to=int(ir.DataType.INT32))
     if (table == table[0]).all():
@@ -44,7 +44,7 @@ def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Valu
 
 
 def _moved(op: Operators, planes: Value, preprocess: Preprocess) -> Value:
-    """Planes mirrored, and then shifted; the pixels of an edge are repeated."""
+    """Mirror planes, then shift them, repeating edge pixels."""
     right, down = preprocess.shift
     height, width = preprocess.height_width or _sides(op, planes)
     for axis, side, by, mirror in ((2, height, down, False), (3, width, right, preprocess.mirror)):
@@ -56,7 +56,7 @@ def _moved(op: Operators, planes: Value, preprocess: Preprocess) -> Value:
 
 
 def _luminance(op: Operators, planes: Value) -> Value:
-    """Planes (n, 3, height, width) as one, (n, 1, height, width), in whole numbers as outside."""
+    """Turn planes (n, 3, height, width) into gray (n, 1, height, width), in integers."""
     parts = op.Mul(
         op.Cast(planes, to=int(ir.DataType.INT32)), np.array(LUMA, np.int32)[:, None, None]
     )
@@ -65,7 +65,7 @@ def _luminance(op: Operators, planes: Value) -> Value:
 
 
 def place_images(op: Operators, own: Sides, preprocess: Preprocess) -> tuple[Sides, Place]:
-    """The size of a model's input, and where an image of the sides `own` lies in it."""
+    """Return the size of a model's input, and the place in it of an image with sides `own`."""
     if preprocess.height_width is None:
         return own, (own, 0, 0)
     size = preprocess.height_width
@@ -73,7 +73,7 @@ def place_images(op: Operators, own: Sides, preprocess: Preprocess) -> tuple[Sid
 
 
 def _crop_place(op: Operators, own: Sides, size: Sides) -> Place:
-    """Scale until the size is covered, keep the center."""
+    """Scale until the size is covered, and keep the center."""
     (tall, wide), (height, width) = own, size
     high = op.GreaterOrEqual(op.Mul(wide, height), op.Mul(tall, width))
     covering = (
@@ -87,7 +87,7 @@ def _crop_place(op: Operators, own: Sides, size: Sides) -> Place:
 
 
 def _letterbox_place(op: Operators, own: Sides, size: Sides) -> Place:
-    """Scale until it fits, in the middle."""
+    """Scale until the image fits, and center it."""
     exact = op.computing(np.float64)
     sides = [exact.to(side, np.float64) for side in own]
     scale = exact.Min(*(exact.Div(float(n), side) for n, side in zip(size, sides, strict=True)))
@@ -113,7 +113,7 @@ def _fitted(op: Operators, planes: Value, preprocess: Preprocess) -> Value:
 
 
 def _scaled(op: Operators, planes: Value, size: Sides, interpolation: str) -> Value:
-    """Planes at a size; as they are where they have it."""
+    """Resize planes, unless they have the size."""
     own = _sides(op, planes)
     same = op.And(*(op.Equal(one, other) for one, other in zip(own, size, strict=True)))
     kept, resized = op.part(f"{op.name}/kept"), op.part(f"{op.name}/resized")
@@ -134,7 +134,7 @@ def _sides(op: Operators, planes: Value) -> Sides:
 
 
 def _halved(op: Operators, whole: Value) -> Value:
-    """Half of a whole number, rounded to the even one."""
+    """Halve a whole number, rounding half to even."""
     exact = op.computing(np.float64)
     half = exact.Round(exact.Mul(exact.to(whole, np.float64), 0.5))
     return op.Cast(half, to=int(ir.DataType.INT64))
@@ -145,12 +145,12 @@ def _list(op: Operators, *numbers: Value) -> Value:
 
 
 def _bytes(op: Operators, sums: Value) -> Value:
-    """Sums of pixels times weights as pixels again."""
+    """Round sums of pixels times weights back to pixels."""
     return op.Clip(op.Floor(op.Mul(op.Add(sums, 2.0 ** (BITS - 1)), 2.0**-BITS)), 0.0, 255.0)
 
 
 def _weights(op: Operators, before: Value, after: Value, interpolation: str) -> Value:
-    """From sides before and after to weights (after, before) times ``2**BITS``."""
+    """Return Pillow's weights, (after, before), times ``2**BITS``."""
     reach, weigh = _FILTERS[interpolation]
     inside, outside = op.to(op.value(before), np.float64), op.to(op.value(after), np.float64)
     step = op.Div(inside, outside)
@@ -179,7 +179,7 @@ _FILTERS: Mapping[str, tuple[float, Callable[[Operators, Value], Value]]] = {
     "bilinear": (1.0, lambda op, distance: op.Max(op.Sub(1.0, distance), 0.0)),
     "bicubic": (2.0, _bicubic),
 }
-"""How far each reaches, and what it weighs by the distance, both in its own unit."""
+"""Each filter's reach, and its weight at a distance."""
 _PLACES: Mapping[str, Callable[[Operators, Sides, Sides], Place]] = {
     "squash": lambda op, own, size: (size, 0, 0),
     "crop": _crop_place,

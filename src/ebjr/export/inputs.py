@@ -1,4 +1,4 @@
-"""What the joint graph is given, and how each model's input is made of it."""
+"""The joint graph's input, and each model's input made from it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ from ebjr.export.operators import Operators, Value
 
 OURS = ("prediction", "output", "score", "deferred", "stage", "threshold")
 SIZES = (32, 64, 224, 128, 16, 8, 1)
-"""Tried in turn for dimensions that a model leaves open, to have an example that it answers."""
+"""Sizes tried in turn for dynamic dimensions, until all models answer."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """The joint graph's input: the first dimension is the batch, and open ones have a name."""
+    """The joint graph's input: the batch comes first, and dynamic dimensions are names."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str, ...]
     models: Mapping[str, OnnxModel]  # by role
-    files: Mapping[str, ModelEntry]  # by role: theirs, and how images are prepared, if they are
+    files: Mapping[str, ModelEntry]  # by role, with preprocessing
 
     def value(self) -> ir.Value:
-        """The input as a value of a graph."""
+        """Return the input as a value of a graph."""
         return ir.val(self.name, ir.DataType.from_numpy(self.dtype), list(self.shape))
 
     def prepare(self, role: str, op: Operators, x: Value) -> Value:
-        """A model's input, made of the joint graph's or of some of its rows."""
+        """Make a model's input from the joint graph's, or from some of its rows."""
         preprocess, model = self.files[role].preprocess, self.models[role]
-        if model.continues:  # from features, which are of its type
+        if model.continues:  # `x` are features, in its type
             return x
         if preprocess is not None:
             x = prepare_images(op, x, preprocess)
@@ -46,7 +46,7 @@ class Given:
         return x if known == model.input_dtype else op.to(x, model.input_dtype)
 
     def examples(self, seed: int = 0) -> Iterator[np.ndarray]:
-        """Batches of random rows, one for each size that open dimensions may have."""
+        """Yield batches of random rows, one for each of `SIZES` of dynamic dimensions."""
         rng = np.random.default_rng(seed)
         rows = self.shape[0] if isinstance(self.shape[0], int) else 8
         for size in SIZES:
@@ -57,12 +57,12 @@ class Given:
 
 
 def given_of(models: Mapping[str, OnnxModel], files: Mapping[str, ModelEntry]) -> Given:
-    """The input that all models can be given."""
+    """Return an input that all models can take."""
     for role, model in models.items():
         if not model.input_shape:
             raise ModelError(
                 f"the {role} {model.path} has no batch dimension in its input {model.input_name}; "
-                "export it again with the batch as an open first dimension"
+                "export it again with a dynamic first dimension for the batch"
             )
     rows: int | str = 1 if 1 in {model.fixed_batch for model in models.values()} else "n"
     asked = {role: model for role, model in models.items() if not model.continues}
@@ -78,8 +78,8 @@ def given_of(models: Mapping[str, OnnxModel], files: Mapping[str, ModelEntry]) -
         said = zip(several, shapes, strict=True)
         takes = " and ".join(f"{model.path} takes rows of shape {shape}" for model, shape in said)
         raise ModelError(
-            f"all models must take the same inputs, but {takes}; where they are images, record "
-            "with a preprocess for each, which then resizes them inside the graph"
+            f"all models must take the same inputs, but {takes}; if these are images, record with "
+            "preprocessing for each model, which then runs inside the graph"
         )
     shape = (next(iter(known), None) or f"d{place}" for place, known in enumerate(sides, 1))
     name = "input" if several[0].input_name in OURS else several[0].input_name
@@ -87,7 +87,7 @@ def given_of(models: Mapping[str, OnnxModel], files: Mapping[str, ModelEntry]) -
 
 
 def _common_dtype(models: list[OnnxModel]) -> np.dtype[Any]:
-    """The type that all can be given, the wider one if it may be any's."""
+    """Return the widest type that all models can take."""
     wanted = [model.input_dtype for model in models]
     for dtype in sorted(wanted, key=lambda one: -one.itemsize):
         if all(can_become(dtype, other) for other in wanted):
@@ -97,7 +97,7 @@ def _common_dtype(models: list[OnnxModel]) -> np.dtype[Any]:
 
 
 def _sides(model: OnnxModel, preprocess: Preprocess | None) -> tuple[int | None, int | None]:
-    """The (height, width) that images must have for a model; None where any will do."""
+    """Return the (height, width) that a model needs of images; None for any."""
     if preprocess is not None and preprocess.size is not None:
         return None, None
     shape = model.input_shape or ()

@@ -1,4 +1,4 @@
-"""Operators: a part of an ONNX graph, written as calls. The one place where nodes are made."""
+"""Operators: a part of an ONNX graph, written as calls; the only place that makes nodes."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -8,14 +8,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-Value = Any  # a value of a graph, or what becomes a constant in it: a number, a list, an array
+Value = Any  # a value of a graph, or a number, list or array that becomes a constant
 
 
 class Operators:
-    """ONNX's operators as methods: ``op.Add(x, 1.0)`` adds a node and gives its output.
+    """ONNX's operators as methods: ``op.Add(x, 1.0)`` adds a node and returns its output.
 
-    Numbers with a point become constants of `dtype`, whole ones of int64; arrays stay what they
-    are. `name` is that of this part of the graph: what its values are called after.
+    Floats become constants of `dtype`, integers of int64; arrays keep their type. `name` is this
+    part's, and the prefix of its values' names.
     """
 
     def __init__(self, opset: int, dtype: Any, name: str) -> None:
@@ -42,7 +42,7 @@ class Operators:
         return add
 
     def value(self, entry: Value) -> ir.Value | None:
-        """A value as it is, anything else as a constant; None is an input left out."""
+        """Return a value unchanged, and anything else as a constant; None omits an input."""
         if entry is None or isinstance(entry, ir.Value):
             return entry
         array = np.asarray(entry)
@@ -51,55 +51,55 @@ class Operators:
         return self.constant(array, f"{self.name}/constant_{len(self.constants)}")
 
     def constant(self, array: np.ndarray, name: str) -> ir.Value:
-        """An array as a constant of that name."""
+        """Add an array as a named constant."""
         tensor = ir.tensor(array, name=name)
         constant = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
         self.constants.append(constant)
         return constant
 
     def to(self, x: ir.Value, dtype: Any) -> ir.Value:
-        """`x` cast to a type."""
+        """Cast `x` to a type."""
         wanted = ir.DataType.from_numpy(np.dtype(dtype))
         return x if x.dtype == wanted else self.Cast(x, to=int(wanted))
 
     def typed(self, x: ir.Value, dtype: Any) -> ir.Value:
-        """`x` cast to a type, which it then says beside its shape."""
+        """Cast `x` to a type, and annotate the result with type and shape."""
         return like(self.to(x, dtype), x, dtype)
 
     def reduce(self, kind: str, x: Value, keep: bool = False, axis: int = -1) -> ir.Value:
-        """``ReduceMax`` and its kin over one axis, which became an input with opset 18."""
+        """Reduce one axis, which is an attribute before opset 18 (13 for ``ReduceSum``)."""
         operator = getattr(self, kind)
         if self.opset >= (13 if kind == "ReduceSum" else 18):
             return operator(x, [axis], keepdims=int(keep))
         return operator(x, axes=[axis], keepdims=int(keep))
 
     def computing(self, dtype: Any) -> Self:
-        """The same part, whose numbers with a point become another type."""
+        """Return the same part with another type for floats."""
         other = copy(self)
         other.dtype = np.dtype(dtype)
         return other
 
     def part(self, name: str) -> Self:
-        """Another part that may read this one's values: a branch."""
+        """Return a new part, a branch that may read this one's values."""
         return type(self)(self.opset, self.dtype, name)
 
     def either(self, condition: ir.Value, then: Self, otherwise: Self) -> list[ir.Value]:
-        """What one of two parts gives; only that part is run."""
+        """Return the outputs of one of two parts; only that part runs."""
         graphs = {"then_branch": then.graph(), "else_branch": otherwise.graph()}
         found = self.If(condition, outputs=len(graphs["then_branch"].outputs), **graphs)
         return [found] if isinstance(found, ir.Value) else list(found)
 
     def gives(self, values: Sequence[ir.Value]) -> None:
-        """Say what this part gives, where that is not its last node's output alone."""
+        """Set this part's outputs, if they are not its last node's."""
         self.given = list(values)
 
     def graph(self) -> ir.Graph:
-        """A graph of this part that reads values from around it."""
+        """Return this part as a subgraph that reads outer values."""
         outputs = self.given or [self.nodes[-1].outputs[0]]
         return ir.Graph((), outputs, nodes=self.nodes, initializers=self.constants, name=self.name)
 
     def inline(self, model: ir.Model, *given: ir.Value) -> list[ir.Value]:
-        """Take a model apart, nodes and weights becoming this part's: its answers to `given`."""
+        """Move a model's nodes and weights into this part; return its outputs for `given`."""
         graph, outputs = model.graph, list(model.graph.outputs)
         graph.outputs.clear()
         for own, value in zip(graph.inputs, given, strict=True):
@@ -114,21 +114,21 @@ class Operators:
 
 
 def like(value: ir.Value, other: ir.Value, dtype: Any = None) -> ir.Value:
-    """A value that says that it has the shape of another, and its type or this one."""
+    """Annotate a value with another's shape, and its type or `dtype`."""
     kind = other.type if dtype is None else ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
     value.type, value.shape = kind, other.shape
     return value
 
 
 def forget_shapes(model: ir.Model) -> None:
-    """Leave shapes to the runtime: a dimension's name means another number in each part."""
+    """Drop inferred shapes: one dimension's name may mean different numbers in two parts."""
     for node in model.graph.all_nodes():
         for value in node.outputs:
             value.shape = None
 
 
 def name_after(name: str, model: ir.Model) -> None:
-    """Put a name before every name of a graph."""
+    """Prefix every name in a graph."""
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in [*graph.inputs, *graph.initializers.values()]:
             value.name = f"{name}/{value.name}"

@@ -1,6 +1,6 @@
-"""Tracing: a function of arrays becomes a part of the graph, so that nothing is written twice.
+"""Tracing: a function of arrays becomes a part of the graph, so that no score is written twice.
 
-The function is called once, with ndonnx's arrays, which write down what is done to them.
+The function is called once with ndonnx's arrays, which record the operators.
 """
 
 import traceback
@@ -28,12 +28,9 @@ from ebjr.scores import Score
 
 LIBRARIES = (ndx, spox, np, onnx, array_api_compat)
 ELSEWHERE = (__file__, arrays.__file__, *(str(Path(str(one.__file__)).parent) for one in LIBRARIES))
-"""None of a traced function's own lines is in these."""
+"""Files to skip when a message names the line of the traced function that failed."""
 
-HOW = (
-    "it is to compute with the functions of its input's own namespace, which "
-    "ebjr.arrays.namespace gives"
-)
+HOW = "compute with the functions of ebjr.arrays.namespace(input) alone"
 
 LEANER = ir.passes.Sequential(
     passes.IdentityEliminationPass(),
@@ -45,22 +42,26 @@ LEANER = ir.passes.Sequential(
 )
 
 RECORDED = 21  # the opset that ndonnx records
-FAR = 1e-3  # a score and its part of the graph may differ by no more, relative to scores over 1
+FAR = 1e-3  # largest difference of a score from its graph, relative for scores above 1
 
 
 def traced(
     op: Operators, name: str, what: str, function: Callable[..., Array], *given: ir.Value
 ) -> ir.Value:
-    """What a function makes of values (n, ...) of a graph, as nodes of this part, called after it.
+    """Apply a function to values (n, ...) of a graph, whose types and sides but n are known.
 
-    ValueError: it does what the arrays' own namespace cannot do. ModelError: it does something that
-    the opset does not have. The types of the values are known, and their sides but for n.
+    Raises
+    ------
+    ValueError
+        The function uses more than the arrays' own namespace.
+    ModelError
+        The opset lacks an operator that the function needs.
     """
     return _put(op, name, trace(what, function, *given, opset=op.opset), *given)
 
 
 def traced_score(op: Operators, score: Score, raw: ir.Value, tried: np.ndarray) -> ir.Value:
-    """A score of raw output (n, ...), `traced` and compared with itself on rows `tried`: (n,)."""
+    """Trace a score of raw output (n, ...), and compare it with the score on rows `tried`."""
 
     def function(output: Array) -> Array:
         return as_float(score.function(output, **score.parameters))
@@ -81,14 +82,14 @@ def _put(op: Operators, name: str, model: ir.Model, *given: ir.Value) -> ir.Valu
 
 
 def trace(what: str, function: Callable[..., Array], *given: ir.Value, opset: int) -> ir.Model:
-    """As `traced`, as a graph of its own."""
+    """Trace a function to a graph of its own, like `traced`."""
     model = _lean(_recorded(what, function, *given))
     _lower(what, model, opset)
     return model
 
 
 def _recorded(what: str, function: Callable[..., Array], *given: ir.Value) -> ir.Model:
-    # the other way to know a constant's value starts ONNX Runtime for each of them
+    # the other backend starts ONNX Runtime for each constant
     known = _future.value_prop_backend(_future.ValuePropBackend.REFERENCE)
     with known, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -101,13 +102,12 @@ def _recorded(what: str, function: Callable[..., Array], *given: ir.Value) -> ir
             }
             found = function(*inputs.values())
             if not isinstance(found, ndx.Array):
-                raise TypeError(f"{type(found).__name__} is not computed from it")
+                raise TypeError(f"{type(found).__name__} is not an array computed from the input")
             return ir.from_proto(ndx.build(inputs, {"y": found}))
         except Exception as error:
             failed = error
     raise ValueError(
-        f"{what} has no form in ONNX operators: {_line(failed)} cannot be traced "
-        f"({one_line(failed)}); {HOW}"
+        f"{what} cannot be exported: {_line(failed)} cannot be traced ({one_line(failed)}); {HOW}"
     ) from failed
 
 
@@ -115,15 +115,15 @@ def _line(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(ELSEWHERE)]
     if not own:
-        return "what it returns"
+        return "the returned value"
     return f"`{own[-1].line}` ({Path(own[-1].filename).name}, line {own[-1].lineno})"
 
 
-# What is recorded, made lean
+# Simplifying the recorded graph
 
 
 def _lean(model: ir.Model) -> ir.Model:
-    """Leave out what ndonnx does for arrays without elements, and all that can be folded."""
+    """Drop ndonnx's branches for empty arrays, and fold constants."""
     for node in list(model.graph):
         if node.op_type == "If" and _counts(node.inputs[0]):
             _take(model.graph, node, node.attributes["else_branch"].as_graph())
@@ -133,7 +133,7 @@ def _lean(model: ir.Model) -> ir.Model:
 
 
 def _counts(value: ir.Value) -> bool:
-    """Whether a value says how many elements there are, or whether there are some."""
+    """Tell whether a value is a number of elements, or a comparison of one."""
     node = value.producer()
     if node is None or node.op_type not in ("Equal", "Mul", "Size"):
         return False
@@ -141,7 +141,7 @@ def _counts(value: ir.Value) -> bool:
 
 
 def _take(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
-    """Put the nodes of a branch in the place of the ``If``."""
+    """Replace an ``If`` by the nodes of a branch."""
     nodes, outputs = list(branch), list(branch.outputs)
     branch.outputs.clear()
     branch.remove(nodes)
@@ -151,11 +151,11 @@ def _take(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
     graph.remove(node, safe=True)
 
 
-# The same in an older opset, or a newer one
+# Converting to another opset
 
 
 def _lower(what: str, model: ir.Model, opset: int) -> None:
-    """Say it in the operators of an opset, which compute since the thirteenth what they do now."""
+    """Convert a recorded graph to another opset, from 13 on."""
     for node in list(model.graph.all_nodes()):
         if node.op_type in ("ReduceMax", "ReduceMin") and opset < 20:
             _reduce_numbers(node)
@@ -163,15 +163,15 @@ def _lower(what: str, model: ir.Model, opset: int) -> None:
             _axes_within(node)
         if not _known(node, opset):
             raise ModelError(
-                f"{what} needs the operator {node.op_type} as opset {RECORDED} has it, and the "
-                f"joint graph has opset {opset}; export with --opset {RECORDED}"
+                f"{what} needs the operator {node.op_type} of opset {RECORDED}, but the joint "
+                f"graph has opset {opset}; export with --opset {RECORDED} (opset={RECORDED})"
             )
     model.graph.opset_imports[""] = opset
     model.ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
 
 
 def _known(node: ir.Node, opset: int) -> bool:
-    """Whether an opset has the operator, and all of its attributes that are not as by default."""
+    """Tell whether an opset has the operator and all its non-default attributes."""
     if not defs.has(node.op_type, opset):
         return False
     usual = defs.get_schema(node.op_type, RECORDED).attributes
@@ -184,7 +184,7 @@ def _known(node: ir.Node, opset: int) -> bool:
 
 
 def _reduce_numbers(node: ir.Node) -> None:
-    """Before opset 20 booleans have no largest and no smallest."""
+    """Cast around a reduction of booleans, which opsets before 20 lack."""
     graph, given, output = node.graph, node.inputs[0], node.outputs[0]
     if given.dtype != ir.DataType.BOOL:
         return
@@ -200,18 +200,18 @@ def _reduce_numbers(node: ir.Node) -> None:
 
 
 def _axes_within(node: ir.Node) -> None:
-    """Before opset 18 axes are an attribute."""
+    """Turn axes into an attribute, as before opset 18."""
     if len(node.inputs) > 1:
         axes = ir.convenience.get_const_tensor(node.inputs[1]).numpy()
         node.attributes["axes"] = ir.AttrInt64s("axes", axes.tolist())
         node.resize_inputs(1)
 
 
-# Whether it does what the function does
+# Comparing the graph with the function
 
 
 def _check(what: str, model: ir.Model, function: Callable[..., Array], tried: np.ndarray) -> None:
-    """Compare a score's part of the graph with the score, also on rows that are no numbers."""
+    """Compare a score's graph with the score, also on rows with NaN and infinity."""
     rows = hostile(tried)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -219,17 +219,19 @@ def _check(what: str, model: ir.Model, function: Callable[..., Array], tried: np
         found = run_graph(model, rows).astype(np.float64)
         near = np.abs(found - wanted) <= FAR * np.maximum(1, np.abs(wanted))
     never, no_number = ~(found > -np.inf), np.isnan(rows.reshape(len(rows), -1)).any(axis=1)
+    # NaN and -inf both defer: they may stand for each other, and for any score of a NaN row
     alike = near | (found == wanted) | (never & (no_number | ~(wanted > -np.inf)))
     for one, other, row, fine in zip(found, wanted, rows, alike, strict=True):
         if not fine:
             raise ModelError(
-                f"{what} cannot be traced: for the raw output {np.array2string(row, threshold=8)} "
-                f"its part of the graph gives {one:g}, and with NumPy it gives {other:g}; {HOW}"
+                f"{what} cannot be exported: for the raw output "
+                f"{np.array2string(row, threshold=8)} its graph gives {one:g}, but NumPy gives "
+                f"{other:g}; {HOW}"
             )
 
 
 def hostile(rows: np.ndarray) -> np.ndarray:
-    """At least ten rows like these, of which some hold NaN, infinity, or nothing else."""
+    """Return at least ten rows like these, some of them with NaN or infinity."""
     rows = np.resize(rows, (max(10, len(rows)), *rows.shape[1:]))
     for place, (column, value) in enumerate(
         [(0, np.nan), (-1, np.nan), (0, np.inf), (-1, np.inf), (0, -np.inf), (-1, -np.inf)]
@@ -240,7 +242,7 @@ def hostile(rows: np.ndarray) -> np.ndarray:
 
 
 def run_graph(model: ir.Model, rows: np.ndarray) -> np.ndarray:
-    """What ONNX Runtime makes of rows by a graph of one input and one output."""
+    """Run rows through a graph of one input and one output in ONNX Runtime."""
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = 1

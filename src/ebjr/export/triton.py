@@ -14,7 +14,7 @@ from ebjr.files import write_beside
 from ebjr.joint_file import JointConfig
 
 TYPES = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16"}
-"""What Triton calls the types of tensors, where it is not as ONNX does."""
+"""Triton's names of tensor types, if they differ from ONNX's."""
 
 
 def export_triton(
@@ -26,16 +26,20 @@ def export_triton(
 ) -> Exported:
     """Write a joint model into a model repository: ``NAME/config.pbtxt``, ``NAME/1/model.onnx``.
 
-    The model's name is that in `joint`; a ValueError refuses one that cannot be a folder's. Where
-    the repository, `folder`, has the model already, a new version is added, which Triton serves
-    instead of the older ones. The threshold is the file's, as Triton gives every input a batch
-    dimension: to move the knob, export again. Triton puts together `max_batch_size` rows at the
-    most. `options` and the other errors are those of `export_joint`.
+    The model's name is that in `joint`. If the repository, `folder`, has the model already, a new
+    version is added, which Triton serves instead of the older ones. The threshold is fixed, since
+    Triton gives every input a batch dimension: to move the knob, export again. Triton batches at
+    most `max_batch_size` rows. `options` and further errors are those of `export_joint`.
+
+    Raises
+    ------
+    ValueError
+        The name in `joint` cannot be a folder's name.
     """
     config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
     if Path(config.name).name != config.name:
         raise ValueError(
-            f"in a model repository the model's name is a folder's, which {config.name!r} cannot "
+            f"a model repository has a folder of the model's name, which {config.name!r} cannot "
             "be; change name in joint.toml"
         )
     with _made(Path(folder) / config.name) as place:
@@ -53,7 +57,7 @@ def export_triton(
 
 @contextmanager
 def _made(folder: Path) -> Iterator[Path]:
-    """A folder that is made, and is gone again if what fills it fails."""
+    """Create a folder, and remove it again if the body fails."""
     new = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -65,8 +69,8 @@ def _made(folder: Path) -> Iterator[Path]:
 
 
 def triton_config(name: str, graph: ir.Graph, threshold: float, max_batch_size: int = 64) -> str:
-    """The text of ``config.pbtxt`` for an exported graph."""
-    batched = not isinstance(graph.inputs[0].shape[0], int)  # or Triton puts no rows together
+    """Return the text of ``config.pbtxt`` for an exported graph."""
+    batched = not isinstance(graph.inputs[0].shape[0], int)  # a fixed batch cannot be batched
     inputs = [value for value in graph.inputs if value.name != "threshold"]
     lines = [
         f'name: "{name}"',
@@ -83,7 +87,7 @@ def triton_config(name: str, graph: ir.Graph, threshold: float, max_batch_size: 
 def _tensor(role: str, value: ir.Value, batched: bool) -> str:
     sides = [side if isinstance(side, int) else -1 for side in value.shape]
     sides = sides[1:] if batched else sides
-    # a tensor of Triton's has at least one dimension beside the batch
+    # Triton wants at least one dimension beside the batch
     shape = f"dims: {sides}" if sides else "dims: [1] reshape { shape: [] }"
     kind = TYPES.get(value.dtype.name, value.dtype.name)
     return f'{role} {{ name: "{value.name}" data_type: TYPE_{kind} {shape} }}'

@@ -1,1 +1,1 @@
-"""A teacher that is far: asked over HTTP, sometimes away, its late answers kept."""
+"""A remote teacher: called over HTTP, sometimes away, its late answers kept."""

@@ -1,8 +1,7 @@
-"""The student here, the teacher far away: what is done about a link that fails, and what it costs.
+"""A teacher behind an unreliable link: retries, a circuit breaker and a rate limit.
 
-`FarTeacher` is a model around another: it asks again when an answer fails to come, leaves a teacher
-alone that does not answer, and asks no more than was agreed. What happens to the rows that it does
-not answer is the joint model's policy (`when_unavailable`); `ebjr.link.late` keeps them for later.
+`FarTeacher` wraps the teacher's model. The joint model's policy (`when_unavailable`) decides what
+happens to rows that the teacher does not answer; `ebjr.link.late` keeps them for later.
 """
 
 import logging
@@ -23,42 +22,41 @@ from ebjr.model import Model, ModelFacts, as_answer, facts, model_name
 from ebjr.outcomes import Outcomes
 from ebjr.threads import JITTER, background
 
-MANY = 30  # questions in a row without an answer are not the fault of what is asked
+MANY = 30  # failures in a row are the server's fault, not that of the inputs
 
 log = logging.getLogger("ebjr.link.far")
 
 
 @dataclass(frozen=True)
 class Link:
-    """How a teacher at the other end of a link is asked, and what is done when it is away.
+    """How a remote teacher is called, and what happens while it is away.
 
     Parameters
     ----------
     retries
-        How often it is asked again, at growing intervals with jitter.
+        Retries of a failed call, at growing intervals with jitter.
     retry_seconds
-        No attempt begins later than this after the first.
+        Seconds after the first attempt within which the last one must begin.
     failures
-        After this number of calls in a row without an answer it is left alone. Of a model that is
-        asked about each row by itself (`ModelFacts.calls`), such rows count, and it is left alone
-        once a look finds that it is away.
+        Failed calls in a row that open the circuit: the teacher is no longer called. For a model
+        with one request per row (`ModelFacts.calls`), rows count, and a probe must fail as well.
     probe_seconds
-        How often it is then looked for, about, until it is there again.
+        Average interval of the probes that then look for the teacher.
     rows_per_second
-        The most rows that are sent, on average; one second's worth may go at once. None is no
-        limit. What is over it counts as not answered.
+        Most rows sent a second, on average, with bursts of one second's worth. None is no limit.
+        Rows over the limit count as unanswered.
     when_unavailable
         The joint model's policy: ``"student"``, ``"error"`` or ``"queue"``.
     queue, queue_bytes
-        Of the policy ``"queue"``: the file that keeps rows for later, and the most bytes of it;
-        what comes when it is full is not kept.
+        For the policy ``"queue"``: the file that keeps rows for later, and its largest size. Rows
+        that arrive when it is full are not kept.
     keep_seconds
-        How long late answers are kept until somebody asks.
+        How long late answers are kept for clients to fetch.
 
     Raises
     ------
     ValueError
-        A value is out of range.
+        A field is out of range.
 
     Examples
     --------
@@ -91,12 +89,12 @@ class Link:
             raise ValueError(f"queue must be the name of a file, not {self.queue!r}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The values that differ from the defaults."""
+        """Return the fields that differ from their defaults."""
         return {name: value for name, value in vars(self).items() if value != vars(Link)[name]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `as_dict` gave, back again; a ValueError names an unknown key."""
+        """Read what `as_dict` wrote; an unknown key raises a ValueError."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -116,25 +114,25 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
 
 
 class FarTeacher:
-    """A teacher at the other end of a link, asked as a `Link` says.
+    """A remote teacher behind a circuit breaker, called as a `Link` says.
 
-    While it is away, `failures` calls in a row having failed, every call is refused at once and
-    costs nobody time: a thread looks for it (the circuit breaker is open). Once that finds it, one
-    call is let through (half-open), and its success lets all of them (closed).
+    After `failures` failed calls in a row the circuit opens: calls fail at once, and a thread
+    probes the teacher. A probe that finds it half-opens the circuit, which lets one call through;
+    if that call succeeds, the circuit closes.
 
-    A model that is asked about each row by itself may fail on what some client sends, and not on
-    the others. So failures have it looked for at first, and only a look that fails, too, opens the
-    circuit. One that is there, and fails `MANY` times in a row, is asked by one call at a time.
+    A model with one request per row may fail on one client's inputs only. Its failures therefore
+    start a probe, and only a failed probe opens the circuit. If the probe finds it but `MANY` calls
+    in a row have failed, it gets one call at a time.
 
     Parameters
     ----------
     teacher
         A model that raises `TeacherUnavailable` when it cannot be reached, as `RemoteModel` does.
-        Its method `check`, if it has one, looks for it while it is away; else the next batch tries.
+        Its method `check`, if it has one, is the probe; without one the next batch is.
     link
-        How it is asked.
+        Retries, limits and policy.
     met
-        Whether it was found already.
+        True if the teacher has been reached before.
 
     Examples
     --------
@@ -144,12 +142,12 @@ class FarTeacher:
     ...     try: teacher(np.ones((1, 2)))
     ...     except TeacherUnavailable as error: print(error)
     the cable is cut
-    away is left alone until it is there again: the cable is cut
+    away is not called until it is back: the cable is cut
     >>> teacher.close()
     """
 
     def __init__(self, teacher: Model, link: Link | None = None, *, met: bool = False) -> None:
-        with needs("remote", "asking a far teacher again"):
+        with needs("remote", "retrying a remote teacher"):
             import stamina
         self._attempts = stamina.retry_context
         self.name, self.teacher = model_name(teacher), teacher
@@ -162,21 +160,22 @@ class FarTeacher:
         self._closed = threading.Event()
 
     def __call__(self, batch: Batch, /) -> Any:
-        """The teacher's answer to n inputs, or to the first of them that the rate limit allows.
+        """Return the teacher's answer to n inputs, or to the first that the rate limit allows.
 
-        Where not all are answered, an `Answer` names those that are.
+        If some rows are not answered, an `Answer` marks those that are.
 
         Raises
         ------
         TeacherUnavailable
-            None is answered.
+            The teacher answered no row.
         """
+        # before `enter`: a refusal by the rate limit must not use up the half-open circuit's call
         rows = granted = row_count(batch)
         if self._breaker.state != "open" and self._bucket is not None:
             granted = self._bucket.take(rows)
         if not granted and rows:
             raise TeacherUnavailable(
-                f"{self.name} gets no more than {self.link.rows_per_second:g} rows a second"
+                f"{self.name} is limited to {self.link.rows_per_second:g} rows a second"
             )
         if not self._breaker.enter():
             raise TeacherUnavailable(self._resting)
@@ -187,23 +186,23 @@ class FarTeacher:
 
     @property
     def state(self) -> str:
-        """``"closed"``, it is asked; ``"open"``, it is left alone; ``"half-open"``, it is tried."""
+        """The circuit: ``"closed"`` (calls pass), ``"open"`` (none) or ``"half-open"`` (one)."""
         return self._breaker.state
 
     @property
     def away(self) -> str | None:
-        """Why it would not be asked just now, or may not be there; None where it was found."""
+        """Why the teacher may not be there; None once it was reached."""
         if self._breaker.state == "open":
             return self._resting
-        return None if self._met else f"{self.name} was not found yet"
+        return None if self._met else f"{self.name} has not been reached yet"
 
     @property
     def _resting(self) -> str:
-        return f"{self.name} is left alone until it is there again: {self._reason}"
+        return f"{self.name} is not called until it is back: {self._reason}"
 
     def look(self) -> None:
-        """Look for it, though nobody asks: where it is not there, it is left alone until it is."""
-        if self._breaker.state == "open":  # somebody looks
+        """Probe the teacher without a call; a failed probe opens the circuit."""
+        if self._breaker.state == "open":  # a thread probes already
             return
         if self._look():
             self._met = True
@@ -212,11 +211,11 @@ class FarTeacher:
 
     @property
     def facts(self) -> ModelFacts:
-        """Those of the teacher."""
+        """The teacher's facts."""
         return facts(self.teacher)
 
     def close(self) -> None:
-        """Look for it no more."""
+        """Stop probing."""
         self._closed.set()
 
     def __repr__(self) -> str:
@@ -234,7 +233,7 @@ class FarTeacher:
                 self._leave_alone()
             raise
         except BaseException:
-            self._breaker.succeed()  # it was reached
+            self._breaker.succeed()  # an error about these inputs proves that it was reached
             raise
         self._met = True
         if self._breaker.succeed():
@@ -242,7 +241,7 @@ class FarTeacher:
         return answer
 
     def _tried(self, batch: Batch) -> Any:
-        if not self.link.retries:  # what tries again takes longer than some teachers
+        if not self.link.retries:  # stamina's own overhead is more than a fast teacher takes
             return self._attempt(batch, 1)
         for attempt in self._attempts(
             on=self._again,
@@ -265,7 +264,7 @@ class FarTeacher:
             raise
 
     def _again(self, error: Exception) -> bool | float:
-        """Whether, or after how many seconds, an attempt that failed is worth another."""
+        """Say whether to retry, or after how many seconds."""
         if not isinstance(error, TeacherUnavailable):
             return False
         after = error.retry_after_seconds
@@ -284,13 +283,16 @@ class FarTeacher:
         self._begin_looking(judge=False)
 
     def _begin_looking(self, *, judge: bool) -> None:
-        """Look for it in a thread; with `judge` a first look says whether it is away at all."""
+        """Probe in a thread; with `judge`, the first probe decides whether the circuit opens."""
+        # a weak reference: the thread must not keep a dropped teacher alive
         told = weakref.ref(self), self._closed, self.link.probe_seconds, judge
         background("probe", _look_for, *told).start()
 
     def _warn(self) -> None:
-        how = "left alone" if self.state == "open" else "asked by one call at a time"
-        log.warning("%s is %s: %s", self.name, how, self._reason)
+        how = (
+            "is not called until it is back" if self.state == "open" else "gets one call at a time"
+        )
+        log.warning("%s %s: %s", self.name, how, self._reason)
 
     def _check(self) -> Callable[[], Any] | None:
         return getattr(unprepared(self.teacher)[0], "check", None)
@@ -299,7 +301,7 @@ class FarTeacher:
         try:
             if (check := self._check()) is not None:
                 check()
-        except Exception as error:  # whatever it is: who stops looking never finds it
+        except Exception as error:  # any error: a thread that dies would never find it
             self._reason = one_line(error)
             return False
         return True
@@ -311,11 +313,11 @@ class FarTeacher:
         return there
 
     def _is_away(self) -> bool:
-        """Whether a look for it opened the circuit: one that fails, or takes too long."""
+        """Probe once, and say whether a failed or slow probe opened the circuit."""
         found = list[bool]()
         look = background("look", lambda: found.append(self._look()))
         look.start()
-        look.join(self.link.probe_seconds)  # a server that hangs keeps nobody waiting for longer
+        look.join(self.link.probe_seconds)  # a server that hangs counts as away
         before, opened = self.state, self._breaker.judge(found == [True])
         if opened or self.state == "half-open" != before:
             self._warn()
@@ -328,8 +330,8 @@ def _look_for(
     teacher = far()
     if teacher is None or (judge and not teacher._is_away()):
         return
-    del teacher
-    while not closed.wait(every * JITTER.uniform(0.9, 1.1)):
+    del teacher  # a waiting thread must hold no reference, or the teacher is never collected
+    while not closed.wait(every * JITTER.uniform(0.9, 1.1)):  # many clients must not probe at once
         teacher = far()
         if teacher is None or teacher._is_there():
             return
@@ -337,23 +339,23 @@ def _look_for(
 
 
 class Breaker:
-    """A circuit breaker: whether a teacher is asked at all.
+    """A circuit breaker.
 
-    Closed lets every call through; `failures` in a row open it, and no call passes; somebody who
-    has found the teacher half-opens it, and one call passes, whose end closes or opens it.
+    Closed, it lets every call pass. `failures` in a row open it, and no call passes. A probe that
+    finds the teacher half-opens it: one call passes, whose outcome closes or opens it.
 
-    With `many`, failures do not open it: a caller that is told of too many looks for the teacher,
-    and `judge` opens it, or half-opens it where so many have failed in a row.
+    With `many`, failures do not open it themselves: `fail` asks its caller to probe, and `judge`
+    opens it if the probe failed, or half-opens it if `many` calls in a row have failed.
     """
 
     def __init__(self, failures: int, many: int | None = None) -> None:
         self.state = "closed"
         self._most, self._count, self._trying = failures, 0, False
-        self._many, self._doubted = many, False  # somebody looks just now
+        self._many, self._doubted = many, False  # `_doubted`: a probe is under way
         self._lock = threading.Lock()
 
     def enter(self) -> bool:
-        """Whether a call may pass now."""
+        """Let a call pass, or not."""
         with self._lock:
             if self.state == "half-open" and not self._trying:
                 self._trying = True
@@ -361,15 +363,15 @@ class Breaker:
             return self.state == "closed"
 
     def succeed(self) -> bool:
-        """A call had an answer; whether that closed the circuit."""
+        """Record a successful call; return whether it closed the circuit."""
         with self._lock:
             closed = self.state == "half-open"
-            if self.state != "open":  # a call from before it opened says nothing of now
+            if self.state != "open":  # a call from before it opened proves nothing
                 self.state, self._count, self._trying = "closed", 0, False
             return closed
 
     def fail(self, failures: int = 1) -> bool:
-        """A call had none; whether that opened the circuit, or asks for a look and a `judge`."""
+        """Record failures; return whether the circuit opened or, with `many`, needs a `judge`."""
         with self._lock:
             self._count += failures
             if self.state == "open":
@@ -385,16 +387,16 @@ class Breaker:
             return True
 
     def open(self) -> bool:
-        """Let nobody pass, whatever was counted; whether that opened the circuit."""
+        """Open the circuit; return whether it was not open before."""
         with self._lock:
             opened, self.state, self._trying = self.state != "open", "open", False
             return opened
 
     def judge(self, there: bool) -> bool:
-        """Say whether the teacher that was doubted was found; whether that opened the circuit."""
+        """Record what the probe found; return whether that opened the circuit."""
         with self._lock:
             self._doubted = False
-            if self._count < self._most:  # it has answered meanwhile
+            if self._count < self._most:  # a call has succeeded meanwhile
                 return False
             if not there:
                 self.state, self._trying = "open", False
@@ -403,7 +405,7 @@ class Breaker:
             return not there
 
     def half_open(self) -> None:
-        """Let one call through."""
+        """Let one call pass, if the circuit is open."""
         with self._lock:
             if self.state == "open":
                 self.state = "half-open"
@@ -418,7 +420,7 @@ class Bucket:
         self._lock = threading.Lock()
 
     def take(self, rows: int) -> int:
-        """How many of so many rows may go now."""
+        """Return how many of `rows` may go now."""
         with self._lock:
             now = self._clock()
             grown = self._tokens + (now - self._since) * self._rate
@@ -429,16 +431,16 @@ class Bucket:
 
 
 def over_link(outcomes: Outcomes, *, bytes: float = 0.0, seconds: float = 0.0) -> Outcomes:
-    """Outcomes of models that were recorded side by side, as if the teacher were far away.
+    """Add the cost of a link to outcomes whose models were recorded side by side.
 
     Parameters
     ----------
     outcomes
-        What both models said, with what each costs.
+        Outcomes with the cost of both models.
     bytes
-        What an example moves over the link, there and back; the student, which is here, moves none.
+        Bytes that an example moves over the link, both ways. The student moves none.
     seconds
-        What the link adds to an example's time, rows of a batch sharing the round trip.
+        Seconds that the link adds to an example; rows of a batch share the round trip.
 
     Examples
     --------

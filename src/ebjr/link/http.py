@@ -1,7 +1,7 @@
-"""HTTP to one server: connections are kept, all has one deadline, and what fails is one sentence.
+"""HTTP to one server: a connection pool, one deadline for each call, one-sentence errors.
 
-All requests run in one event loop, in a thread of its own, so that they can be ended in time and
-many be on their way at once.
+All requests run in one event loop in its own thread, so that a call can be canceled at its deadline
+and many requests are in flight at once.
 """
 
 import asyncio
@@ -26,24 +26,24 @@ from ebjr.errors import ModelError, TeacherUnavailable, needs, one_line
 from ebjr.protocol import is_number
 from ebjr.threads import background
 
-MOST_BYTES = 256 * 2**20  # the longest answer that is read
-LARGE_BYTES = 2**16  # of what is sent, from which on it is sent in pieces
+MOST_BYTES = 256 * 2**20  # the longest response body that is read
+LARGE_BYTES = 2**16  # a longer body is sent in pieces
 
-_UNTIL: ContextVar[float] = ContextVar("until", default=math.inf)  # when waiting ends
+_UNTIL: ContextVar[float] = ContextVar("until", default=math.inf)  # the deadline
 _LATER = (401, 403, 404, 408, 425, 429)  # refusals that are not about the inputs, and may pass
 
 
 class Server:
-    """A server at an address without a last slash; whatever goes wrong is one sentence.
+    """A server at an address; every failure is a `ModelError` of one sentence.
 
-    - `url`: ``http(s)://host:port/...``.
-    - `name`: What to call it in a message.
-    - `timeout_seconds`: How long `in_time`, and each exchange, may take.
+    - `url`: ``http(s)://host:port/...``, without a trailing slash.
+    - `name`: Its name in messages.
+    - `timeout_seconds`: The deadline of each exchange, or of all within `in_time`.
     - `gzip`: Ask for compressed answers.
-    - `token`: Sent as ``Authorization: Bearer``, if any.
-    - `connections`: The most that are open at once.
-    - `certificates`: Arguments of `client_context`: whom an https server is trusted by, and what it
-      is shown. They are read again where it cannot be reached.
+    - `token`: Sent as ``Authorization: Bearer``, if given.
+    - `connections`: The most open connections.
+    - `certificates`: Arguments of `client_context`, for an https server. The files are read again
+      after a failure to connect.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Server:
         given = {key: value for key, value in (certificates or {}).items() if value is not None}
         if given.keys() - {"password"} and not url.startswith("https:"):
             raise ValueError(f"certificates are for an https:// address, not for {url}")
-        # aiohttp's own context is made once, at its import, by the certificates of then
+        # aiohttp's own context is made at its import, and misses certificates that come later
         self._context = client_context(**given) if url.startswith("https:") else None
         self._certificates = given
         self.url, self.name, self.bytes_moved = url, name, 0
@@ -76,10 +76,10 @@ class Server:
                 connector=aiohttp.TCPConnector(
                     limit=connections, keepalive_timeout=30.0, ssl=context
                 ),
-                timeout=aiohttp.ClientTimeout(total=None),  # each exchange is bounded as a whole
+                timeout=aiohttp.ClientTimeout(total=None),  # `ask` has the deadline
                 headers=headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,  # the bytes that came are counted, and those in them bounded
+                auto_decompress=False,  # `_unpacked` counts the bytes, and stops a zip bomb
             )
 
         self._session, self._proxy = run(session()), _proxy_of(url)
@@ -87,7 +87,7 @@ class Server:
 
     @contextmanager
     def in_time(self) -> Iterator[None]:
-        """All that is asked in this context, and in those around it, shares the timeout."""
+        """Give all exchanges within this context, and within those around it, one deadline."""
         token = _UNTIL.set(min(_UNTIL.get(), time.monotonic() + self._seconds))
         try:
             yield
@@ -95,11 +95,13 @@ class Server:
             _UNTIL.reset(token)
 
     def json(self, method: str, path: str, body: bytes | None = None, of: type = dict) -> Any:
-        """What it answers, if that is a JSON object, or a list."""
+        """Return the JSON answer, an object unless `of` says a list."""
         said, _ = self.exchange(method, path, body, {"Content-Type": "application/json"})
         found = from_json(said)
         if not isinstance(found, of):
-            raise TeacherUnavailable(f"{self.name} answers /{path} with what is no answer")
+            raise TeacherUnavailable(
+                f"{self.name} gave an invalid answer to /{path}: no JSON {of.__name__}"
+            )
         return found
 
     def exchange(
@@ -109,7 +111,7 @@ class Server:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[bytes, Mapping[str, str]]:
-        """The body and the headers of an answer with status 200; else raise what is wrong."""
+        """Return the body and headers of an answer with status 200; raise on any other."""
         with self.in_time():
             found: tuple[bytes, Mapping[str, str]] = run(
                 self.ask(method, path, body, headers, until=_UNTIL.get())
@@ -125,7 +127,7 @@ class Server:
         *,
         until: float,
     ) -> tuple[bytes, Mapping[str, str]]:
-        """`exchange` in the event loop of all requests, until a time of `time.monotonic`."""
+        """`exchange` as a coroutine, with a deadline on the clock of `time.monotonic`."""
         import aiohttp
 
         url, said = f"{self.url}/{path}".rstrip("/"), bytearray()
@@ -161,7 +163,7 @@ class Server:
         return plain, response.headers
 
     def _renew(self) -> None:
-        """Read the certificates again: they may have been replaced since."""
+        """Read the certificates again, in case they were replaced."""
         known, context = self._certificates, self._context
         with suppress(OSError, ValueError):
             if context is not None and "certfile" in known:
@@ -171,7 +173,7 @@ class Server:
 
     def _check_size(self, said: bytes | bytearray) -> None:
         if len(said) > MOST_BYTES:
-            raise TeacherUnavailable(f"{self.name} answers more than {MOST_BYTES} bytes")
+            raise TeacherUnavailable(f"{self.name} answered more than {MOST_BYTES} bytes")
 
     def _unpacked(self, said: bytes, coding: str | None) -> bytes:
         if coding is None or coding == "identity":
@@ -185,12 +187,12 @@ class Server:
 
     @contextmanager
     def understanding(self) -> Iterator[None]:
-        """What is no message of the protocol, as one sentence."""
+        """Turn any error from reading an answer into a `TeacherUnavailable`."""
         try:
             yield
-        except Exception as error:  # whatever it is that bytes from far away do
+        except Exception as error:  # bytes from outside may break a parser in any way
             raise TeacherUnavailable(
-                f"{self.name} answers what is no answer: {one_line(error)[:200]}"
+                f"{self.name} gave an invalid answer: {one_line(error)[:200]}"
             ) from error
 
     def _refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ModelError:
@@ -199,23 +201,23 @@ class Server:
         said = str(said.get("message", "") if isinstance(said, dict) else said)
         said = "".join(one if one.isprintable() else " " for one in said)
         words = f"status {status}" + (f": {' '.join(said.split())[:200]}" if said else "")
-        error = ModelError(f"{self.name} refuses these inputs with {words}")
+        error = ModelError(f"{self.name} refused these inputs with {words}")
         if not 400 <= status < 500 or status in _LATER:
             after = _retry_after(headers.get("Retry-After"))
-            error = TeacherUnavailable(f"{self.name} answers with {words}", after)
+            error = TeacherUnavailable(f"{self.name} answered with {words}", after)
         error.status = status
         return error
 
 
 def run(what: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine gives in the event loop of all requests."""
+    """Run a coroutine in the event loop of all requests, and return its result."""
     return asyncio.run_coroutine_threadsafe(what, _loop()).result()
 
 
 def _loop() -> asyncio.AbstractEventLoop:
-    """The loop that all requests run in, in a thread of its own: it can end them in time."""
+    """Return this process's loop, started at the first call."""
     with _STARTING:
-        if (process := os.getpid()) not in _LOOPS:  # a fork has the other's, but not its thread
+        if (process := os.getpid()) not in _LOOPS:  # a fork inherits the loop without its thread
             _LOOPS[process] = loop = asyncio.new_event_loop()
             background("link", loop.run_forever).start()
         return _LOOPS[process]
@@ -229,46 +231,46 @@ def _close(session: Any) -> None:
 
 
 def server_of(url: str, what: str) -> Any:
-    """The parts of an address of a server; a ValueError names one that is none."""
+    """Split a server's address; a ValueError quotes an invalid one."""
     parts = urlsplit(str(url))
     try:
         known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         known = False
     if not known or any(one.isspace() for one in str(url)):
-        raise ValueError(f"{what} is http(s)://host:port/..., not {url!r}")
+        raise ValueError(f"{what} must be http(s)://host:port/..., not {url!r}")
     if parts.username is not None or parts.password is not None:
-        raise ValueError(f"{what} holds a name or a password: keys come from the environment")
+        raise ValueError(f"{what} holds a name or a password: set keys in the environment")
     return parts
 
 
 def _proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for an address: looked up once, not for each request."""
+    """Return the proxy that the environment names for an address."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def check_timeout(seconds: float) -> None:
-    """Check that a timeout is a number of seconds that somebody may wait."""
+    """Check that `timeout_seconds` is in (0, 3600]."""
     if not is_number(seconds) or not 0 < seconds <= 3600:
         raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {seconds!r}")
 
 
 def head_bytes(*heads: Mapping[str, str]) -> int:
-    """About how many bytes the first line and the headers of messages are."""
+    """Estimate the bytes of messages' first lines and headers."""
     lines = 40 * len(heads)
     return lines + sum(len(name) + len(value) + 4 for head in heads for name, value in head.items())
 
 
 def from_json(body: bytes) -> Any:
-    """What a body says, or None where it is no JSON."""
+    """Parse a body; None if it is not JSON."""
     with suppress(ValueError, RecursionError):
         return json.loads(body)
     return None
 
 
 def _retry_after(text: str | None) -> float | None:
-    """``Retry-After``: seconds, or a date; None where it is neither."""
+    """Parse ``Retry-After``, seconds or a date, to seconds; None if it is neither."""
     seconds = math.nan
     with suppress(ValueError, OverflowError):
         seconds = parsedate_to_datetime(text or "").timestamp() - time.time()

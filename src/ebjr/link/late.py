@@ -1,9 +1,9 @@
-"""Answers that come later: rows that the teacher could not answer are kept on disk until it can.
+"""Late answers: rows that the teacher could not answer wait on disk until it can.
 
 The joint model answers such a row at once with the student's output, marked as degraded, and keeps
-it here under an id. Whoever has the id gets the teacher's answer once it is there. The file is
-SQLite's: what was kept is kept, even if the process is killed or the power fails. One thread writes
-to it, and nobody waits long for it: where the disk does not follow, rows are not kept.
+the row here under an id. A client with the id fetches the teacher's answer later. The file is a
+SQLite database, so rows survive a killed process and a power failure. One thread writes to it;
+if the disk is too slow, rows are not kept, so that no request waits for it.
 """
 
 import io
@@ -34,20 +34,20 @@ from ebjr.model import TeacherFailed
 from ebjr.task import Task
 from ebjr.threads import background
 
-FORMAT = 0xEB17  # SQLite's `application_id` of such a file
+FORMAT = 0xEB17  # SQLite's `application_id`: tells our file from another program's
 
 _TABLE = """
 CREATE TABLE rows (
-    number INTEGER PRIMARY KEY,          -- the oldest first
+    number INTEGER PRIMARY KEY,          -- in order of arrival
     id TEXT NOT NULL,
     row INTEGER NOT NULL,                -- of the request
-    form TEXT NOT NULL,                  -- what rows of one batch have in common
+    form TEXT NOT NULL,                  -- rows of one form make a batch
     input BLOB,                          -- NULL once there is an answer
     student BLOB,
     answer BLOB,
     error TEXT,
     told INTEGER NOT NULL DEFAULT 0,     -- by the callback
-    changed REAL NOT NULL,               -- in the file's own time, see `_now`
+    changed REAL NOT NULL,               -- in the file's own clock, see `_now`
     UNIQUE (id, row)
 );
 CREATE INDEX waiting ON rows (number) WHERE input IS NOT NULL;
@@ -55,28 +55,27 @@ CREATE INDEX untold ON rows (number) WHERE input IS NULL AND told = 0;
 CREATE INDEX answered ON rows (changed) WHERE input IS NULL;
 """
 
-MOST_TOLD = 64  # so many answers that the callback has not heard of are read at once
+MOST_TOLD = 64  # answers read at once for the callback
 
-PATIENCE_SECONDS, BYTES_A_SECOND = 0.5, 2**25  # that `keep` waits for the disk
-READ_SECONDS, WRITE_SECONDS = 0.5, 5.0  # that somebody waits where another process locks the file
-TRIES = 10  # so often the teacher may fail with a row alone before it is given up
+PATIENCE_SECONDS, BYTES_A_SECOND = 0.5, 2**25  # how long `keep` waits for the disk
+READ_SECONDS, WRITE_SECONDS = 0.5, 5.0  # how long to wait for another process's lock
+TRIES = 10  # failures of the teacher on one row alone before the row is given up
 
 log = logging.getLogger("ebjr.link.late")
 
 
 @dataclass(frozen=True, eq=False)
 class LateAnswer:
-    """What is known of the rows that were kept under an id.
+    """The state of the rows kept under an id.
 
     Attributes
     ----------
     id
-        Of the answer whose degraded rows these are.
+        The id of the answer whose degraded rows these are.
     rows, prediction, output
-        (k,) rows of that answer which the teacher has answered since, and what the joint model
-        says of them now.
+        (k,) rows that the teacher has answered since, and the joint model's answer to them now.
     waiting, errors
-        The rows that still wait; by row, why it will never be answered.
+        The rows that still wait, and by row the reason why it will never be answered.
     """
 
     id: str
@@ -93,20 +92,20 @@ class LateAnswers:
     Parameters
     ----------
     path
-        The file; it is made if there is none.
+        The file; created if missing.
     callback
-        Told each `LateAnswer` once it is there; after a crash perhaps twice, never not at all: an
-        answer with which it fails is kept, however long, and told again.
+        Called with each `LateAnswer`, at least once: twice after a crash at the wrong moment. An
+        answer on which the callback fails is kept and delivered again.
     most_bytes
-        The most bytes of the file.
+        The largest size of the file.
     keep_seconds
-        How long an answer is kept, once the callback, if there is one, has heard of it. The clock
-        does not count but the time that the file is open, from its newest row on.
+        How long an answer is kept, counted from the callback if there is one. Only time during
+        which the file is open counts.
 
     Raises
     ------
     ValueError
-        The file is something else.
+        `path` is a file of another program, or cannot be opened.
 
     Examples
     --------
@@ -143,11 +142,11 @@ class LateAnswers:
         self.path, self.callback, self.keep_seconds = os.fspath(path), callback, keep_seconds
         self._lock, self._reading, self._delivering = (threading.Lock() for _ in range(3))
         self._writer = ThreadPoolExecutor(1, "ebjr-late-rows")
-        self._missed: Future[None] | None = None  # what it was too slow with
+        self._missed: Future[None] | None = None  # a write that took too long
         self._failures: Counter[int] = Counter()  # of the teacher, by row
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._untold_from = 0  # whose turn it is to be told
+        self._untold_from = 0  # the next row for the callback
         self._troubles: dict[str, str] = {}
         self._file = _opened(self.path, most_bytes)
         self._reader = sqlite3.connect(self.path, timeout=READ_SECONDS, check_same_thread=False)
@@ -166,21 +165,21 @@ class LateAnswers:
                 finalize()
 
     def __len__(self) -> int:
-        """How many rows wait; this asks no disk."""
+        """Return how many rows wait, without reading the disk."""
         return self._waiting
 
     @staticmethod
     def new_id() -> str:
-        """An id that nobody can guess."""
+        """Return an unguessable id."""
         return uuid.uuid4().hex
 
     def keep(self, entries: Sequence[LateRows], kind: Task) -> bool:
-        """Keep rows until the teacher has answered them, all or none, whatever happens then.
+        """Keep all rows until the teacher has answered them, or none.
 
-        False says that they are not kept: the file is full, or does not follow in half a second,
-        or has not finished yet with rows for which somebody waited so long.
+        Return False if they are not kept: the file is full, or the disk is too slow for these rows
+        or for earlier ones.
         """
-        if self._missed is not None and not self._missed.done():
+        if self._missed is not None and not self._missed.done():  # do not wait behind it again
             return False
         now, values = self._now(), list[tuple[Any, ...]]()
         with (
@@ -197,7 +196,7 @@ class LateAnswers:
         return False
 
     def _write_behind(self, values: list[tuple[Any, ...]]) -> None:
-        """Hand rows to the thread that writes, and wait a little for it; else a TimeoutError."""
+        """Hand rows to the writing thread; a TimeoutError if the disk is too slow."""
         statement = (
             "INSERT OR IGNORE INTO rows (id, row, form, input, student, changed) "
             "VALUES (?, ?, ?, ?, ?, ?)"
@@ -207,27 +206,30 @@ class LateAnswers:
         try:
             written.result(PATIENCE_SECONDS + size / BYTES_A_SECOND)
         except TimeoutError:
-            values.clear()  # so that they never show, unless the disk has them already
+            values.clear()  # the writer must not store rows that the client was told are lost
             if not written.cancel():
                 self._missed = written
-            raise TimeoutError(f"{self.path} does not follow") from None
+            raise TimeoutError(f"writing to {self.path} takes too long") from None
 
     def find(self, id: str, joint: JointModel) -> LateAnswer | None:
-        """What is known of the rows under an id; None where there are none.
+        """Return the state of the rows under an id; None for an unknown id.
 
-        EbjrError: the file cannot be read just now.
+        Raises
+        ------
+        EbjrError
+            The file cannot be read now, for example because another process locks it.
         """
         query = "SELECT row, input IS NOT NULL, answer, error FROM rows WHERE id = ? ORDER BY row"
         try:
             found = self._read(query, id)
         except sqlite3.Error as error:
-            raise EbjrError(f"{self.path} cannot be read just now: {error}") from error
+            raise EbjrError(f"{self.path} cannot be read now: {error}") from error
         return _late_answer(id, found, joint) if found else None
 
     def deliver(self, joint: JointModel, batch_size: int = 64) -> int:
-        """Ask the teacher for what waits, the oldest first, until it is away or nothing waits.
+        """Send waiting rows to the teacher, oldest first, until it is away or no row waits.
 
-        Returns how many rows got an answer.
+        Return how many rows were answered.
         """
         done = 0
         with self._delivering:
@@ -250,13 +252,13 @@ class LateAnswers:
         return done
 
     def start(self, joint: JointModel, every_seconds: float = 1.0) -> None:
-        """Deliver in a thread of its own, whenever something waits."""
+        """Start a thread that delivers waiting rows every `every_seconds`."""
         self._stopping.clear()
         self._thread = background("late", self._run, joint, every_seconds)
         self._thread.start()
 
     def stop(self) -> None:
-        """End that thread; what it has begun is finished."""
+        """Stop the delivering thread after the batch in flight."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -269,7 +271,7 @@ class LateAnswers:
                 self.deliver(joint)
 
     def _now(self) -> float:
-        """The file's own time: it goes on from the newest row's, whatever the clock says."""
+        """Return the file's own time, which goes on from its newest row and ignores the clock."""
         return self._ahead + time.monotonic()
 
     def _oldest(self, most: int) -> list[tuple[int, str, bytes, bytes]]:
@@ -281,24 +283,24 @@ class LateAnswers:
         )
 
     def _ask(self, joint: JointModel, taken: Sequence[tuple[int, str, bytes, bytes]]) -> int:
-        """Ask the teacher for some rows, and write down what it says; how many it answered."""
+        """Call the teacher on some rows, and store its answers; return how many it answered."""
         try:
             inputs = [_unpacked_input(form, raw) for _, form, raw, _ in taken]
             batch: Batch = inputs if taken[0][1] in ("file", "list", "text") else np.stack(inputs)
             own = join_rows([_unpack(joint.kind, raw) for *_, raw in taken])
             found = joint.ask_teacher(batch, own)
-        except Exception as error:  # these inputs are refused or broken, or one of them is
+        except Exception as error:
             reason = error.__cause__ if isinstance(error, TeacherFailed) else error
-            if isinstance(reason, TeacherUnavailable | OtherModel):  # it says nothing of them
+            if isinstance(reason, TeacherUnavailable | OtherModel):  # not about these inputs
                 raise
-            if len(taken) > 1:
+            if len(taken) > 1:  # one bad row must not hold up the others
                 return sum(self._ask(joint, [one]) for one in taken)
             return self._given_up(taken[0][0], error)
         numbers = np.array([number for number, *_ in taken])
         if found.answered is not None:
             numbers = numbers[to_numpy(found.answered)]
         good = np.ones(len(numbers), bool)
-        if found.degraded is not None:  # by a teacher further away: they go on waiting
+        if found.degraded is not None:  # by a teacher further away: these rows go on waiting
             good = ~to_numpy(found.degraded)
         rows = _singles(take_rows(found.output, np.flatnonzero(good)))
         whose = zip(rows, numbers[good].tolist(), strict=True)
@@ -306,7 +308,7 @@ class LateAnswers:
         return len(rows)
 
     def _given_up(self, number: int, error: Exception) -> int:
-        """Give a row up that is refused, or with which the teacher fails again and again."""
+        """Give up a row that the teacher refuses, or on which it failed `TRIES` times."""
         self._failures[number] += 1
         refused = isinstance(error.__cause__, ModelError) or not isinstance(error, TeacherFailed)
         if not refused and self._failures[number] < TRIES:
@@ -325,9 +327,10 @@ class LateAnswers:
             self._failures.pop(number, None)
 
     def _tell(self, joint: JointModel) -> None:
-        """Tell the callback of answers that it has not heard of, even in an earlier life.
+        """Pass new answers to the callback, also those that an earlier process left.
 
-        Where it fails, the next time begins with the next answer, so that none holds up the others.
+        After a failure the next call begins with the next answer, so that one bad answer does not
+        hold up the others.
         """
         query = (
             "SELECT number, id, row, 0, answer, error FROM rows "
@@ -339,7 +342,7 @@ class LateAnswers:
                     return
                 self._untold_from = number + 1
                 try:
-                    with self._trying("the callback failed with a late answer"):
+                    with self._trying("the callback failed on a late answer"):
                         self.callback(_late_answer(id, [tuple(rest)], joint))
                 except Exception:
                     return
@@ -348,13 +351,13 @@ class LateAnswers:
 
     @contextmanager
     def _trying(self, what: str) -> Iterator[None]:
-        """Log that something fails, once and not for as long as a disk is full."""
+        """Log a failure once, not again while it stays the same."""
         try:
             yield
         except Exception as error:
             said = _sentence(error)
             if self._troubles.get(what) != said:
-                log.error("%s; trying again: %s", what, said)
+                log.error("%s; will retry: %s", what, said)
             self._troubles[what] = said
             raise
         self._troubles.pop(what, None)
@@ -364,10 +367,10 @@ class LateAnswers:
             return self._reader.execute(query, values).fetchall()
 
     def _change(self, statement: str, rows: Sequence[tuple[Any, ...]], waiting: int = 0) -> None:
-        """Run a statement for each row of values, or none; one adds `waiting` to those waiting."""
+        """Run a statement for all rows of values in one transaction; each adds `waiting` to len."""
         with self._lock:
             with self._file:
-                self._file.execute("BEGIN IMMEDIATE")  # nothing is changed while another writes
+                self._file.execute("BEGIN IMMEDIATE")  # take the lock before the first statement
                 changed = self._file.executemany(statement, rows).rowcount
             self._waiting += waiting * max(0, changed)
 
@@ -378,9 +381,9 @@ def _opened(path: str, most_bytes: int) -> sqlite3.Connection:
         known = file.execute("PRAGMA application_id").fetchone()[0]
         tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if known != FORMAT and tables:
-            raise sqlite3.DatabaseError("file is of another program")
+            raise sqlite3.DatabaseError("it belongs to another program")
         file.execute("PRAGMA journal_mode = WAL")
-        file.execute("PRAGMA synchronous = FULL")
+        file.execute("PRAGMA synchronous = FULL")  # NORMAL may lose rows when the power fails
         if not tables:
             file.executescript(f"BEGIN; PRAGMA application_id = {FORMAT}; {_TABLE} COMMIT;")
         file.execute(f"PRAGMA busy_timeout = {round(1000 * WRITE_SECONDS)}")
@@ -408,7 +411,7 @@ def _singles(rows: Batch) -> list[Batch]:
 
 
 def _packed_input(inputs: Batch, place: int) -> tuple[str, bytes]:
-    """An input's form and its bytes: an image that came as a file stays that file, a text one."""
+    """Return an input's form and bytes; an image that came as a file stays that file."""
     one = inputs[place]
     file = one.file if isinstance(one, ImageFile) else None
     if file is not None:
@@ -419,7 +422,7 @@ def _packed_input(inputs: Batch, place: int) -> tuple[str, bytes]:
     if array.dtype.hasobject and all(isinstance(each, str) for each in array.flat):
         return "texts", json.dumps(array.tolist()).encode()
     if array.dtype.hasobject:
-        raise TypeError(f"inputs of {type(one).__name__} cannot be kept on disk, arrays can")
+        raise TypeError(f"only arrays, images and texts can be kept, not {type(one).__name__}")
     head = json.dumps([array.dtype.str, array.shape])
     form = "list" if isinstance(inputs, list | tuple) else head
     raw = np.ascontiguousarray(array).tobytes()

@@ -1,4 +1,4 @@
-"""RemoteModel: a model behind any Open Inference Protocol v2 endpoint, over HTTP."""
+"""RemoteModel: a model behind an Open Inference Protocol v2 endpoint, over HTTP."""
 
 import io
 from collections.abc import Mapping
@@ -35,43 +35,41 @@ from ebjr.protocol import (
 )
 
 SENDS = ("tensor", "jpeg", "png")
-"""How inputs travel: as the tensor that the model takes, or each image as a file of its own."""
+"""How inputs are sent: as the model's input tensor, or each image as a file."""
 
 OWN = "ebjr_joint"  # the platform of models on an EBJR server
-SHORT = 12  # digits of a hash that say which it is
-MARKS = {"degraded": np.bool_, "stage": np.int64}  # what an EBJR server says of each row, too
-MORE = {*MARKS, "label", "label_names", "count"}  # outputs that a newer one may have
+SHORT = 12  # digits of a hash in messages
+MARKS = {"degraded": np.bool_, "stage": np.int64}  # more that an EBJR server says of each row
+MORE = {*MARKS, "label", "label_names", "count"}  # outputs that a newer server may add
 
 TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"
 PASSWORD_VARIABLE = "EBJR_TEACHER_KEY_PASSWORD"
-"""The environment variables with secrets of remote models, so that no file holds them: the bearer
-token, and the password of `client_key`."""
+"""The environment variables with a remote model's bearer token and the password of `client_key`:
+no file holds them."""
 
 
 class RemoteModel:
     """A model behind an Open Inference Protocol v2 endpoint: batch in, raw output out.
 
-    Connections are kept and shared by threads. An EBJR server says which rows it degraded itself,
-    and which of its models answered; where these are any, the answer is an `Answer` with both.
+    Threads share one connection pool. An EBJR server marks the rows that it degraded itself and the
+    stage that answered each row; if any are marked, the model returns an `Answer` with both.
 
-    - `url`: ``http(s)://host:port/v2/models/NAME``, or the server's address alone where it has one
-      model.
-    - `output`: The name of the output to return. None is the only one, or the one called
-      ``output``, as on an EBJR server.
-    - `send`: ``"tensor"``, or for images ``"jpeg"`` (with `quality`) or ``"png"``: each as a file
-      of its own, which is far less than its numbers. An image that came as such a file goes on as
-      it came. None is ``"png"``, which loses nothing, where the model takes files, and else
-      ``"tensor"``.
-    - `gzip`: Compress what is sent, and ask for compressed answers.
-    - `batch_size`: The most rows of a request; larger batches are cut. None sends what comes.
-    - `token`: Sent as ``Authorization: Bearer``; None is the environment's ``EBJR_TEACHER_TOKEN``.
-    - `ca_file`: The certificates of the authorities that an https server is trusted by; None is the
+    - `url`: ``http(s)://host:port/v2/models/NAME``, or the address of a server with one model.
+    - `output`: The name of the output to return. None takes the only one, or ``output``.
+    - `send`: ``"tensor"``, or for images ``"jpeg"`` (with `quality`) or ``"png"``, files that are
+      far smaller than the tensor. An image that came as such a file is sent as it came. None is
+      the lossless ``"png"`` if the model takes files, else ``"tensor"``.
+    - `gzip`: Compress requests, and ask for compressed answers.
+    - `batch_size`: The most rows of a request; larger batches are split. None never splits.
+    - `token`: Sent as ``Authorization: Bearer``; None takes ``EBJR_TEACHER_TOKEN`` from the
+      environment.
+    - `ca_file`: The certificate authorities that an https server is trusted by; None takes the
       system's.
-    - `client_cert`, `client_key`: What the server is shown that asks for a certificate; the key may
-      be in the same file. Its password is the environment's ``EBJR_TEACHER_KEY_PASSWORD``.
-    - `metadata`: What the server said of the model before. It is then not asked until the model is
-      used, and a model that says something else is refused.
-    - `sha256`: What the model was made of, as an EBJR server says it. None takes any model.
+    - `client_cert`, `client_key`: The client's certificate and key, which may be in one file. The
+      key's password is ``EBJR_TEACHER_KEY_PASSWORD`` in the environment.
+    - `metadata`: Metadata that the server gave before. The server is then not asked before the
+      first call, and a model with other metadata is refused.
+    - `sha256`: The hash of the model, as an EBJR server gives it. None accepts any model.
     """
 
     def __init__(
@@ -133,21 +131,25 @@ class RemoteModel:
         own = about.platform == OWN
         self._marks = [tensor.name for tensor in about.outputs if own and tensor.name in MARKS]
         pixels = TensorMetadata("image", "UINT8", (-1, -1, -1, 3))
-        images = own and self._input == pixels  # which it takes as files, too
+        images = own and self._input == pixels  # an EBJR server decodes files for these
         files = self._binary and (images or self._input.datatype == "BYTES")
         self.send = ("png" if files else "tensor") if send is None else send
         if self.send != "tensor" and not files:
             raise ModelError(
-                f"{self.name} takes no files, but tensors of {self._input.datatype}: send 'tensor'"
+                f"{self.name} takes tensors of {self._input.datatype}, not files: use send='tensor'"
             )
 
     def __call__(self, batch: Batch, /) -> Any:
-        """The raw output, n rows, NumPy; where the server degraded rows, an `Answer`.
+        """Return the raw output, n rows, NumPy; an `Answer` if the server marked rows.
 
         A batch is n inputs, (n, ...), or for files n images (height, width, 3) of uint8.
 
-        TeacherUnavailable: the server cannot be reached, is too slow or busy, or answers what is no
-        answer. ModelError: it refuses these inputs, or has another model than it had.
+        Raises
+        ------
+        TeacherUnavailable
+            The server cannot be reached, is too slow or busy, or gave an invalid answer.
+        ModelError
+            The server refused these inputs, or has another model than before.
         """
         rows = row_count(batch)
         step = self._fixed_batch or self.batch_size or rows
@@ -162,28 +164,29 @@ class RemoteModel:
         return Answer(output, degraded, stage=stage) if degraded.any() or stage.any() else output
 
     def check(self) -> None:
-        """Ask whether the model is there and is the one that it was; else raise what is wrong."""
+        """Check that the model is ready and is the same as before; raise a `ModelError` if not."""
         found, sha256 = self._asked_metadata()
         self._server.exchange("GET", f"{self._path}/ready")
-        old, new = (  # a newer server may say more of each row
+        old, new = (  # a newer server may have more outputs
             {**one.as_dict(), "outputs": [t.as_dict() for t in one.outputs if t.name not in MORE]}
             for one in (self.metadata, found)
         )
         if old != new:
             key = next(key for key in old if old[key] != new[key])
             raise OtherModel(
-                f"{self.name} is another model than it was: its {key} was {str(old[key])[:100]} "
-                f"and is {str(new[key])[:100]}; record and calibrate again"
+                f"{self.name} is not the model that was recorded: its {key} was "
+                f"{str(old[key])[:100]} and is {str(new[key])[:100]}; record and calibrate again"
             )
         self._check_sha256(sha256)
         self._met = True
 
     def _check_sha256(self, said: Any) -> None:
-        """Check a hash, or its beginning, that the server says; others than ours say none."""
+        """Check a hash, or its beginning, that an EBJR server gave."""
         if self.sha256 is not None and not (said and self.sha256.startswith(str(said))):
             raise OtherModel(
-                f"{self.name} is another model than it was: its hash was {self.sha256[:SHORT]} and "
-                f"is {said or 'not said'!s:.{SHORT}}; record and calibrate again"
+                f"{self.name} is not the model that was recorded: its hash was "
+                f"{self.sha256[:SHORT]} and is {said or 'missing'!s:.{SHORT}}; record and "
+                "calibrate again"
             )
 
     def close(self) -> None:
@@ -192,12 +195,12 @@ class RemoteModel:
 
     @property
     def bytes_moved(self) -> int:
-        """How many bytes went there and came back so far, with HTTP's headers."""
+        """Bytes sent and received so far, HTTP headers included."""
         return self._server.bytes_moved
 
     @property
     def facts(self) -> ModelFacts:
-        """All that the model says of itself."""
+        """Name, address, input, options, metadata and hash."""
         return ModelFacts(
             self.name,
             url=self.url,
@@ -212,7 +215,7 @@ class RemoteModel:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # connections do not travel to another process, the address does
+        # connections cannot be pickled: another process opens its own
         known: dict[str, Any] = {"metadata": self.metadata.as_dict(), "sha256": self.sha256}
         return partial(RemoteModel, self.url, **self.options, **known), ()
 
@@ -220,10 +223,10 @@ class RemoteModel:
         return f"RemoteModel({self.url!r})"
 
     def _ask_some(self, batch: Batch) -> Answer:
-        """The answer to one request, which is filled up where the model takes k rows alone."""
+        """Send one request, padded to the model's fixed batch size if it has one."""
         rows = row_count(batch)
         missing = (self._fixed_batch or rows) - rows
-        with self._server.in_time():  # a look at whether it is the same model included
+        with self._server.in_time():  # one deadline for the metadata check and the request
             found = self._ask(join_rows([batch, *[batch[-1:]] * missing]) if missing else batch)
         return Answer(found.output[:rows], found.degraded[:rows], stage=found.stage[:rows])
 
@@ -256,15 +259,15 @@ class RemoteModel:
             shapes = sorted({np.shape(row) for row in batch})
             if len(shapes) > 1:
                 raise ValueError(
-                    f"{self.name} is sent tensors, and inputs of different shapes, as {shapes[0]} "
-                    f"and {shapes[1]}, are none: give it preprocessing with a size"
+                    f"{self.name} takes one tensor, but the inputs have different shapes, such as "
+                    f"{shapes[0]} and {shapes[1]}: give it preprocessing with a size"
                 )
             batch = np.stack([to_numpy(row) for row in batch])
         array = to_numpy(batch)
         if not np.can_cast(array.dtype, self.input_dtype, "same_kind"):
             raise TypeError(
                 f"{self.name} expects inputs of type {self.input_dtype}, but was given "
-                f"{array.dtype}; cast them yourself if that is what you mean"
+                f"{array.dtype}; cast them yourself if that is intended"
             )
         if not self._input.fits(array.shape):
             shape = ["n", *("any" if size < 0 else size for size in self._input.shape[1:])]
@@ -284,7 +287,7 @@ class RemoteModel:
         known = self.metadata.versions
         if found.model_version is not None and known and found.model_version not in known:
             raise OtherModel(
-                f"{self.name} answers as version {found.model_version!r} and was "
+                f"{self.name} answered as version {found.model_version!r}, but was version "
                 f"{' or '.join(map(repr, known))}; record and calibrate again"
             )
         self._check_sha256(found.parameters.get("model"))
@@ -292,7 +295,7 @@ class RemoteModel:
         if array is None:
             said = ", ".join(found.outputs) or "nothing"
             raise TeacherUnavailable(
-                f"{self.name} was asked for {self.output_name!r}, but answered {said}"
+                f"{self.name} was asked for {self.output_name!r}, but returned {said}"
             )
         if not array.ndim or len(array) != rows:
             raise TeacherUnavailable(
@@ -302,13 +305,13 @@ class RemoteModel:
         dtype = DATATYPES[self._output.datatype]
         if array.dtype != dtype or not self._output.fits(array.shape):
             raise TeacherUnavailable(
-                f"{self.name} says that {self.output_name!r} is {dtype} of shape "
+                f"{self.name} declares {self.output_name!r} as {dtype} of shape "
                 f"{list(self._output.shape)}, but returned {array.dtype} of {array.shape}"
             )
-        return np.array(array)  # what a message holds is read-only
+        return np.array(array)  # an array over a message's bytes is read-only
 
     def _asked_metadata(self) -> tuple[ModelMetadata, str | None]:
-        """What the server says of the model, and its hash, if that is said."""
+        """Ask the server for the model's metadata, and its hash if it gives one."""
         extensions = self._server.json("GET", "").get("extensions")
         self._binary = isinstance(extensions, list) and "binary_tensor_data" in extensions
         message = self._server.json("GET", self._path)
@@ -327,12 +330,12 @@ def _check(send: str | None, quality: int, seconds: float) -> None:
 
 
 def encoded(image: Any, send: str, quality: int) -> bytes:
-    """An image as the file that is sent: the one it came from, if that will do, or a new one."""
+    """Return an image as a file: the one it came from if possible, else a new one."""
     from PIL import Image
 
     file = image.file if isinstance(image, ImageFile) else None
     if file is not None and (send == "png" or file.startswith(b"\xff\xd8")):
-        return bytes(file)  # png stands for "nothing is lost", which is true of any own file
+        return bytes(file)  # "png" asks for no loss, which any original file gives
     pixels = to_numpy(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise TypeError(
@@ -346,7 +349,7 @@ def encoded(image: Any, send: str, quality: int) -> bytes:
 
 
 def _split_url(url: str) -> tuple[str, str, str | None]:
-    """A server's address up to ``/v2``, its name, and the path of a model, if it names one."""
+    """Return a server's address up to ``/v2``, its name, and the model's path, if given."""
     parts = server_of(url, "a remote model's address")
     path = parts.path.rstrip("/").removesuffix("/infer")
     front, _, model = path.partition("/v2/models/")
@@ -355,8 +358,8 @@ def _split_url(url: str) -> tuple[str, str, str | None]:
 
 
 def _only_model(server: Server) -> str:
-    """The path of a server's model; a `ModelError` where it has not one, or does not say."""
-    way_out = "give the address of one, as http://host:port/v2/models/NAME"
+    """Return the path of a server's only model; a `ModelError` if there is not exactly one."""
+    way_out = "give the address of one, like http://host:port/v2/models/NAME"
     try:
         listed = server.json("POST", "repository/index", b"{}", of=list)
     except ModelError as error:
@@ -371,14 +374,14 @@ def _chosen_output(about: ModelMetadata, wanted: str | None, name: str) -> Tenso
     known = {tensor.name: tensor for tensor in about.outputs}
     if about.platform == OWN and "boxes" in known:
         raise ModelError(
-            f"{name} is a joint detector, which cannot be asked as a model yet: give its files"
+            f"{name} is a joint detector, which cannot be used over HTTP yet: give its files"
         )
     chosen = wanted or ("output" if "output" in known or len(known) != 1 else next(iter(known)))
     if chosen not in known:
-        choice = f"there is no {chosen!r}" if wanted else "it is not clear which to take"
+        choice = f"not {chosen!r}" if wanted else "and no default"
         raise ModelError(
-            f"{name} has the outputs {', '.join(known) or 'none'}, and {choice}: name one of them "
-            "with output= (--student-output, --teacher-output)"
+            f"{name} has the outputs {', '.join(known) or 'none'}, {choice}: choose one with "
+            "output= (--student-output, --teacher-output)"
         )
     if known[chosen].datatype == "BYTES":
         raise ModelError(f"the output {chosen!r} of {name} must be numbers, but is BYTES")

@@ -1,7 +1,7 @@
-"""Past one machine: the same ``joint.toml`` on Ray, student and teacher scaling on their own.
+"""More than one machine: the same ``joint.toml`` on Ray, student and teacher scaled separately.
 
-`build_app` is the joint model as a Ray Serve application with the server's routes and answers;
-`predict` answers a Ray dataset in two stages. Ray is imported when one of them is used.
+`build_app` makes a Ray Serve application with the server's routes and answers; `predict` answers a
+Ray dataset in two stages. Ray is imported on first use.
 """
 
 from importlib import import_module
@@ -19,13 +19,13 @@ INGRESS = {
     "RAY_SERVE_HAPROXY_RETRIES": "5",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**19),
 }
-"""The environment of Ray's processes in which a request goes the shortest way, and none is lost.
+"""Environment variables for Ray's processes: the shortest path for a request, and none is lost.
 
-HAProxy, which comes with Ray from 2.55 on, then hands requests to the student replicas themselves,
-and holds each until it has an answer: what a replica had in hand when it died, or closed its
-connection, is given to another one. For that a request must fit into a buffer, of half a MiB here.
-What stands after ``empty-response`` is a line of HAProxy's own: Serve has no setting for it, and
-writes both down as they are. To be set where Ray is started, on every node.
+HAProxy, part of Ray from 2.55 on, then sends requests straight to the student replicas, and keeps
+each until it is answered: if a replica dies or closes its connection, another one gets the request.
+For that a request must fit into a buffer, half a MiB here. Serve has no setting for the option
+after ``empty-response``, but copies the text, newline included, into HAProxy's configuration. Set
+the variables where Ray is started, on every node.
 """
 
 

@@ -1,4 +1,4 @@
-"""The models of one ``joint.toml``, each in a process of its own."""
+"""The models of one ``joint.toml``, each in its own process."""
 
 import os
 from typing import Any
@@ -14,26 +14,26 @@ with needs("scale", "running on Ray"):
 
 
 def checked_config(joint: str | os.PathLike[str]) -> JointConfig:
-    """A ``joint.toml`` whose models are there and unchanged since they were calibrated."""
+    """Read a ``joint.toml``, and check that its models are unchanged since calibration."""
     config = JointConfig.read(joint)
     config.check()
     for entry in (config.student, config.teacher):
         entry.check()
     for one in config.parts:
         if isinstance(one, ModelEntry) and (import_path(one.path) or is_pickle(one.path)):
-            raise ModelError(f"{one.path} is Python code or a pickle, which is not run on Ray")
+            raise ModelError(f"{one.path} is Python code or a pickle, which does not run on Ray")
     return config
 
 
 def check_teacher(teacher: Model) -> None:
-    """Check that a teacher can be asked about inputs, which are what travels; ModelError."""
+    """Raise ModelError if a teacher needs the student's features: only inputs travel."""
     if facts(teacher).continues:
-        words = "continues from the student's features, which do not travel on Ray; use ebjr serve"
+        words = "continues from the student's features, which are not sent on Ray; use ebjr serve"
         raise ModelError(f"{model_name(teacher)} {words}")
 
 
 def check_policy(when_unavailable: str) -> str:
-    """`when_unavailable`, if many processes can keep to it; else ValueError."""
+    """Return `when_unavailable`; ValueError unless many processes can follow it."""
     if when_unavailable not in ("student", "error"):
         raise ValueError(
             f"on Ray, when_unavailable must be student or error, not {when_unavailable!r}"
@@ -42,7 +42,7 @@ def check_policy(when_unavailable: str) -> str:
 
 
 def thread_option(entry: Entry, threads: int | None) -> dict[str, Any]:
-    """What keeps a model to its process's CPUs: Ray tells every library but ONNX Runtime."""
+    """Return the option that limits an ONNX model to its CPUs; Ray limits other libraries."""
     for one in entry.parts:
         here = isinstance(one, ModelEntry) and one.path.endswith(".onnx")
         if not here or "threads" in one.options:
@@ -51,7 +51,7 @@ def thread_option(entry: Entry, threads: int | None) -> dict[str, Any]:
 
 
 def _assigned_cpus() -> float:
-    """The CPUs that Ray has given this process; all of the machine's outside of a worker."""
+    """Return the CPUs that Ray gave this process; outside a worker, all of the machine's."""
     if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
         return os.cpu_count() or 1
     return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))

@@ -1,8 +1,8 @@
-"""Ray Data: joint inference over a dataset in two stages, each on its own actors.
+"""Ray Data: joint inference over a dataset in two stages, each with its own actors.
 
-The student answers every block, and sends the inputs of the rows that it defers along with the
-answers. The teacher's actors make dense batches of the deferred rows of many blocks. Everything
-streams, a lost node's blocks are worked out again, and each answer names its row.
+The student answers every block, and adds the inputs of deferred rows to its answers. The teacher's
+actors join the deferred rows of many blocks into dense batches. Everything streams, blocks of a
+lost node are computed again, and each answer carries its row number.
 """
 
 import json
@@ -32,9 +32,9 @@ with needs("scale", "running on Ray"):
     import ray.data
     from ray.exceptions import RayError
 
-COLUMNS = ("row", "name", "inputs")  # a number for each row, what to call it, and the input
-READ_ROWS = 256  # the rows of a block, where we read the data
-FULL_BATCHES = 8  # of the teacher in a block of its stage: more are fuller, fewer are sooner
+COLUMNS = ("row", "name", "inputs")  # a dataset's columns: row number, name and input
+READ_ROWS = 256  # rows of a block that we read
+FULL_BATCHES = 8  # of the teacher in a block: more fill batches better, fewer answer sooner
 
 
 def predict(
@@ -51,28 +51,42 @@ def predict(
     threads: int | None = None,
     imports: Sequence[str] = (),
 ) -> ray.data.Dataset:
-    """The joint model's answers to a dataset, in no order, as they are ready.
+    """Answer a dataset with a joint model; answers come in any order, when they are ready.
 
-    ValueError: `joint` is no ``joint.toml``, or `data` misses a column. ModelError: a model file,
-    or the preprocessing, has changed since the threshold was calibrated.
+    Parameters
+    ----------
+    data
+        A Ray dataset with a number (`row`), a `name` and `inputs` for each row; a `Data` of
+        `ebjr.data.open.open_data`; or an array (n, ...). Each node must find the files under the
+        same path.
+    joint, threshold
+        The ``joint.toml``, and a threshold to use instead of its own.
+    batch_size, teacher_batch
+        Rows in a batch of each model; the teacher's default is the student's.
+    student, teacher
+        Options of each model's actors: `num_cpus`, `num_gpus`, and `concurrency`, a number or a
+        range to scale in. The default is one actor with one CPU, or half of a single CPU.
+    when_unavailable
+        As in `JointClassifier`.
+    start
+        The first row to answer.
+    threads
+        Of each model; None takes as many as its actor has CPUs.
+    imports
+        Files and modules that each actor runs first, for your own scores.
 
-    - `data`: A Ray dataset with a number (`row`), a `name` and `inputs` for each row; a `Data` as
-      `ebjr.data.open.open_data` opens it; or an array (n, ...). Each node must find the files where
-      this one does.
-    - `joint`, `threshold`: The ``joint.toml``, and what is to hold instead of its threshold.
-    - `batch_size`, `teacher_batch`: Rows given to each model at once; the teacher's are as the
-      student's if left out.
-    - `student`, `teacher`: Of each model's actors: `num_cpus`, `num_gpus`, and `concurrency`, a
-      number or a range to scale in. By default there is one actor with one CPU, or half of the only
-      one.
-    - `when_unavailable`: As of `JointClassifier`.
-    - `start`: The rows before it need no answer.
-    - `threads`: Of each model; None takes as many as its actor has CPUs.
-    - `imports`: Files and modules that each actor runs first, so that scores of your own are known
-      there.
+    Returns
+    -------
+    Dataset
+        `row`, `name`, `prediction` (boxes as JSON), `label` if classes have names, `score`,
+        `deferred`, `degraded` and `stage`. Nothing runs until it is read.
 
-    Returns: `row`, `name`, `prediction` (boxes as JSON) and, where classes have names, `label`;
-    `score`, `deferred`, `degraded` and `stage`. Nothing runs before it is read.
+    Raises
+    ------
+    ValueError
+        `joint` is not a ``joint.toml``, or `data` lacks a column.
+    ModelError
+        A model file, or the preprocessing, has changed since calibration.
     """
     config = checked_config(joint)
     if threshold is not None:
@@ -94,7 +108,7 @@ def predict(
 
 
 def _share(cpus: float) -> float:
-    """The CPUs of an actor that asks for none: both stages run at once, so they fit together."""
+    """Return the default CPUs of an actor: both stages run at once, so they share the CPUs."""
     return min(1.0, cpus / 2)
 
 
@@ -106,14 +120,14 @@ def _actors(options: Mapping[str, Any] | None, cpus: float) -> dict[str, Any]:
 
 
 def _rows_for(config: JointConfig, most_rows: int) -> int:
-    """How many rows the second stage takes at once, to have some full batches of deferred ones."""
+    """Return the rows per block of the second stage, enough for some full teacher batches."""
     quantiles = config.calibration.get("score_quantiles", ())
     rate = float((np.asarray(quantiles) < config.threshold).mean()) if len(quantiles) else 1.0
     return int(FULL_BATCHES * most_rows / max(rate, 0.01))
 
 
 class _Student:
-    """The first stage: every row's answer, and for the next stage what deferred rows need."""
+    """The first stage: every row's answer, and the inputs of deferred rows for the next stage."""
 
     def __init__(
         self, config: JointConfig, threads: int | None, imports: Sequence[str] = ()
@@ -143,7 +157,7 @@ class _Student:
 
 
 class _Teacher:
-    """The second stage: the teacher's answer to deferred rows; the others pass."""
+    """The second stage: the teacher answers deferred rows; other rows pass through."""
 
     def __init__(
         self,
@@ -178,7 +192,7 @@ class _Teacher:
         return batch
 
     def _answer(self, inputs: Any, own: Any) -> tuple[dict[str, Any], np.ndarray]:
-        """What changes by the teacher's answer to a batch, and which rows it did not answer."""
+        """Return the columns that the teacher's answers change, and the rows it did not answer."""
         taught, missed = self.joint.defer(inputs, own)
         if taught is None:
             return {}, missed
@@ -189,11 +203,11 @@ class _Teacher:
 
 
 def _absent(_inputs: Any) -> Any:
-    raise AssertionError("this stage does not ask the other stage's model")
+    raise AssertionError("this stage does not run the other stage's model")
 
 
 def _said(joint: JointModel, output: Any, labels: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """Columns of what the answers mean; boxes as JSON."""
+    """Return the predictions as columns; boxes as JSON."""
     rows = joint.kind.plain(joint.predict(output), labels)
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     return {key: _column(values) for key, values in columns.items()}
@@ -202,17 +216,17 @@ def _said(joint: JointModel, output: Any, labels: Sequence[str] | None) -> dict[
 def _column(values: Sequence[Any]) -> np.ndarray:
     if isinstance(values[0], list):
         values = [json.dumps(value) for value in values]
-    # NumPy's own texts would cut off what is put in later
+    # NumPy's own string type would cut off longer strings that are assigned later
     return np.array(values, object if isinstance(values[0], str) else None)
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:
-    """One object for each row, whatever their shapes are."""
+    """Return an object array of rows, whatever their shapes."""
     return np.fromiter(values, object, len(values))
 
 
 def _stacked(rows: Sequence[Any]) -> Any:
-    """Rows as a batch: arrays of one shape are an array, and so are lists, of several texts."""
+    """Stack rows into a batch: equal shapes become an array, others stay a list."""
     if isinstance(rows[0], list):
         return np.array(rows, object)
     shapes = {getattr(row, "shape", None) for row in rows}
@@ -220,27 +234,27 @@ def _stacked(rows: Sequence[Any]) -> Any:
 
 
 def _dataset(data: Any, start: int) -> ray.data.Dataset:
-    """Any data as a dataset of `COLUMNS`, from a row on."""
+    """Return any data as a dataset of `COLUMNS`, starting at a row."""
     if isinstance(data, ray.data.Dataset):
         names = data.columns() or []
         missing = [name for name in COLUMNS if name not in names]
         if missing:
             raise ValueError(
-                f"the dataset needs the columns {', '.join(COLUMNS)}, and misses "
+                f"the dataset needs the columns {', '.join(COLUMNS)}, but lacks "
                 f"{', '.join(missing)}; it has {', '.join(names)}"
             )
         return data if start == 0 else data.filter(expr=f"row >= {start}")
     rows = np.arange(start, len(data))
     blocks = np.array_split(rows, max(1, -(-len(rows) // READ_ROWS)))
-    stored = ray.put(data)  # once for all readers; arrays are then read from shared memory
-    # a reader asks for no CPU, as both models' actors may hold all: so there are but a few
+    stored = ray.put(data)  # once for all readers, which read arrays from shared memory
+    # readers request no CPU, because both models' actors may hold all: so keep them few
     readers = min(len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1)) // 2))
     read = _Reader(stored)
     return ray.data.from_numpy(blocks).map_batches(read, num_cpus=0, concurrency=readers)
 
 
 class _Reader:
-    """Reads rows by their numbers, wherever the task runs."""
+    """Reads rows by number, on any node."""
 
     def __init__(self, data: ray.ObjectRef) -> None:
         self._data = data
@@ -264,14 +278,14 @@ def predict_file(
     tell: Tell | None = None,
     **options: Any,
 ) -> Progress:
-    """Answer all of some data to a file, as `ebjr.predict.predict` does on one machine.
+    """Answer data to a file, as `ebjr.predict.predict` does on one machine.
 
-    The file is the same, and so is what an interrupted run leaves: either can finish the other's.
-    `options` are those of `predict`.
+    The file is the same, and so is the state of an interrupted run: either command can finish the
+    other's. `options` are those of `predict`.
     """
     config = JointConfig.read(joint)
     threshold, stages = options.get("threshold"), roles_of(len(config.parts))
-    if not ray.is_initialized():  # what its processes print is not ours to print
+    if not ray.is_initialized():  # keep the workers' output out of ours
         ray.init(log_to_driver=False, logging_level="WARNING")
 
     def answer(start: int) -> Iterator[Answered]:
@@ -296,7 +310,7 @@ def predict_file(
 
 @contextmanager
 def _in_own_words() -> Iterator[None]:
-    """Raise what a task raised, without what Ray wraps around it."""
+    """Raise a task's own error, without Ray's wrapping."""
     try:
         yield
     except RayError as error:
@@ -307,7 +321,7 @@ def _in_own_words() -> Iterator[None]:
             ):
                 raise cause from None
             cause = getattr(cause, "cause", None) or cause.__cause__
-        raise ModelError(f"Ray could not answer: {error}") from error
+        raise ModelError(f"Ray failed to answer: {error}") from error
 
 
 def _lines(batch: Mapping[str, np.ndarray], stages: Sequence[str]) -> list[dict[str, Any]]:
@@ -321,7 +335,7 @@ def _lines(batch: Mapping[str, np.ndarray], stages: Sequence[str]) -> list[dict[
 
 
 def _unreadable(data: Data, start: int, end: int, rows: np.ndarray) -> list[tuple[str, str]]:
-    """Why the rows that are missing from some have no answer."""
+    """Return the names and reasons of rows in a range that have no answer."""
     missing = np.setdiff1d(np.arange(start, end), rows)
     if not len(missing):
         return []

@@ -16,17 +16,17 @@ Labels = tuple[tuple[str, str], ...]
 class Mirror:
     """Copies metrics of `ebjr.serving.metrics` to Ray's.
 
-    Ray adds their application, deployment and replica. Batches of `without_stage` are left out:
+    Ray adds application, deployment and replica. Batches of `without_stage` are left out, because
     another deployment counts them.
     """
 
     def __init__(self, families: Callable[[], Iterable[Any]], without_stage: str = "") -> None:
         self._families, self._without = families, without_stage
         self._known: dict[str, Any] = {}  # Ray's metrics by name
-        self._before: dict[tuple[str, Labels], Any] = {}  # what was copied, of what only rises
+        self._before: dict[tuple[str, Labels], Any] = {}  # values of counters at the last copy
 
     def start(self) -> None:
-        """Copy again and again, from a thread."""
+        """Copy every `EVERY_SECONDS`, in a thread."""
         Periodic(EVERY_SECONDS, self.copy).start()
 
     def copy(self) -> None:
@@ -58,7 +58,7 @@ class Mirror:
                 continue
             old_counts, old_total = self._before.get((family.name, labels), (0, 0.0))
             self._before[family.name, labels] = (counts, total)
-            shown = edges[edges > 0].tolist() or [1.0]  # Ray takes no others
+            shown = edges[edges > 0].tolist() or [1.0]  # Ray accepts only positive boundaries
             histogram = self._metric(
                 ray_metrics.Histogram, family.name, family, labels, boundaries=shown
             )
@@ -76,7 +76,7 @@ class Mirror:
 
 
 def _histograms(family: Any) -> Iterator[tuple[Labels, np.ndarray, np.ndarray, float]]:
-    """Labels, edges (k,), counts of the k + 1 buckets, and the sum."""
+    """Yield labels, edges (k,), counts of the k + 1 buckets, and the sum."""
     found: dict[Labels, list[Any]] = {}
     for sample in family.samples:
         labels = sorted(label for label in sample.labels.items() if label[0] != "le")
@@ -90,15 +90,15 @@ def _histograms(family: Any) -> Iterator[tuple[Labels, np.ndarray, np.ndarray, f
 
 
 def spread(edges: np.ndarray, counts: np.ndarray, total: float) -> list[float]:
-    """A value for each of a histogram's k + 1 buckets, such that counts and sum stay as they were.
+    """Return a value for each of k + 1 buckets that keeps a histogram's counts and sum.
 
-    Ray's histograms take values one by one, and the values are no longer there. `edges` (k,) rise;
-    the last bucket lies beyond them.
+    Ray's histograms take single values, which our histogram no longer has. `edges` (k,) rise; the
+    last bucket is open.
     """
     highest = np.append(edges, np.nextafter(edges[-1], np.inf))
     values = highest.copy()
     over = float(counts @ values) - total
-    if over <= 0:  # what is missing lies beyond the last edge
+    if over <= 0:  # the rest of the sum lies beyond the last edge
         values[-1] -= over / counts[-1] if counts[-1] else 0.0
         return values.tolist()
     room = np.concatenate([[0.0], np.diff(edges), [0.0]]) * counts

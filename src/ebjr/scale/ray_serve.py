@@ -1,8 +1,8 @@
 """Ray Serve: student replicas that score and route, teacher replicas that get the deferred rows.
 
-A student replica is the server of `ebjr.serving` with a handle to the teacher replicas as its
-teacher. These gather what all students defer into dense batches. One knob, a replica of its own,
-tells every student its threshold.
+A student replica is the server of `ebjr.serving`, with a handle to the teacher replicas as its
+teacher. The teacher replicas join the deferred rows of all students into dense batches. One knob,
+in its own replica, sends every student its threshold.
 """
 
 import asyncio
@@ -44,10 +44,10 @@ with needs("scale", "running on Ray"):
 
 log = logging.getLogger("ebjr.serving")
 
-WATCH_SECONDS = 5.0  # a replica waits for the knob to move, then asks again: a sign of life
-TRIES = 3  # replicas that may die under one batch before the teacher counts as away
-LEFT_ALONE = Link(retries=0, failures=1, probe_seconds=0.2)  # a teacher away refuses at once
-MOVE_SECONDS = 10.0  # a move waits for the replicas; one that lives takes milliseconds
+WATCH_SECONDS = 5.0  # how long a replica waits for a move before it asks again, as a heartbeat
+TRIES = 3  # replicas that may die on one batch before the teacher counts as away
+LEFT_ALONE = Link(retries=0, failures=1, probe_seconds=0.2)  # fail fast while the teacher is away
+MOVE_SECONDS = 10.0  # that a move waits for the replicas, which usually takes milliseconds
 
 
 def build_app(
@@ -67,34 +67,50 @@ def build_app(
     threads: int | None = None,
     token: str | None = None,
 ) -> serve.Application:
-    """A joint model as a Ray Serve application, for ``serve.run`` and ``serve run``.
+    """Build a Ray Serve application of a joint model, for ``serve.run`` and ``serve run``.
 
-    Three deployments: ``Student`` takes the requests, scores and routes; ``Teacher`` gets batches
-    of the rows that all students defer; ``Knob`` holds the threshold of all of them.
+    It has three deployments: ``Student`` takes the requests, scores and routes; ``Teacher`` gets
+    batches of the rows that all students defer; ``Knob`` holds the threshold of all students.
 
-    ValueError: `joint` is no ``joint.toml``, or another argument is out of range. ModelError: a
-    model file, or the preprocessing, has changed since the threshold was calibrated.
+    Parameters
+    ----------
+    joint
+        The ``joint.toml``. Each node must find the model files under the same path.
+    student, teacher
+        Options of each deployment: `num_replicas`, `autoscaling_config`, `ray_actor_options` and
+        any other. Both scale separately, the teacher by its batches in flight.
+    student_batch, teacher_batch
+        The most rows in a batch of a replica.
+    teacher_calls
+        Batches of deferred rows that a student replica has in flight at once.
+    max_wait_seconds, queue_rows
+        As in `Engine` and `Service`, for each student replica.
+    teacher_wait_seconds
+        How long a teacher replica waits for its batch to fill, if the rows of all students arrive
+        fast enough to fill it; 0 does not wait.
+    timeout_seconds
+        The timeout of requests that set none.
+    teacher_timeout_seconds
+        The time after which a teacher that does not answer counts as away.
+    when_unavailable
+        What happens to deferred rows while the teacher is away, as in `JointClassifier`.
+    threads
+        Of each model; None takes as many as its replica has CPUs.
+    token
+        The token that a request must carry to move the knob.
 
-    - `joint`: The ``joint.toml``. Each node must find the model files where this one does.
-    - `student`, `teacher`: What Serve is to do with the replicas: `num_replicas`,
-      `autoscaling_config`, `ray_actor_options` and any other option of a deployment. Both scale on
-      their own, the teacher by the batches that are under way to it.
-    - `student_batch`, `teacher_batch`: The most rows that a replica's model gets at once.
-    - `teacher_calls`: How many batches of deferred rows one student replica has under way at once.
-    - `max_wait_seconds`, `queue_rows`: Of each student replica's `Engine` and `Service`.
-    - `teacher_wait_seconds`: How long a teacher replica waits for its batch to fill, where the rows
-      of all students come fast enough for it to be full by then; 0 takes what there is.
-    - `timeout_seconds`: How long a request may take that does not say so itself.
-    - `teacher_timeout_seconds`: How long a teacher may take before it counts as away.
-    - `when_unavailable`: What happens to deferred rows while it does: as of `JointClassifier`.
-    - `threads`: Of each model; None takes as many as its replica has CPUs.
-    - `token`: The token that a request that moves the knob must carry.
+    Raises
+    ------
+    ValueError
+        `joint` is not a ``joint.toml``, or another argument is out of range.
+    ModelError
+        A model file, or the preprocessing, has changed since calibration.
     """
     config = checked_config(joint)
     check_at_least(1, teacher_batch=teacher_batch, teacher_calls=teacher_calls)
     if not 0 <= teacher_wait_seconds < teacher_timeout_seconds:
         raise ValueError(
-            f"teacher_wait_seconds must be from 0 to under teacher_timeout_seconds "
+            f"teacher_wait_seconds must be at least 0 and below teacher_timeout_seconds "
             f"({teacher_timeout_seconds:g}), not {teacher_wait_seconds:g}"
         )
     pipeline = {
@@ -137,9 +153,9 @@ def _deployment(kind: type, name: str, **options: Any) -> serve.Deployment:
 
 
 def app(args: Mapping[str, Any]) -> serve.Application:
-    """The application that ``serve run ebjr.scale:app joint=joint.toml`` and Serve's YAML build.
+    """Build the application of ``serve run ebjr.scale:app joint=joint.toml`` and of Serve's YAML.
 
-    `args` are `joint`, and what else `build_app` takes; numbers may be text.
+    `args` are `joint` and other arguments of `build_app`; numbers may be text.
     """
     known = inspect.signature(build_app).parameters
     unknown = set(args) - set(known)
@@ -194,7 +210,7 @@ class Student:
 
 
 class RayTeacher:
-    """The teacher replicas as one model: a batch whose replica dies is given to another one."""
+    """The teacher replicas as one model; a batch whose replica dies goes to another one."""
 
     name = "the teacher on Ray"
 
@@ -202,13 +218,13 @@ class RayTeacher:
         self._handle, self._timeout = handle, timeout_seconds
 
     def __call__(self, inputs: Batch) -> Batch:
-        """Raw output of some deferred rows; TeacherUnavailable where no replica answers in time."""
+        """Return raw output of deferred rows; TeacherUnavailable if no replica answers in time."""
         until = time.monotonic() + self._timeout
         for _ in range(TRIES):
             response = self._handle.remote(inputs)
             try:
                 return response.result(timeout_s=max(until - time.monotonic(), 0.0))
-            except RayTaskError as error:  # the replica lives, and says what is wrong
+            except RayTaskError as error:  # the replica is alive, and its model raised this
                 raise error.cause from None
             except RayActorError:
                 continue
@@ -218,11 +234,11 @@ class RayTeacher:
                     f"no replica of the teacher answered within {self._timeout:g} s"
                 ) from None
             except (RayError, RayServeException) as error:
-                raise TeacherUnavailable(f"the teacher cannot be asked: {error}") from error
+                raise TeacherUnavailable(f"the teacher cannot be reached: {error}") from error
         raise TeacherUnavailable(f"{TRIES} replicas of the teacher died, one after another")
 
     def check(self) -> None:
-        """Ask whether a replica answers; else raise what Ray says."""
+        """Check that a replica answers; else raise Ray's error."""
         response = self._handle.live.remote()
         try:
             response.result(timeout_s=1.0)
@@ -232,9 +248,9 @@ class RayTeacher:
 
 
 class Teacher:
-    """A replica of the teacher: it answers what waits, of all students, in dense batches.
+    """A teacher replica: it answers the queued rows of all students, in dense batches.
 
-    Serve's own batching counts calls, whatever their rows; this is the engine of `ebjr serve`.
+    It uses the engine of `ebjr serve`, because Serve's batching counts calls, not rows.
     """
 
     def __init__(
@@ -268,10 +284,10 @@ class Teacher:
         self._engine.start()
 
     async def live(self) -> None:
-        """Answer, and no more."""
+        """Show that the replica is alive."""
 
     async def __call__(self, inputs: Batch) -> Batch:
-        """Raw output of some rows."""
+        """Return raw output of some rows."""
         ticket: Ticket = await asyncio.wrap_future(self._engine.ask(inputs))
         return ticket.result().output
 
@@ -279,30 +295,30 @@ class Teacher:
 class SharedKnob:
     """The threshold of all student replicas, and its version, which rises with each move.
 
-    Students ask for what is newer than they know, and wait for it; asking says what they know. A
-    move ends when every living student has it. If the knob itself is lost, its successor learns
-    threshold and version from the students. Students of another epoch (calibration) keep their own
+    Students ask for a newer version and wait for it; the question tells which version they have. A
+    move ends when every living student has it. If the knob's replica dies, its successor learns
+    threshold and version from the students. Students of another epoch (calibration) keep their
     threshold while they are replaced.
     """
 
     def __init__(self, threshold: float, epoch: str) -> None:
         self._threshold, self._epoch, self._version = threshold, epoch, 0
         self._moved = False
-        self._heard: dict[str, tuple[float, float]] = {}  # of each student: what it knows, and when
+        self._heard: dict[str, tuple[float, float]] = {}  # each student's version, and when it came
         self._changed = asyncio.Condition()
 
     async def watch(
         self, epoch: str, student: str, version: int, threshold: float
     ) -> tuple[int, float]:
-        """What is newer than a student's version, or after a while what there is."""
+        """Return a version newer than the student's, or the current one after a while."""
         if epoch != self._epoch:
-            self._heard[student] = (math.inf, time.monotonic())  # there is nothing newer for it
+            self._heard[student] = (math.inf, time.monotonic())  # never waited for by a move
             await asyncio.sleep(WATCH_SECONDS)
             return version, threshold
         async with self._changed:
             if version > self._version and not self._moved:
                 self._threshold = threshold
-            if version >= self._version:  # of a knob before this one: what was said last holds
+            if version >= self._version:  # from the knob before this one: its last move holds
                 self._version = version + (threshold != self._threshold)
             self._heard[student] = (version, time.monotonic())
             self._changed.notify_all()
@@ -312,7 +328,7 @@ class SharedKnob:
             return self._version, self._threshold
 
     async def move(self, threshold: float, known: int, students: int) -> int:
-        """Move the threshold of all students, of whom one knows a version; the new version."""
+        """Move all students' threshold; one knows version `known`. Return the new version."""
         async with self._changed:
             self._version = max(self._version, known) + 1
             self._threshold, self._moved = threshold, True
@@ -323,15 +339,15 @@ class SharedKnob:
             return self._version
 
     def _know(self, students: int) -> bool:
-        """Whether `students` of them know, and no living one does not."""
+        """Whether all living students, and at least `students`, have the current version."""
         gone = time.monotonic() - 2 * WATCH_SECONDS
         self._heard = {name: heard for name, heard in self._heard.items() if heard[1] > gone}
         told = [version >= self._version for version, _ in self._heard.values()]
-        return all(told) and len(told) >= students  # a new knob has not heard of all of them
+        return all(told) and len(told) >= students  # a new knob may not have heard from all
 
 
 class RemoteKnob(Knob):
-    """A student replica's view of the `SharedKnob`: a move is everybody's."""
+    """A student replica's view of the `SharedKnob`; a move reaches all replicas."""
 
     def __init__(self, served: Served, handle: DeploymentHandle, epoch: str) -> None:
         super().__init__(served)
@@ -340,24 +356,24 @@ class RemoteKnob(Knob):
         self._replica = serve.get_replica_context().replica_id
         self._told = threading.Event()
         background("knob", self._watch).start()
-        self._told.wait(MOVE_SECONDS)  # a replica that comes later starts where the others are
+        self._told.wait(MOVE_SECONDS)  # a new replica starts at the others' threshold
 
     def move(self, threshold: float, *, who: str, why: str, request: str | None = None) -> None:
         """Move the threshold of all replicas, and wait until they have it."""
         if who == "autopilot":
-            raise ValueError("the autopilot sees one server alone: on Ray, give a threshold")
+            raise ValueError("the autopilot works on one server alone: on Ray, set a threshold")
         after, before = check_threshold(threshold), self.threshold
         response = self._handle.move.remote(after, self.version, self._students())
         try:
             response.result(timeout_s=2 * MOVE_SECONDS)
         except (RayError, RayServeException, TimeoutError) as error:
-            response.cancel()  # or it would move the next knob, long after it was refused
-            raise EbjrError("the knob cannot be reached just now; try again") from error
+            response.cancel()  # else a later knob would still execute the refused move
+            raise EbjrError("the knob cannot be reached now; try again") from error
         self.moves["hand"] += 1
         log.info("the knob was moved from %g to %g by %s: %s", before, after, who, why)
 
     def state(self) -> dict[str, Any]:
-        """What ``GET /v1/router`` says, and the version."""
+        """Return the content of ``GET /v1/router``, and the version."""
         return {**super().state(), "version": self.version}
 
     def _students(self) -> int:

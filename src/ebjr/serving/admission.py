@@ -1,10 +1,10 @@
-"""Admission: what all requests at work hold, in one place, and what a client's share of it is.
+"""Admission: the memory, rows and model seconds that requests hold, and each client's share.
 
-A request holds bytes (its body, its arrays, the pixels that its images are decoded to), rows, and
-the seconds that the models are expected to spend on them, from before they are there until it has
-been answered. What exceeds a limit by itself is never taken; what exceeds it with what is held is
-refused until there is room. While more than half of a limit is held, no client holds more than an
-equal share of it; and a quarter more is kept for small requests of clients that hold nothing.
+From before it is read until it is answered, a request holds bytes (its body, arrays and decoded
+pixels), rows, and the seconds that the models are expected to spend. A request above a limit by
+itself is refused for good; one that does not fit beside the others is refused until there is room.
+While more than half of a limit is held, each client may hold an equal share at most. A reserve, a
+quarter above each limit, is kept for small requests from clients that hold nothing.
 """
 
 import threading
@@ -13,8 +13,8 @@ from typing import Self
 
 from ebjr.errors import Overloaded, TooLarge
 
-SPARE = 1.25  # of each limit is the most that is ever held
-SMALL = 1 / 64  # of a limit: what a client that holds nothing may have of the rest
+SPARE = 1.25  # the most ever held, as a multiple of each limit
+SMALL = 1 / 64  # of a limit: the most that a client new to the queue takes from the reserve
 
 NOTHING = (0.0, 0.0, 0.0)
 SECONDS = "seconds of the models' work"
@@ -22,9 +22,9 @@ _CALLED = ("bytes of requests", "rows", SECONDS)
 
 
 class Admission:
-    """How many bytes, rows and seconds may be held, by all clients together.
+    """Limits on the bytes, rows and seconds that all clients hold together.
 
-    Bytes are memory, of which a server has one: those of `beside`, of another model, count too.
+    Memory is shared by the whole server: bytes held in `beside`, another model's admission, count.
     """
 
     def __init__(
@@ -32,29 +32,30 @@ class Admission:
     ) -> None:
         self.limits = (bytes, rows, seconds)
         self.held = list(NOTHING)
-        self.open = 0  # holds that have not ended
-        self._of: dict[Hashable, list[float]] = {}  # each client that holds anything
-        self._all: list[float] = [0.0] if beside is None else beside._all  # bytes
+        self.open = 0  # holds in progress
+        self._of: dict[Hashable, list[float]] = {}  # amounts of each client that holds any
+        self._all: list[float] = [0.0] if beside is None else beside._all  # bytes of all models
         self._lock: threading.Lock = threading.Lock() if beside is None else beside._lock
 
     def hold(self, client: Hashable) -> "Hold":
-        """What one request of a client holds: nothing yet."""
+        """Return a new hold for one request of a client, empty at first."""
         with self._lock:
             self.open += 1
         return Hold(self, client)
 
     @property
     def rows(self) -> float:
-        """How many are held."""
+        """Rows held."""
         return self.held[1]
 
     def take(self, hold: "Hold", more: Sequence[float]) -> None:
-        """Hold more, all of it or nothing; less, where that is below 0.
+        """Add amounts to a hold, all or none; a negative amount releases.
 
-        TooLarge: it exceeds a limit by itself. Overloaded: it does so with what is held.
+        TooLarge if an amount of `more` is above its limit by itself; Overloaded if it does not fit
+        beside what is held, or exceeds the client's share.
         """
         with self._lock:
-            if hold.over:  # and somebody is still at work for it
+            if hold.over:  # a decoder may still be at work for an ended request
                 return
             own = self._of.get(hold.client) or list(NOTHING)
             for place, amount in enumerate(more):
@@ -69,7 +70,7 @@ class Admission:
                 hold.mine[place] += amount
 
     def give(self, hold: "Hold") -> None:
-        """Let go of all that a request holds, for good."""
+        """Release all that a request holds, and end its hold."""
         with self._lock:
             if hold.over:
                 return
@@ -83,15 +84,15 @@ class Admission:
                 own[place] -= amount
             if own[1] <= 0 and own[0] <= 0:
                 del self._of[hold.client]
-            if not self._of:  # sums of fractions are not exact
+            if not self._of:  # sums of fractions drift: start again at exactly 0
                 self.held = list(NOTHING)
 
     def _check(self, place: int, held: float, own: Sequence[float], more: float) -> None:
         limit, mine, what = self.limits[place], own[place], _CALLED[place]
-        if more > limit and what is not SECONDS:  # those are an estimate
+        if more > limit and what is not SECONDS:  # seconds are only an estimate
             raise TooLarge(
-                f"a request may hold {limit:,.0f} {what}, and this one has {more:,.0f}: send it in "
-                "parts"
+                f"a request may hold {limit:,.0f} {what}, and this one needs {more:,.0f}: send it "
+                "in parts"
             )
         small = not mine and more <= SMALL * limit and held + more <= SPARE * limit
         if not held or small:
@@ -99,14 +100,14 @@ class Admission:
         others = sum(1 for other in self._of.values() if other[place] and other is not own)
         if held + more > limit or mine + more > limit / (others + 1):
             raise Overloaded(
-                f"{held:,.0f} {what} are at work already, {mine:,.0f} of them of this client, and "
-                f"{limit:,.0f} is the most of all: try again in a second",
+                f"requests in progress hold {held:,.0f} {what}, {mine:,.0f} of them this client's; "
+                f"the limit is {limit:,.0f}: try again in a second",
                 1.0,
             )
 
 
 class Hold:
-    """What one request holds, until `end`."""
+    """The amounts that one request holds until `end`."""
 
     __slots__ = ("_admission", "client", "mine", "over")
 
@@ -126,7 +127,7 @@ class Hold:
         self._admission.take(self, (bytes, rows, seconds))
 
     def move(self, admission: Admission) -> None:
-        """Hold all of it there from now on: it is known only now which model is asked."""
+        """Move the hold to another admission, once the request's model is known."""
         if admission is not self._admission:
             mine = self.mine
             self._admission.give(self)
@@ -135,5 +136,5 @@ class Hold:
             admission.take(self, mine)
 
     def end(self) -> None:
-        """Hold nothing more."""
+        """Release everything."""
         self._admission.give(self)

@@ -1,7 +1,6 @@
-"""The server: Open Inference Protocol v2 over HTTP in front of a pipeline, and the knob.
+"""The server: Open Inference Protocol v2 over HTTP, the knob, the metrics and the page.
 
-``/openapi.json`` describes its routes. A user's mistake is answered by one sentence with a 4xx, and
-the server keeps serving.
+``/openapi.json`` describes the routes. A client's mistake is answered with a 4xx and one sentence.
 """
 
 import asyncio
@@ -55,11 +54,11 @@ __all__ = ["Served", "build_app", "run_server", "served_of"]
 
 log_of = logging.getLogger("ebjr.serving")
 
-SECRETS_SECONDS = 1.0  # how often files of tokens and certificates are looked at
-FEWER_LOOKS = 5_000  # objects, before garbage is looked for: an answer makes none in circles
-SWITCH_SECONDS = 0.0005  # that a worker waits for the loop's turn to end, or the other way round
-M_MMAP_THRESHOLD, LARGE_PIECE_BYTES = -3, 4 * 2**20  # glibc's name for it
-MOST_WISH_BYTES = 4096  # no wish is longer; reading one holds the interpreter
+SECRETS_SECONDS = 1.0  # between looks at files of tokens and certificates
+FEWER_LOOKS = 5_000  # allocations between garbage collections: answers leave no cycles
+SWITCH_SECONDS = 0.0005  # that the loop or a worker waits for the other to yield the interpreter
+M_MMAP_THRESHOLD, LARGE_PIECE_BYTES = -3, 4 * 2**20  # the first is glibc's constant
+MOST_WISH_BYTES = 4096  # of a small JSON body, parsed in the event loop
 
 Beside = Callable[[Repository], AbstractAsyncContextManager[None]]
 
@@ -76,18 +75,23 @@ def build_app(
     log_requests: bool = False,
     **options: Any,
 ) -> Starlette:
-    """The server's application, for uvicorn or any other ASGI server, of one model or several.
+    """Build the application of one model or several, for uvicorn or any other ASGI server.
 
-    A request that moves the knob must carry ``Authorization: Bearer TOKEN``; without a `token` the
-    knob is moved from this machine alone. With an `infer_token` a request that asks a model carries
-    that or the other. Each may be a file with a token in each line. `hosts` are more names that the
-    server is read by from this machine, as by a proxy; ``"*"`` is any. `beside` are servers of
-    other protocols on the same models, open as long as the application is. With `log_requests` a
-    line is logged for each request. `options` are those of the `Repository`, of each `Service` and
-    its `Engine`.
+    A request that moves the knob must carry ``Authorization: Bearer TOKEN``; without a `token` only
+    this machine moves the knob. With an `infer_token`, a request to a model must carry that token
+    or the knob's. Token files hold one token a line. `hosts` are more host names under which this
+    machine may read the server, for example through a proxy; ``"*"`` allows any. `beside` are
+    servers of other protocols on the same models; they run as long as the application. With
+    `log_requests` each request is logged. `options` go to `Repository`, each `Service` and its
+    `Engine`.
 
-    ValueError: one of `options` is out of range, a token cannot be sent, or the autopilot cannot
-    hold `hold`. OSError: `audit_log` cannot be written, or a file of tokens not be read.
+    Raises
+    ------
+    ValueError
+        An option is out of range, a token cannot be sent in a header, or the autopilot cannot hold
+        `hold`.
+    OSError
+        `audit_log` cannot be written, or a token file cannot be read.
     """
     files = {"token_file": token_file, "infer_token_file": infer_token_file}
     doors = Doors(token, hosts or (), infer_token=infer_token, **files)
@@ -155,16 +159,16 @@ def build_app(
     )
     app.state = _State()
     app.state.repository, app.state.described, app.state.chats = repository, described, chats
-    app.state.short = span is None and not log_requests  # nobody is told of each request
+    app.state.short = span is None and not log_requests  # the short way logs and traces nothing
     return app
 
 
 class _State(State):
-    """What an application knows of itself."""
+    """The state of an application."""
 
     @property
     def service(self) -> Service | None:
-        """The one service; None where there are several."""
+        """The only service; None if there are several."""
         repository: Repository = self.repository
         return repository.alone
 
@@ -177,19 +181,19 @@ def serve(
     trust: bool = False,
     **options: Any,
 ) -> None:
-    """Serve joint models, of whatever models, until the process is told to end.
+    """Serve joint models until the process is told to stop.
 
     Parameters
     ----------
     joint
-        A joint model; or what a ``joint.toml`` says, whose figures the page then shows, or what
-        several say.
+        A joint model, or the configuration of one ``joint.toml`` or several. With a configuration
+        the page shows the calibration's figures.
     name, labels
-        What clients call it, and its classes; a ``joint.toml`` has its own.
+        The model's name for clients, and its class names; a ``joint.toml`` has its own.
     trust
-        As of `load_joint`, for what a ``joint.toml`` says.
+        As in `load_joint`.
     **options
-        Of `run_server`: `port`, 8080 unless given, `host`, `token` and more.
+        As in `run_server`: `port` (default 8080), `host`, `token` and more.
     """
     if isinstance(joint, JointModel):
         served = [Served(joint, name, None if labels is None else tuple(labels))]
@@ -216,20 +220,25 @@ def run_server(
     started: Callable[[str], None] = lambda url: None,
     **options: Any,
 ) -> None:
-    """Serve until the process is told to end; requests that came by then are answered.
+    """Serve until the process is told to stop; open requests are answered first.
 
-    It listens at `host` and `port`, where 0 takes a free one; for gRPC at `grpc_port` of the same
-    host, unless that is None. Both speak TLS with `ssl_certfile`, and with `ssl_ca_certs` only to
-    clients whose certificates these authorities have signed. Certificates, and tokens in files, are
-    read again when they change. Unless there is `no_warm_up`, the models that run here answer a
-    first batch before others ask. `log` is how this process logs, see `start_logging`; JSON has a
-    line for each request. `otel` sends OpenTelemetry traces. `started` is told each address once it
-    takes requests. At SIGHUP all files of `served` are read again, and all secrets; what they say
-    now takes over, and what cannot be served is refused in the log. `options` are those of
-    `build_app`.
+    HTTP listens at `host` and `port`, gRPC at `grpc_port` unless that is None; port 0 takes a free
+    port. Both use TLS with `ssl_certfile`, and with `ssl_ca_certs` accept only clients whose
+    certificates these authorities have signed. Certificates and token files are read again when
+    they change. Unless `no_warm_up` is set, local models answer a first batch before the server
+    accepts requests. `log` is the format of the log, see `start_logging`; in JSON each request has
+    a line. `otel` sends OpenTelemetry traces. `started` is called with each address once it accepts
+    requests. SIGHUP reloads the files of `served` and all secrets; what cannot be served is logged
+    and the old model stays. `options` go to `build_app`.
 
-    OSError: `port` or `grpc_port` is taken, or a certificate cannot be read. ValueError: it cannot
-    be used. ModelError: a model fails on its first batch.
+    Raises
+    ------
+    OSError
+        `port` or `grpc_port` is taken, or a certificate cannot be read.
+    ValueError
+        A certificate cannot be used, or an option is out of range.
+    ModelError
+        A model fails on its first batch.
     """
     with needs("serve", "serving"):
         import uvicorn
@@ -239,7 +248,7 @@ def run_server(
     if grpc_port is not None:
         from ebjr.serving.grpc import grpc_server
 
-        socket.create_server((host, grpc_port)).close()  # taken? better said now than by gRPC
+        socket.create_server((host, grpc_port)).close()  # fail early, with a clear error
         how: Any = {"host": host, "port": grpc_port, "started": started, "tls": tls}
         beside = partial(grpc_server, log_requests=log == "json", **how)
         options["beside"] = (*options.get("beside", ()), beside)
@@ -251,15 +260,15 @@ def run_server(
 
         options["tracing"] = Tracing.to_collector(_names(served))
     gc.collect()
-    gc.freeze()  # what lives as long as the server is not looked through again and again
+    gc.freeze()  # the garbage collector need not scan what lives as long as the server
     with socket.create_server((host, port), backlog=1024) as listener:
         app = build_app(served, warm_up=not no_warm_up, **options)
-        # asyncio does so only for sockets that name their protocol: an answer in two parts would
-        # wait 40 ms for the client's acknowledgment of the first
+        # asyncio sets it only for sockets that name their protocol; without it the second packet
+        # of an answer waits 40 ms for the client's acknowledgment of the first
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             app,
-            proxy_headers=False,  # the socket says who asks, see `doors`
+            proxy_headers=False,  # access goes by the socket's peer, see `doors`
             http=http_of(app),  # type: ignore[arg-type]
             ws="none",
             lifespan="on",
@@ -282,7 +291,7 @@ def run_server(
 
 
 def _names(models: Models) -> str:
-    """What models are called, in words."""
+    """Return the models' names, joined."""
     if isinstance(models, Files | Folder):
         return models.names
     given = [models] if isinstance(models, Served) else models
@@ -295,13 +304,13 @@ def _tls(
     if certfile is not None:
         return Tls(certfile, keyfile, password=password, ca_certs=ca_certs)
     if keyfile is not None or ca_certs is not None:
-        raise ValueError("TLS needs a certificate: --ssl-certfile")
+        raise ValueError("TLS needs a certificate: add --ssl-certfile")
     return None
 
 
 @asynccontextmanager
 async def _reloaded(repository: Repository) -> AsyncIterator[None]:
-    """Reads all files and secrets again at SIGHUP; the log says what is wrong, and that stays."""
+    """Reload all files and secrets at SIGHUP; errors are logged, and the old ones stay."""
     if not hasattr(signal, "SIGHUP"):
         yield
         return
@@ -312,8 +321,8 @@ async def _reloaded(repository: Repository) -> AsyncIterator[None]:
         _tell_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             await repository.look()
-        except Exception:  # a folder that cannot be read any more
-            log_of.exception("what is served stays as it is")
+        except Exception:  # a folder that has become unreadable
+            log_of.exception("the reload failed; the served models stay as they were")
         finally:
             _tell_systemd("READY=1")
 
@@ -332,7 +341,7 @@ async def _reloaded(repository: Repository) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _managed(_repository: Repository) -> AsyncIterator[None]:
-    """Tells systemd that the server is ready, once all beside it is, and that it ends."""
+    """Tell systemd when the server is ready, after all other protocols, and when it stops."""
     _tell_systemd("READY=1")
     try:
         yield
@@ -341,7 +350,7 @@ async def _managed(_repository: Repository) -> AsyncIterator[None]:
 
 
 def _tell_systemd(state: str) -> None:
-    """Tell the service manager, where one listens, as ``sd_notify`` does."""
+    """Send a state to the service manager, if one listens, as ``sd_notify`` does."""
     place = os.environ.get("NOTIFY_SOCKET", "")
     if not place or not hasattr(socket, "AF_UNIX"):
         return
@@ -351,13 +360,13 @@ def _tell_systemd(state: str) -> None:
 
 
 def _give_memory_back() -> None:
-    """Let large pieces of memory go back to the system once they are free: glibc keeps them."""
+    """Return freed large blocks to the system, which glibc would keep."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_PIECE_BYTES)
 
 
 def _says(give: Callable[..., Any]) -> Callable[[Request], Awaitable[Response]]:
-    """A handler that answers with JSON, of what stands in the path alone."""
+    """Return a handler that answers with JSON, from the path's parameters alone."""
 
     async def handler(request: Request) -> Response:
         return JSONResponse(give(**request.path_params))
@@ -366,7 +375,7 @@ def _says(give: Callable[..., Any]) -> Callable[[Request], Awaitable[Response]]:
 
 
 class _Handlers:
-    """What is done for each route."""
+    """The handlers of the routes."""
 
     def __init__(self, repository: Repository, doors: Doors) -> None:
         self.repository, self._doors = repository, doors
@@ -378,7 +387,7 @@ class _Handlers:
         return _readiness(self.repository.of(**request.path_params).not_ready)
 
     def _meant(self, request: Request) -> Service:
-        """The service that a request means by ``?model=`` and ``&version=``."""
+        """Return the service that ``?model=`` and ``&version=`` name."""
         asked = request.query_params
         service = self.repository.meant(asked.get("model"), asked.get("version", ""))
         request.scope[HOST] = ref(service)
@@ -409,11 +418,11 @@ class _Handlers:
         return JSONResponse({})
 
     async def _object(self, request: Request) -> dict[str, Any]:
-        """The JSON object in a body, which may be empty."""
+        """Read a JSON object from a body, which may be empty."""
         with self.repository.admission.hold(client_of(request)) as hold:
             raw = await read_body(request, self.repository.limits, hold)
         if len(raw) > MOST_WISH_BYTES:
-            raise Refused(413, f"this takes a JSON object of {MOST_WISH_BYTES} bytes at most")
+            raise Refused(413, f"the JSON object may have at most {MOST_WISH_BYTES} bytes")
         return read_object(raw) if raw else {}
 
     async def page(self, _request: Request) -> Response:
@@ -423,7 +432,7 @@ class _Handlers:
         return JSONResponse(self._meant(request).control.state())
 
     async def status(self, request: Request) -> Response:
-        # in a thread, as the monitor takes its time and what is kept for later is on a disk
+        # in a thread: the monitor computes bounds, and late rows are counted on a disk
         known = await asyncio.to_thread(self._meant(request).status)
         found = {**known, "token": bool(self._doors.moving or self._doors.asking)}
         return JSONResponse(found, headers={"Cache-Control": "no-store"})
@@ -455,8 +464,8 @@ class _Handlers:
             wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")
         except (ValueError, RecursionError) as error:
             raise Refused(400, WISHES) from error
-        service = self._meant(request)  # another one by now, where its file was read again
-        try:  # in a thread, as the audit log waits for the disk
+        service = self._meant(request)  # a reload may have replaced it while the body arrived
+        try:  # in a thread: the audit log waits for the disk
             await asyncio.to_thread(service.control.ask, wish, who=who, request=request_id())
         except ValueError as error:
             raise Refused(400, str(error)) from error
@@ -466,24 +475,24 @@ class _Handlers:
 
 
 def _readiness(why_not: str | None) -> Response:
-    """What a probe is answered, which counts as no failed request."""
+    """Answer a readiness probe; a 503 here does not count as a failed request."""
     if why_not is None:
         return JSONResponse({"ready": True})
     return JSONResponse({"ready": False, "error": why_not}, 503)
 
 
 def _refused(repository: Repository, chats: Chats, scope: Scope, error: Refused) -> Response:
-    """What is answered at the door, in the form of who asks."""
+    """Answer a request that a door refuses, in the client's error format."""
     form = [chats.error] if chats.has(scope["path"]) else []
     return refusal(repository, error, *form)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """What is answered where there is no handler, or where it fails."""
+    """Answer a request without a handler, or whose handler failed."""
     if isinstance(error, HTTPException):
         error = _no_such(request, error)
     elif not isinstance(error, EbjrError | ClientDisconnect):
-        error = Refused(500, BROKEN)  # Starlette raises it again: the log has it, once
+        error = Refused(500, BROKEN)  # Starlette raises the original again, and it is logged once
     chats: Chats = request.app.state.chats
     form = [chats.error] if chats.has(request.url.path) else []
     repository = host_of(request)
@@ -491,16 +500,16 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def _no_such(request: Request, error: HTTPException) -> Refused:
-    """There is no handler: it is another address, or another method."""
+    """Explain a request without a handler: an unknown path, or another method."""
     path = request.url.path if len(request.url.path) <= 60 else f"{request.url.path[:57]}..."
     if error.status_code == 404:
-        sentence = f"there is nothing at {path!r}; /openapi.json says what there is"
+        sentence = f"there is nothing at {path!r}; /openapi.json lists the routes"
         if path == COMPLETIONS:
             sentence = request.app.state.chats.why_not or sentence
         return Refused(404, sentence)
-    if error.status_code == 405:  # a path may have several routes, of which Starlette names one's
+    if error.status_code == 405:  # Starlette names the methods of one matching route only
         routes = [r for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE]
         allowed = ", ".join(sorted(set().union(*(route.methods for route in routes))))
-        sentence = f"{path} does not take {request.method}, but {allowed}"
+        sentence = f"{path} takes {allowed}, not {request.method}"
         return Refused(405, sentence, {"Allow": allowed})
     return Refused(error.status_code, error.detail, error.headers)

@@ -1,4 +1,4 @@
-"""Audits: kept rows about which the teacher is asked after the fact, when nothing else waits."""
+"""Audits: kept rows that are also sent to the teacher, when the engine is idle."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from ebjr.errors import TeacherUnavailable
 from ebjr.joint import JointModel
 from ebjr.serving.events import Asked, Audited
 
-MOST_ROWS = 256  # may wait for an audit; while they do, no other is drawn
-MOST_BYTES = 2**20  # on average of the inputs of a batch that is drawn from
+MOST_ROWS = 256  # rows queued for an audit; above it no batch is drawn from
+MOST_BYTES = 2**20  # mean bytes of a row's input above which a batch is not drawn from
 
 
 class Audits:
-    """Draws kept rows at a rate, and has the teacher asked about them, one at a time.
+    """Draws kept rows at a rate, and asks the teacher about them, one at a time.
 
-    Workers draw at once, and one at a time asks: each step at the deque is atomic.
+    All workers draw, and one at a time asks: each step on the deque is atomic.
     """
 
     def __init__(self, rate: float) -> None:
         self._rate, self._chance = rate, np.random.default_rng()
-        self._waiting: deque[tuple[Audited, Batch, Batch, np.ndarray]] = deque()  # for each row
+        self._waiting: deque[tuple[Audited, Batch, Batch, np.ndarray]] = deque()  # one per row
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -35,24 +35,24 @@ class Audits:
     def draw(
         self, inputs: Batch, output: Batch, deferred: np.ndarray, threshold: np.ndarray
     ) -> Audited | None:
-        """Draw from a batch that is chosen before its rows are seen, which is fair.
+        """Draw rows of a batch; the batch was admitted before its rows were seen, without bias.
 
-        Returns what is to be told at once: that none was drawn.
+        Returns the audit at once if no row was drawn, else None.
         """
         if sum(getattr(row, "nbytes", 0) for row in inputs) > MOST_BYTES * row_count(inputs):
             return None
         drawn = ~deferred & (self._chance.random(len(deferred)) < self._rate)
         audited = Audited(threshold, deferred, drawn, np.zeros(len(drawn), bool))
-        rows = np.flatnonzero(drawn)[:, None]  # each as an index of one row
+        rows = np.flatnonzero(drawn)[:, None]  # index arrays of one row each
         self._waiting.extend(
             [(audited, take_rows(inputs, row), take_rows(output, row), row) for row in rows]
         )
         return None if len(rows) else audited
 
     def ask(self, joint: JointModel, tell: Callable[[Asked], None]) -> Audited | None:
-        """Ask about one row, and tell its price; returns the audit that it ends.
+        """Ask the teacher about one row; return its audit if this was the last row.
 
-        Where it fails, that audit is left.
+        A failure drops the whole audit.
         """
         audited, inputs, own, row = self._waiting.popleft()
         try:
@@ -61,7 +61,7 @@ class Audits:
                 tell(Asked("audit", 0, found.spent))
             degraded = found.degraded is not None and bool(to_numpy(found.degraded).any())
             if degraded or row_count(found.output) != 1:
-                raise TeacherUnavailable("the teacher did not answer a row that was to be audited")
+                raise TeacherUnavailable("the teacher did not answer an audited row")
             differs = to_numpy(joint.predict(found.output)) != to_numpy(joint.predict(own))
         except Exception:
             while self._goes_on(audited):

@@ -1,12 +1,12 @@
 """Autopilot: holds a latency, a deferral rate, or a budget of FLOPs or dollars by moving the knob.
 
 It steers by the deferral rate: the calibrated quantiles turn a rate into a threshold, so a step
-means the same for every score. It measures what the threshold in force alone has decided: a move
-empties the window, and rows with a threshold of their own do not count. It moves only when what it
-measured cannot be chance; `Search` says how it comes to rest. What a row costs in dollars is
-calibrated at first, and then what the models say they spend: rows that are deferred may be longer.
-Rows to which the student had no answer are deferred at any threshold, and so are no measure of one:
-they do not count, and where they are too many it holds still.
+means the same for every score. It measures only what the current threshold has decided: a move
+empties the window, and rows with their own threshold do not count. It moves only when a measurement
+is beyond chance; `Search` describes how it comes to rest. The dollars of a row are calibrated at
+first, and later measured from what the models report, because deferred rows may be longer. Rows
+without a student's answer are deferred at any threshold, so they do not count; if they are too many
+the autopilot pauses.
 """
 
 import logging
@@ -28,24 +28,24 @@ from ebjr.serving.knob import Knob
 from ebjr.serving.served import Served
 from ebjr.serving.spending import ALLOWED, BESIDE
 
-SIGMAS = 3.0  # beyond this many standard errors a measurement is more than chance
-FEWEST = 50  # rows, or requests, below which nothing is concluded
-MOST_ROWS = 20_000  # beyond this many rows the older ones count half
-SLACK = 0.05  # of a rate that is held
+SIGMAS = 3.0  # standard errors beyond which a measurement is more than chance
+FEWEST = 50  # rows or requests that a conclusion needs
+MOST_ROWS = 20_000  # a window above this is halved, so that old rows fade
+SLACK = 0.05  # relative tolerance around a rate
 log = logging.getLogger("ebjr.serving")
 
 _HOLDS = "p99=50ms, deferral_rate=0.2, flops=50M or dollars=0.0004"
-_TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # how many are a second
+_TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # units in a second
 _SIZES = {"": 1.0, "K": 1e-3, "M": 1e-6, "G": 1e-9, "T": 1e-12}
-_COSTS = {"flops": _SIZES, "dollars": {"": 1.0}}  # of a row; how many of a unit are one
+_COSTS = {"flops": _SIZES, "dollars": {"": 1.0}}  # of a row, each with its units in one
 
 
 @dataclass(frozen=True)
 class Hold:
-    """What the autopilot holds: `quantity` at `target` (a share, a row's cost, or seconds).
+    """The autopilot's target: `quantity` at `target` (a share, a row's cost, or seconds).
 
-    `quantity` is ``"deferral_rate"``, ``"flops"``, ``"dollars"``, or a percentile of requests' time
-    (``"p99"``).
+    `quantity` is ``"deferral_rate"``, ``"flops"``, ``"dollars"``, or a percentile of request
+    latency such as ``"p99"``.
     """
 
     quantity: str
@@ -53,7 +53,7 @@ class Hold:
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """Parse a text such as ``p99=50ms``; ValueError where nothing in it can be held."""
+        """Parse a text such as ``p99=50ms``; ValueError if `text` names no target."""
         quantity, _, figure = str(text).strip().partition("=")
         units = _TIMES if quantity.startswith("p") else _COSTS.get(quantity, {"": 1.0})
         found = re.fullmatch(r"(\d+\.?\d*(?:e[+-]?\d+)?)\s*([A-Za-z]*)", figure.strip())
@@ -68,11 +68,11 @@ class Hold:
 
     @property
     def percentile(self) -> float | None:
-        """Of the requests' time, from 0 to 1; None where it is not a time that is held."""
+        """The percentile of request latency, from 0 to 1; None for other quantities."""
         return float(self.quantity[1:]) / 100 if self.quantity.startswith("p") else None
 
     def figure(self, value: float) -> str:
-        """A value of the quantity, with its unit."""
+        """Format a value of the quantity, with its unit."""
         return f"{value:.4g}" if self.percentile is None else f"{1e3 * value:.4g}ms"
 
     def __str__(self) -> str:
@@ -82,12 +82,11 @@ class Hold:
 class Search:
     """Finds the rate at which a rising, otherwise unknown response meets its target, and rests.
 
-    Each step goes towards the target. It is as large as the error at first, then half as large as
-    the last one where the error has changed its sign, and 1.5 times as large where it has not: any
-    slope is met, and an overshoot is taken back within two steps. A third step in one direction
-    means that the response itself has moved, and is three times as large. Where the response jumps
-    over the target, as with many equal scores, the search ends below the jump and rests there until
-    the error there changes.
+    Each step goes towards the target. The first is as large as the error. A later step is half the
+    last one if the error changed its sign, else 1.5 times as large, so any slope is met and an
+    overshoot is corrected within two steps. A third step in one direction means that the response
+    itself has moved, and is three times as large. If the response jumps over the target, as with
+    many equal scores, the search ends below the jump and rests until the error there changes.
     """
 
     def __init__(self, rate: float, low: float, high: float) -> None:
@@ -95,12 +94,12 @@ class Search:
         self.rate = min(max(rate, low), high)
         self._least, self._most = (high - low) / 1024, (high - low) / 4
         self._size = 0.0
-        self._side = 0  # where the last step went; 0: the search begins anew
-        self._alike = 0  # how many steps before it went the same way
-        self._rest: tuple[float, float] | None = None  # the error there, and its noise
+        self._side = 0  # direction of the last step; 0 at a new start
+        self._alike = 0  # earlier steps in the same direction
+        self._rest: tuple[float, float] | None = None  # the error at rest, and its noise
 
     def step(self, error: float, noise: float) -> float:
-        """The next rate; `error` is positive where the response is too low, and 0 up to `noise`."""
+        """Return the next rate; `error` is above 0 if the response is low, 0 within `noise`."""
         if self._rest is not None:
             if abs(error - self._rest[0]) <= noise + self._rest[1]:
                 return self.rate
@@ -122,16 +121,16 @@ class Search:
 
     @property
     def at_bound(self) -> bool:
-        """Whether it can go no further on one side."""
+        """Whether the rate is at one of its bounds."""
         return self.rate in (self.low, self.high)
 
 
 class Autopilot(Observer):
-    """Moves a knob between two bounds, deferral rates of the calibration, to hold a target.
+    """Moves a knob between two bounds, calibrated deferral rates, to hold a target.
 
-    By default the bounds are the lowest and the highest of the operating points in ``joint.toml``,
-    with room on both sides of a rate that is held. Impossible bounds or targets raise ValueError.
-    While `silence` says why too many rows are without an answer, the knob stays where it is.
+    The default bounds are the lowest and highest operating points of ``joint.toml``, with room on
+    both sides of a rate to hold. While `silence` returns a reason (too many rows lack an answer),
+    the knob stays where it is. ValueError if the calibration does not allow `hold` or `between`.
     """
 
     def __init__(
@@ -143,18 +142,18 @@ class Autopilot(Observer):
         silence: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.hold, self._knob, self._silence = hold, knob, silence
-        self.still: str | None = None  # why it holds still
+        self.still: str | None = None  # why the autopilot pauses
         served = knob.served
-        served.threshold_at(0.5)  # says what is missing where nothing is known of the scores
+        served.threshold_at(0.5)  # raises a clear error if the calibration knows no scores
         self._costs = _costs_of(hold, served)
-        self._paid = np.zeros(4)  # rows; dollars before the last model; its rows, and dollars
+        self._paid = np.zeros(4)  # rows, dollars of earlier models; rows, dollars of the last
         self._last = stages_of(served.joint)[-1]
         self._goal = _rate_of(hold, self._costs)
         low, high = _bounds(served, self._goal) if between is None else _between(between, served)
         if self._goal is not None and not low <= self._goal <= high:
             raise ValueError(
-                f"{hold} is a deferral rate of {self._goal:.4g}, which is not between the bounds, "
-                f"{low:g} and {high:g}"
+                f"{hold} is a deferral rate of {self._goal:.4g}, outside the bounds {low:g} to "
+                f"{high:g}: set other bounds with --between"
             )
         start = served.rate_at(knob.threshold) if self._goal is None else self._goal
         assert start is not None
@@ -175,7 +174,7 @@ class Autopilot(Observer):
         self._seconds: deque[float] = deque(maxlen=MOST_ROWS)
 
     def _scored(self, event: Scored) -> None:
-        """Count the rows that the threshold in force has decided."""
+        """Count the rows that the current threshold has decided."""
         answered, own = ~np.isnan(event.score), event.threshold == self._knob.threshold
         with self._lock:
             self._rows += int((own & answered).sum())
@@ -184,7 +183,7 @@ class Autopilot(Observer):
             self._paid[0] += int(answered.sum())
 
     def _asked(self, event: Asked) -> None:
-        """Add up dollars, whatever the threshold: what a row costs is not for that to say."""
+        """Add up dollars at any threshold: a row's price does not depend on it."""
         if event.spent is None or event.stage in BESIDE:
             return
         dollars = np.asarray(event.spent, np.float64)[:, 2]
@@ -198,35 +197,35 @@ class Autopilot(Observer):
                 self._paid[1] += dollars.sum()
 
     def _answered(self, event: Answered) -> None:
-        """Take the times of requests that came after the last move."""
+        """Take the latencies of requests that arrived after the last move."""
         with self._lock:
             self._seconds.extend(event.seconds[event.since >= self._since].tolist())
 
     def _expired(self, event: Expired) -> None:
-        """Count a request that timed out, unless it had less time than the target."""
+        """Count a request that timed out, unless its timeout was shorter than the target."""
         if event.seconds >= self.hold.target:
             since = np.array([event.ticket.since])
             self._answered(Answered(since, np.array([event.seconds])))
 
     def begin(self, who: str, request: str | None = None) -> None:
-        """Move the knob to where the search begins; OSError: the audit log cannot be written."""
+        """Move the knob to the start of the search; OSError if the audit log cannot be written."""
         low, high = self.search.low, self.search.high
         self._move(
             f"{who} asked to hold {self.hold} between the rates {low:.4g} and {high:.4g}", request
         )
 
     def look(self) -> None:
-        """Measure what the last move has done, and move again if needed; may raise OSError."""
+        """Measure the effect of the last move, and move again if needed; may raise OSError."""
         already, self.still = self.still, self._silence()
         about = {"figures": self._knob.served.about}
         if self.still is not None:
             if already is None:
-                log.warning("the autopilot holds still: %s", self.still, extra=about)
+                log.warning("the autopilot pauses: %s", self.still, extra=about)
             with self._lock:
                 self._empty()
             return
         if already is not None:
-            log.warning("the autopilot goes on", extra=about)
+            log.warning("the autopilot resumes", extra=about)
         found = self._time_error() if self.hold.percentile is not None else self._rate_error()
         if found is None:
             return
@@ -235,13 +234,13 @@ class Autopilot(Observer):
         if self.search.step(error, noise) == before:
             return
         try:
-            self._move(f"{self.hold.quantity} was {seen}, to be held at {self.hold}")
+            self._move(f"{self.hold.quantity} was {seen}, and the target is {self.hold}")
         except OSError:
-            self.search.rate = before  # where the knob still is
+            self.search.rate = before  # the knob has not moved
             raise
 
     def state(self) -> dict[str, Any]:
-        """What ``GET /v1/router`` says of it."""
+        """Return the autopilot's part of ``GET /v1/router``."""
         return {
             "hold": str(self.hold),
             "measured": self.measured,
@@ -271,14 +270,14 @@ class Autopilot(Observer):
             student, teacher = self._paid_costs(*self._costs)
             self.measured = student + rate * teacher
             goal = min(max((self.hold.target - student) / teacher, 0.0), 1.0)
-        if self.hold.quantity == "dollars":  # at most: the slack is below
+        if self.hold.quantity == "dollars":  # a budget is a maximum: keep the slack below it
             goal /= 1 + SLACK
         chance = SIGMAS * math.sqrt(goal * (1 - goal) / n) + 1 / n
         seen = f"{self.hold.figure(self.measured)} over {n:.0f} rows"
         return goal - rate, max(0.005, SLACK * goal) + chance, seen
 
     def _paid_costs(self, student: float, teacher: float) -> tuple[float, float]:
-        """What a row costs, and what a deferred one does more: measured, where that is known."""
+        """Return a row's cost, and a deferred row's extra cost: measured where possible."""
         if self.hold.quantity != "dollars":
             return student, teacher
         with self._lock:
@@ -290,10 +289,10 @@ class Autopilot(Observer):
         return student, last / asked if asked >= FEWEST and last else teacher
 
     def _time_error(self) -> tuple[float, float, str] | None:
-        """Its target is met between 80 and 100 % of it; errors beyond are logarithms.
+        """Compare a latency with its target, which is met from 80 to 100 %; errors are logarithms.
 
-        A percentile is only known up to its order statistics: the error is that of the nearer end.
-        What lies beyond the slowest request is unknown, so the way up takes more requests.
+        A percentile is known only up to its order statistics: the error is that of the nearer end.
+        The latency beyond the slowest request is unknown, so moving up takes more requests.
         """
         with self._lock:
             seconds = np.sort(np.array(self._seconds))
@@ -318,22 +317,23 @@ class Autopilot(Observer):
 
 
 def _costs_of(hold: Hold, served: Served) -> tuple[float, float] | None:
-    """What student and teacher cost, in what is held; None where that is no cost."""
+    """Return the costs of student and teacher in the held quantity; None if it is no cost."""
     if hold.quantity not in _COSTS:
         return None
     student, teacher = (getattr(cost, hold.quantity) for cost in served.costs)
     if hold.quantity == "dollars":
-        student = student or 0.0  # nobody is paid for a model that runs here
+        student = student or 0.0  # a local model has no price
     if student is None or not teacher:
         words = {"flops": "FLOPs"}.get(hold.quantity, hold.quantity)
         raise ValueError(
-            f"{hold.quantity} can be held where joint.toml has the {words} of both models"
+            f"{hold.quantity} can be held if joint.toml has the {words} of both models: calibrate "
+            "again with their costs"
         )
     return student, teacher
 
 
 def _rate_of(hold: Hold, costs: tuple[float, float] | None) -> float | None:
-    """The deferral rate that a target means; None where it is a time."""
+    """Return the deferral rate that a target means; None for a latency."""
     if costs is None:
         return hold.target if hold.quantity == "deferral_rate" else None
     student, teacher = costs
@@ -341,13 +341,13 @@ def _rate_of(hold: Hold, costs: tuple[float, float] | None) -> float | None:
     if not 0 < rate < 1:
         raise ValueError(
             f"{hold.quantity} can be held between {student:.4g}, the student alone, and "
-            f"{student + teacher:.4g}, the teacher asked about all, not at {hold.target:.4g}"
+            f"{student + teacher:.4g}, the teacher asked for every row, not at {hold.target:.4g}"
         )
     return rate
 
 
 def _bounds(served: Served, goal: float | None) -> tuple[float, float]:
-    """From the lowest to the highest operating point, with room on both sides of a goal."""
+    """Return the lowest and highest operating points, with room on both sides of a goal."""
     points = [*served.operating_points.values(), served.joint.router.threshold]
     rates = [rate for rate in map(served.rate_at, points) if rate is not None]
     low, high = min(rates), max(rates)

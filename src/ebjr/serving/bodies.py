@@ -1,4 +1,4 @@
-"""Bodies over HTTP: read within limits, decompressed, and compressed for who asks for it."""
+"""HTTP bodies: read within limits, decompressed, and compressed for clients that accept it."""
 
 import asyncio
 import zlib
@@ -14,23 +14,23 @@ with needs("serve", "serving"):
 
 Found = TypeVar("Found")
 
-WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # of each encoding, for zlib
-SMALLEST_BYTES = 512  # what is smaller is not worth compressing
-LARGE_BYTES = 128 * 2**10  # more takes milliseconds: a thread does it, and other clients go on
-PIECE_BYTES = 2**20  # so many are decompressed before they are held
+WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # zlib's wbits by encoding
+SMALLEST_BYTES = 512  # a smaller answer is not worth compressing
+LARGE_BYTES = 128 * 2**10  # larger bodies take milliseconds: a thread parses them
+PIECE_BYTES = 2**20  # bytes decompressed between two admission checks
 
 
 async def aside(size: int, function: Callable[..., Found], *arguments: Any) -> Found:
-    """Call a function with bytes to work on: in a thread if they are many."""
+    """Call a function on `size` bytes: in a thread if they are many."""
     if size <= LARGE_BYTES:
         return function(*arguments)
     return await asyncio.to_thread(function, *arguments)
 
 
 async def read_body(request: Request, limits: Limits, hold: Hold) -> bytes:
-    """The body of a request, decompressed, and held from then on.
+    """Read a request's body, decompress it, and hold its bytes.
 
-    Refused: the body is too large, or not what its encoding says.
+    Refused if the body is too large, or does not match its ``Content-Encoding``.
     """
     most, parts, size = limits.body_bytes, [], 0
     async for part in request.stream():
@@ -44,18 +44,18 @@ async def read_body(request: Request, limits: Limits, hold: Hold) -> bytes:
     if encoding in ("identity", ""):
         return body
     if encoding not in WINDOWS:
-        raise Refused(415, f"bodies may be compressed by gzip or deflate, not by {encoding!r}")
-    # a small body may become a large one: it is never decompressed in the loop's own thread
+        raise Refused(415, f"bodies may be compressed with gzip or deflate, not {encoding!r}")
+    # a small body may decompress into a large one: never in the event loop
     return await asyncio.to_thread(_decompressed, body, encoding, most, hold)
 
 
 def too_large(most: int) -> str:
-    """What is said of a body that is larger than any may be."""
-    return f"a body may have {most} bytes, and this one has more"
+    """Return the sentence for a body over the limit."""
+    return f"a body may have at most {most} bytes, and this one has more"
 
 
 def compressed(body: bytes, accepted: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """A body as the header ``Accept-Encoding`` asks for it, and the headers that say so."""
+    """Compress a body as ``Accept-Encoding`` asks; also return the headers for it."""
     encoding = next((name for name in _preferred(accepted) if name in WINDOWS), None)
     if encoding is None or len(body) < SMALLEST_BYTES:
         return body, []
@@ -70,21 +70,21 @@ def _decompressed(body: bytes, encoding: str, most: int, hold: Hold) -> bytes:
         try:
             part = engine.decompress(left, PIECE_BYTES)
         except zlib.error as error:
-            raise Refused(400, f"the body is not what its encoding, {encoding}, says") from error
-        hold.add(bytes=len(part))  # before there is more of it
+            raise Refused(400, f"the body is not valid {encoding}") from error
+        hold.add(bytes=len(part))  # may refuse, before the next piece takes memory
         parts.append(part)
         size, left = size + len(part), engine.unconsumed_tail
     if size > most:
-        raise Refused(413, f"a body may have {most} bytes decompressed, and this one has more")
+        raise Refused(413, f"a body may have at most {most} bytes decompressed; this one has more")
     if not engine.eof:
-        raise Refused(400, f"the body ends before its {encoding} does")
+        raise Refused(400, f"the body ends inside its {encoding} data")
     if engine.unused_data:
-        raise Refused(400, f"the body goes on after its {encoding} has ended")
+        raise Refused(400, f"the body goes on after the end of its {encoding} data")
     return b"".join(parts)
 
 
 def _preferred(accepted: str) -> list[str]:
-    """Encodings as a client likes them best, without those that it refuses."""
+    """Return the encodings that a client accepts, in its order of preference."""
     found = []
     for part in accepted.split(","):
         name, _, quality = part.partition(";")

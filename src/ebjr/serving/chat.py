@@ -1,7 +1,7 @@
-"""OpenAI's chat completions: a question of one text, and the name of its label as the message.
+"""OpenAI's chat completions: a text as the question, the name of its label as the answer.
 
-The prompt stands in ``joint.toml``. So a client sends the text, or the columns of a row as a JSON
-object. What would be asked of an open-ended model is refused, as an answer is one of the labels.
+The prompt is part of ``joint.toml``, so a client sends only the text, or a row's columns as a JSON
+object. Requests that need an open-ended model are refused, because an answer is always a label.
 """
 
 import time
@@ -28,39 +28,39 @@ with needs("serve", "serving"):
     import msgspec.json
 
 COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
-PREDICT = ":predict"  # the end of an address at which KServe's clients ask
+PREDICT = ":predict"  # the end of KServe's prediction paths
 
 NO_EFFECT = (
     *("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop"),
     *("presence_penalty", "frequency_penalty", "reasoning_effort", "verbosity", "service_tier"),
     *("user", "metadata", "store", "safety_identifier", "prompt_cache_key"),
 )
-"""Fields of a request that change nothing where the answer is one of the labels."""
+"""Request fields that have no effect on an answer that is one of the labels."""
 
 WHOLE: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "stream": ((False,), "an answer is one label and is sent whole: leave stream out"),
-    "n": ((1,), "a text has one answer here: leave n out, or send 1"),
-    "logprobs": ((False,), "log-probabilities are not sent: 'ebjr' in an answer has its score"),
-    "top_logprobs": ((0,), "log-probabilities are not sent: 'ebjr' in an answer has its score"),
-    "logit_bias": (({},), "labels cannot be favored: leave logit_bias out"),
-    "tools": (([],), "no tools are called: the answer is one of the labels"),
-    "tool_choice": (("none",), "no tools are called: the answer is one of the labels"),
-    "functions": (([],), "no functions are called: the answer is one of the labels"),
-    "response_format": (({"type": "text"},), "an answer is the label's name, as text alone"),
-    "modalities": ((["text"],), "an answer is the label's name, as text alone"),
+    "stream": ((False,), "answers are not streamed, because each is one label: leave stream out"),
+    "n": ((1,), "a text has one answer: leave n out, or send 1"),
+    "logprobs": ((False,), "log-probabilities are not sent: read the score in 'ebjr' instead"),
+    "top_logprobs": ((0,), "log-probabilities are not sent: read the score in 'ebjr' instead"),
+    "logit_bias": (({},), "labels cannot be biased: leave logit_bias out"),
+    "tools": (([],), "this model calls no tools: its answer is one of the labels"),
+    "tool_choice": (("none",), "this model calls no tools: its answer is one of the labels"),
+    "functions": (([],), "this model calls no functions: its answer is one of the labels"),
+    "response_format": (({"type": "text"},), "an answer is the label's name as plain text"),
+    "modalities": ((["text"],), "an answer is the label's name as plain text"),
 }
-"""Fields of which only some values ask for what is given, and what is said of the others."""
+"""Request fields with the values that are supported, and the error for any other value."""
 
 FIELDS = frozenset({"model", "messages", *NO_EFFECT, *WHOLE, *REQUEST_PARAMETERS})
 IN_HEADERS = ("label", "stage", "answered_by", "deferred", "degraded", "score", "threshold")
 TYPES = {404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error"}
-"""What OpenAI's clients are told of a status as the type of an error."""
+"""OpenAI's error type for each status."""
 
 
 class Chat:
-    """The way of chat completions to a pair that answers texts by labels with names.
+    """Chat completions of one model, which must classify texts into named labels.
 
-    `why_not` says what of the pair is otherwise; None where it can be asked.
+    `why_not` says why the model does not support them; None if it does.
     """
 
     def __init__(self, service: Service) -> None:
@@ -72,41 +72,41 @@ class Chat:
         self._labels = served.labels or ()
 
     def read(self, body: bytes, headers: Headers) -> Question:
-        """What a request asks; ProtocolError or Refused say what cannot be."""
+        """Read a request; ProtocolError or Refused if it is not supported."""
         if self.why_not is not None:
             raise Refused(404, self.why_not)
-        # a page of another site cannot send this type unasked, and answers may cost money
+        # a page of another site cannot send this type without CORS, and answers may cost money
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             raise Refused(
-                415, "a chat completion is asked for by JSON: Content-Type: application/json"
+                415, "send a chat completion as JSON, with Content-Type: application/json"
             )
         asked = {name: value for name, value in read_object(body).items() if value is not None}
         if unknown := asked.keys() - FIELDS:
             raise ProtocolError(
-                f"the field {min(unknown)!r:.60} is not known here; "
-                f"beside OpenAI's there are {', '.join(REQUEST_PARAMETERS)}"
+                f"the field {min(unknown)!r:.60} is not known; beside OpenAI's fields, a request "
+                f"takes {', '.join(REQUEST_PARAMETERS)}"
             )
         for name, (allowed, sentence) in WHOLE.items():
             if name in asked and asked[name] not in allowed:
                 raise ProtocolError(sentence)
         if not isinstance(model := asked.get("model"), str):
-            raise ProtocolError("'model' must be the name of the model, a string")
+            raise ProtocolError("'model' must be a string, the name of the model")
         self._service.check_model(model)
         wishes = {name: asked[name] for name in REQUEST_PARAMETERS if name in asked}
         row = self._row(asked.get("messages"))
         return Question(row, self._service.wishes(wishes), self.write)
 
     def _row(self, messages: Any) -> np.ndarray:
-        """A row of texts, (1,) or (1, columns)."""
+        """Return a row of texts, (1,) or (1, columns)."""
         if not isinstance(messages, list) or not messages:
-            raise ProtocolError("'messages' must be a list of messages, and have one at least")
+            raise ProtocolError("'messages' must be a list with at least one message")
         if not all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in messages):
             raise ProtocolError("each of 'messages' must be a JSON object with a 'role'")
         if self._columns == ("messages",):
             if not all(map(_says_something, messages)):
                 raise ProtocolError(
-                    "each of 'messages' must have a 'content', a string or a list of parts, or "
+                    "each of 'messages' must have 'content', a string or a list of parts, or "
                     "'tool_calls'"
                 )
             return np.array([msgspec.json.encode(messages).decode()], object)
@@ -131,7 +131,7 @@ class Chat:
         return [row[name] for name in self._columns]
 
     def write(self, ticket: Ticket) -> Written:
-        """The headers and the body of an answer."""
+        """Return the headers and body of an answer."""
         answer = ticket.result()
         stage, score = int(answer.stage[0]), float(answer.score[0])
         label = self._labels[int(to_numpy(answer.prediction)[0])]
@@ -169,39 +169,39 @@ class Chat:
 
     @staticmethod
     def error(status: int, sentence: str) -> bytes:
-        """A request's error as OpenAI's clients read it."""
+        """Return an error's body in OpenAI's form."""
         kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
         about = {"message": sentence, "type": kind, "param": None, "code": None}
         return msgspec.json.encode({"error": about})
 
 
 def _why_not(served: Served) -> str | None:
-    """Why a pair cannot be asked by chat completions; None where it can."""
+    """Return why a model does not support chat completions; None if it does."""
     if not served.joint.kind.has_labels or not are_names(served.labels):
-        return "chat completions are for models that answer labels with names, and these do not"
+        return "chat completions need a model whose labels have names"
     if not served.takes_texts:
-        return "chat completions are for models of texts, and these do not say that they take any"
+        return "chat completions need a model whose input is declared as text"
     if served.columns is None and len(served.input().shape) > 1:
-        return "chat completions need to know what the texts of a row are called: give columns"
+        return "chat completions need the names of a row's columns: set columns in joint.toml"
     return None
 
 
 def _only_text(messages: list[dict[str, Any]]) -> str:
-    """The text of the one message, the user's."""
+    """Return the text of the only message, which must be the user's."""
     others = [one["role"] for one in messages if one["role"] != "user"]
     if others:
         raise ProtocolError(
-            f"a message of the role {others[0]!r:.60} is not taken, as the prompt stands in "
-            "joint.toml: send the text alone, as one message of the user's"
+            f"a message with the role {others[0]!r:.60} is not accepted, because the prompt is "
+            "part of joint.toml: send the text alone, as one user message"
         )
     if len(messages) > 1:
         raise ProtocolError(
-            f"one message is one text to answer, and this request has {len(messages)}: ask once "
-            "for each"
+            f"a request takes one message, the text to classify, and this one has {len(messages)}: "
+            "send a request for each"
         )
     (message,) = messages
     if unknown := message.keys() - {"role", "content", "name"}:
-        raise ProtocolError(f"the field {min(unknown)!r:.60} of a message is not known here")
+        raise ProtocolError(f"the message field {min(unknown)!r:.60} is not known")
     content = message.get("content")
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
         (part,) = content
@@ -215,7 +215,7 @@ def _only_text(messages: list[dict[str, Any]]) -> str:
 
 
 def _says_something(message: Mapping[str, Any]) -> bool:
-    """Whether a message has what it says; an assistant's may be its calls of tools alone."""
+    """Whether a message has content; an assistant's may have tool calls instead."""
     content = message.get("content")
     if isinstance(content, list):
         return bool(content) and all(
@@ -237,7 +237,7 @@ def _usage(prompt: float | None, completion: float | None) -> dict[str, int] | N
 
 
 def _header(value: Any) -> bytes:
-    """A value in a header, which takes ASCII alone."""
+    """Encode a value for a header, which is ASCII."""
     if isinstance(value, bool):
         return b"true" if value else b"false"
     return _ascii(value) if isinstance(value, str) else b"%a" % value

@@ -1,4 +1,4 @@
-"""The routes of chat completions, to whichever model a request names."""
+"""The routes of chat completions, for every model of a server."""
 
 from ebjr.errors import ProtocolError, needs
 from ebjr.protocol import read_object
@@ -16,7 +16,7 @@ with needs("serve", "serving"):
 
 
 class Chats:
-    """Chat completions of every model that can be asked by them."""
+    """Chat completions of all models that support them."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
@@ -29,24 +29,24 @@ class Chats:
 
     @property
     def why_not(self) -> str | None:
-        """Why the one model that there is cannot be asked; None where one of several may be."""
+        """Why the only model does not support chat completions; None if one of several may."""
         alone = self._repository.alone
         return None if alone is None else self._of[alone].why_not
 
     def routes(self) -> list[Route]:
-        """The routes of what there is; `why_not` says why there are none."""
+        """Return the routes; none if `why_not` gives a reason."""
         if self.why_not is not None:
             return []
         return [Route(COMPLETIONS, self.complete, methods=["POST"])]
 
     @staticmethod
     def has(path: str) -> bool:
-        """Whether OpenAI's clients ask at a path, and are to understand its errors."""
+        """Whether a path belongs to OpenAI's API, whose clients read errors in its form."""
         own = path == MODELS or path.startswith(f"{MODELS}/")
         return path == COMPLETIONS or (own and not path.endswith(PREDICT))
 
     def pick(self, body: bytes) -> tuple[Service, Chat]:
-        """Whom a request asks; ProtocolError or UnknownModel where that is nobody."""
+        """Return the service that a request names; ProtocolError or UnknownModel if none."""
         service = self._repository.alone
         if service is None:
             name = read_object(body).get("model")
@@ -56,21 +56,17 @@ class Chats:
         return service, self._of[service]
 
     async def complete(self, request: Request) -> Response:
-        """Answer a request that came by a route."""
+        """Answer a request that arrived by a route."""
 
         async def read(raw: bytes, headers: Headers, hold: Hold) -> tuple[Service, Question]:
             if len(raw) > LARGE_BYTES:
-                hold.add(bytes=len(raw))  # the text beside the body
+                hold.add(bytes=len(raw))  # the text is a second copy
             service, chat = await aside(len(raw), self.pick, raw)
             hold.move(service.admission)
             return service, await aside(len(raw), chat.read, raw, headers)
 
         return await answered(request, self._repository, read)
 
-    def read(self, body: bytes, headers: Headers) -> Question:
-        """What a request asks: see `pick`, who is asked first."""
-        return self.pick(body)[1].read(body, headers)
-
     def error(self, status: int, sentence: str) -> bytes:
-        """A request's error as OpenAI's clients read it."""
+        """Return an error's body in OpenAI's form."""
         return Chat.error(status, sentence)

@@ -1,10 +1,10 @@
-"""The engine: a queue in front of each model, and workers that take whatever is worth it most.
+"""The engine: a queue in front of each model, and workers that take the most urgent rows.
 
-Requests are cut into rows. Rows of many requests form a model's batches, the rows that a router
-defers form those of the next model, and answers return to their own requests. A worker that is
-free takes whatever waits, so that batches grow by themselves with the load. Stages are those of
-the joint model: its student, which may be a joint model itself, and its teacher. No asyncio here:
-a `Ticket` calls `reply` in the thread that has its answer.
+A request is cut into rows. Rows of many requests form one model's batch, the rows that a router
+defers form the next model's batches, and answers return to their requests. A free worker takes
+whatever is queued, so batches grow with the load. The stages are the models of the joint model:
+its student, which may be a joint model itself, and its teacher. The engine uses no asyncio: a
+`Ticket` calls `reply` in the thread that completes its answer.
 """
 
 import math
@@ -45,22 +45,23 @@ from ebjr.serving.row_queue import (
 from ebjr.task import Task
 from ebjr.threads import available_cores, background
 
-FEW = 3  # so many rows for a later model are worth a batch while earlier ones have work
-LONG_SECONDS = 0.1  # a batch that is expected to take longer may have one of the student beside it
-MANY_ROWS = 64  # that one client has waiting are a large request
-TURN_SECONDS = 0.008  # that a batch beside large requests is expected to take at most
-PATIENCE = 0.004  # seconds that fewer rows wait for company while earlier ones have work
-FAR_CALLS = 2  # batches on their way to a model elsewhere: no core works on them
-AT_ONCE_SECONDS = 0.003  # a student that is faster answers a lone row in the thread that asks
-AUDIT = -1  # in place of a model's number: the last model, asked about what is answered already
+FEW = 3  # queued rows that make a later model's batch worthwhile while earlier models have work
+LONG_SECONDS = 0.1  # beside a batch expected to take longer, a spare worker serves the first model
+MANY_ROWS = 64  # queued rows of one client above which its request counts as large
+TURN_SECONDS = 0.008  # longest expected batch while a large request is queued
+PATIENCE = 0.004  # seconds that fewer than FEW deferred rows wait for others
+FAR_CALLS = 2  # batches in flight to a remote model, which takes no core here
+AT_ONCE_SECONDS = 0.003  # a student faster than this answers a lone row in the calling thread
+AUDIT = -1  # a model number of its own: the last model, asked about rows already answered
 
 
 class Ticket:
-    """One request: its rows, and their answers as they come.
+    """One request: its rows, and their answers as they arrive.
 
-    `reply` is called once, with the ticket, which then has an `answer` or an `error`; not after
-    `cancel`. `since` is of `time.perf_counter`, `client` is whose turn it takes in a queue,
-    `priority` is that of `Engine.submit`, and `trace` is for `Tracing`.
+    `reply` is called once, with the ticket, when the ticket has an `answer` or an `error`; it is
+    not called after `cancel`. `since` is the arrival in `time.perf_counter` seconds, `client`
+    takes turns with other clients in a queue, `priority` is that of `Engine.submit`, and `trace`
+    belongs to `Tracing`.
     """
 
     __slots__ = (
@@ -81,39 +82,39 @@ class Ticket:
         self.threshold, self.client, self.reply = threshold, client, reply
         self.priority = priority
         self.since = time.perf_counter()
-        self.open = True  # somebody waits, and has no answer
+        self.open = True  # a caller still waits for the answer
         self.answer: JointAnswer | None = None
         self.error: Exception | None = None
         self.trace: Any = None
-        self.late: str | None = None  # under this id are rows that were kept for later
-        self.late_id = ""  # the same for whoever keeps some of its rows
+        self.late: str | None = None  # the id of rows kept for later
+        self.late_id = ""  # the id that all rows of this request share when they are kept
         self._left = self.unscored = self.rows
-        self._said: Said | None = None  # of all rows, where they came in parts
+        self._said: Said | None = None  # the answers so far, where they arrive in parts
 
     def cancel(self) -> None:
-        """Nobody waits any more: rows that no model has begun with are left out."""
+        """Drop the request: rows that no model has started are skipped."""
         self.open, self.reply = False, _nobody
 
     def tell(self) -> None:
-        """Reply, once: whoever waits may know this ticket, and is not kept by it."""
+        """Call `reply`, once, and drop it: the callback may refer to this ticket."""
         reply, self.reply = self.reply, _nobody
         reply(self)
 
     def result(self) -> JointAnswer:
-        """The answer; or its error is raised."""
+        """Return the answer, or raise the error."""
         if self.error is not None:
             raise self.error
         assert self.answer is not None
         return self.answer
 
     def begin(self, knob: float) -> float:
-        """The threshold of all of its rows: its own, or the knob when its first row is taken."""
+        """Return the threshold of all rows: the request's own, else the knob at the first row."""
         if self.threshold is None:
             self.threshold = knob
         return self.threshold
 
     def scored(self, rows: Any, said: Said, score: np.ndarray, deferred: np.ndarray) -> None:
-        """Take the student's answer to some rows; those that are deferred wait for another."""
+        """Take the student's answer to some rows; deferred rows wait for the next model."""
         self._take(rows, said._replace(degraded=said.degraded & ~deferred))
         place = index_of(rows)
         self._score[place] = score
@@ -122,10 +123,10 @@ class Ticket:
         self._left -= len(rows) - int(np.count_nonzero(deferred))
 
     def taught(self, rows: Any, said: Said, deferred: bool) -> None:
-        """Take the last answer to rows that wait; `deferred`: it is the teacher's."""
+        """Take the final answer to waiting rows; `deferred`: the teacher gave it."""
         rows = np.asarray(rows)
         if self._said is not None and not (fresh := self._waiting[rows]).all():
-            # others were answered while this was on its way
+            # `hurry` may have answered some rows while the teacher worked
             rows, said = rows[fresh], some(said, np.flatnonzero(fresh))
         self._take(rows, said)
         self._waiting[rows], self._deferred[rows] = False, deferred
@@ -138,13 +139,13 @@ class Ticket:
         self._said = put(self._said, self.rows, rows, said)
 
     def waiting(self) -> Part:
-        """The rows that wait for a later model, with the student's answer to them."""
+        """Return the rows that wait for a later model, with the student's answer to them."""
         assert self._said is not None
         rows = np.flatnonzero(self._waiting)
         return Part(self, rows, some(self._said, rows))
 
     def whole(self, predict: Callable[[Batch], Batch]) -> JointAnswer | None:
-        """The answer once no row lacks its own."""
+        """Return the answer once every row has one."""
         if self._left or self._said is None:
             return None
         output, degraded, stage, _, spent = self._said
@@ -153,17 +154,17 @@ class Ticket:
 
 
 class Engine:
-    """A model that answers many callers at once; of a joint one the router is the knob.
+    """Answers many callers at once with one model; a joint model's router is the knob.
 
-    Of a model that is not joint, `kind` says what it answers. `student_batch` and `teacher_batch`
-    are the most rows of a batch of the first model, and of the others. As many batches as
-    `workers` (None: as there are cores) are at work here at once, and `teacher_workers` beside
-    them: None lets the workers ask a teacher that is here, and has two batches on their way to one
-    elsewhere. Models that bear many calls at once (`ModelFacts.calls`) are asked for each row on
-    its own, so that no row waits for the slowest. Other models wait up to `max_wait_seconds` for
-    their batch to fill, where rows come fast enough for that. About the share `audit_rate` of kept
-    rows the teacher is asked too, one at a time, when nothing waits. `observer` is told of what
-    happens, after those who wait for it have their answers.
+    `kind` is the task of a model that is not joint. `student_batch` and `teacher_batch` are the
+    most rows in a batch of the first model and of the later ones. `workers` batches run here at
+    once (None: one for each core), and `teacher_workers` batches of the last model beside them.
+    With `teacher_workers` None, the workers also run a local teacher, and a remote teacher has two
+    batches in flight. A model that takes many calls at once (`ModelFacts.calls`) gets each row in
+    its own call, so no row waits for the slowest. Other models wait up to `max_wait_seconds` for a
+    batch to fill, if rows arrive fast enough to fill it. About `audit_rate` of the kept rows also
+    go to the teacher, one at a time, when the engine is idle. `observer` receives the events, after
+    the callers have their answers.
 
     Examples
     --------
@@ -200,39 +201,39 @@ class Engine:
             models = [self.levels[0].student, *(level.teacher for level in self.levels)]
             if audit_rate and not self.kind.has_labels:
                 raise ValueError(
-                    f"audits compare labels, and the answers of {self.kind.name} are none: "
-                    "audit_rate must be 0"
+                    f"audit_rate must be 0 for {self.kind.name}: an audit compares labels, "
+                    "and this task has none"
                 )
         self._predict = self.levels[-1].predict if self.levels else lambda output: output
         self._starts = [0, *(len(models_of(level.student)) for level in self.levels)]
-        last = [*self._starts[1:], len(models_of(model))]  # a teacher may be several models
+        last = [*self._starts[1:], len(models_of(model))]  # a teacher may be joint itself
         self.stages = tuple(stages_of(model)[number - 1] for number in last)
         self.closed = False
-        self.row_seconds = [0.0] * len(models)  # of each model, smoothed
-        self._rates = [0.0] * len(self.levels)  # of deferral by each router, smoothed
-        self.bell: Callable[[], None] = lambda: None  # rung when some tickets have been replied to
+        self.row_seconds = [0.0] * len(models)  # per row of each model, smoothed
+        self._rates = [0.0] * len(self.levels)  # deferral rate of each router, smoothed
+        self.bell: Callable[[], None] = lambda: None  # rung after tickets have been answered
         self._model = model
         self._batches = [student_batch, *[teacher_batch] * len(self.levels)]
         self.most_rows = student_batch
         self.workers = workers or available_cores()
         self._singly = [not _bears_many(each) for each in models]
         self._queues = [RowQueue(max_wait_seconds) for _ in models]
-        self._active = [0] * len(models)  # batches at work
-        self._last = 0  # the model whose batch has begun last
+        self._active = [0] * len(models)  # running batches of each model
+        self._last = 0  # the model whose batch started last
         self._continues = bool(self.levels) and facts(self.levels[0].teacher).continues
-        self._long: set[int] = set()  # the threads at those that are expected to take long
+        self._long: set[int] = set()  # threads that run a batch expected to take long
         self.lock = threading.Lock()
         self._told = Bulk(Observer() if observer is None else observer)
         self._audits = Audits(audit_rate)
         self._hire(models, teacher_workers)
 
     def _hire(self, models: Sequence[Model], teacher_workers: int | None) -> None:
-        """Crews for all models: the workers for those here, and others for each one elsewhere."""
+        """Form the crews: shared workers for the local models, own workers for each remote one."""
         known = [facts(each) for each in models]
         own = [each.calls or (FAR_CALLS if each.url is not None else 0) for each in known]
         self._is_here = not own[0]
         for number, each in enumerate(known):
-            if each.calls:  # rows that are done go on, whatever the slowest of them takes
+            if each.calls:  # a finished row must not wait for the slowest of its batch
                 self._batches[number] = 1
         if self.levels and teacher_workers is not None:
             own[-1] = teacher_workers
@@ -241,12 +242,12 @@ class Engine:
         self._crews = [
             _Crew(self.lock, [number]) if count else here for number, count in enumerate(own)
         ]
-        self._spare = _Crew(self.lock, [0])  # for the first model beside long batches of others
+        self._spare = _Crew(self.lock, [0])  # serves the first model beside long batches
         sizes = {crew: count for crew, count in zip(self._crews, own, strict=True) if count}
         sizes |= {here: self.workers if here.stages else 0, self._spare: int(self._is_here)}
         singly = zip(models, self._singly, strict=True)
         self._turns = [_turn_of(model) if alone else None for model, alone in singly]
-        # of a second of each model, the share that it takes from the seconds of all workers
+        # admission's limit is in seconds of `workers` threads: scale to the size of each crew
         self._share = [self.workers / count if count else 1.0 for count in own]
         self._threads = [
             background(f"worker-{number}", self._work, crew)
@@ -267,9 +268,9 @@ class Engine:
             thread.start()
 
     def stop(self, within: float | None = None) -> None:
-        """Answer what waits, take nothing more, and end the workers.
+        """Answer the queued requests, refuse new ones, and end the workers.
 
-        A model that hangs is left after `within` seconds; None waits as long as it takes.
+        A model that hangs is abandoned after `within` seconds; None waits without limit.
         """
         with self.lock:
             self.closed = True
@@ -280,16 +281,16 @@ class Engine:
         self.tell()
 
     def waiting(self) -> dict[str, int]:
-        """How many rows wait for each model, and for an audit."""
+        """Return how many rows wait for each model, and for an audit."""
         queues = {stage: queue.rows for stage, queue in zip(self.stages, self._queues, strict=True)}
         return {**queues, "audit": len(self._audits)}
 
     def tell(self) -> None:
-        """Tell the observer what has happened so far."""
+        """Pass the events so far to the observer."""
         self._told.tell()
 
     def ask(self, inputs: Batch, **how: Any) -> "Future[Ticket]":
-        """Hand in a request, as `submit` does: its ticket, once that has an answer."""
+        """Submit a request, as `submit` does, and return a future of its ticket."""
         future: Future[Ticket] = Future()
 
         def reply(ticket: Ticket) -> None:
@@ -312,19 +313,25 @@ class Engine:
         trace: Any = None,
         here: bool = False,
     ) -> Ticket:
-        """Hand in a request; a threshold of None is read when its first row is taken.
+        """Submit a request; a `threshold` of None is read from the knob at its first row.
 
-        Its rows leave each queue after those of a lower `priority`; 0 is 1, the highest, so that a
-        request may yield to others and cannot push ahead. After `YIELD_SECONDS` they count as of 1.
-        With `here` a lone row of a fast student is answered at once, in this thread. Raises
-        Overloaded where the engine has stopped; ValueError where `priority` is no whole number of
-        64 bits, or `threshold` none that a router takes.
+        In each queue, rows of a lower `priority` go first. 0 means 1, the highest, so a request can
+        yield to others and cannot push ahead. After `YIELD_SECONDS` a row counts as priority 1.
+        With `here`, a fast student answers a lone row at once, in this thread.
+
+        Raises
+        ------
+        Overloaded
+            The engine has stopped.
+        ValueError
+            `inputs` is empty, `priority` is not a whole number below 2**64, or a router refuses
+            `threshold`.
         """
         own = None if threshold is None else check_threshold(threshold)
         ticket = Ticket(inputs, own, client, reply, check_priority(priority))
         ticket.trace = trace
         if not ticket.rows:
-            raise ValueError("a request needs at least one input, but has none")
+            raise ValueError("a request must have at least one row, but this one has none")
         part = Part(ticket, range(ticket.rows))
         with self.lock:
             if self.closed:
@@ -340,18 +347,18 @@ class Engine:
             self._do(0, [part])
             with self.lock:
                 self._end(0)
-                self._crews[0].changed.notify()  # for what came meanwhile
+                self._crews[0].changed.notify()  # rows may have arrived meanwhile
         return ticket
 
     def expected_seconds(self, rows: int) -> float:
-        """Seconds of the workers that `rows` rows are expected to take."""
+        """Return the worker seconds that `rows` rows are expected to take."""
         each = zip((1.0, *self._rates), self.row_seconds, self._share, strict=True)
         return rows * sum(map(math.prod, each))
 
     def hurry(self, ticket: Ticket) -> bool:
-        """Answer now: rows that wait for a later model get the student's answer, as degraded.
+        """Answer now: rows that wait for a later model keep the student's answer, as degraded.
 
-        Returns False, and changes nothing, where some rows have no answer of the student's.
+        Returns False, and changes nothing, if some rows have no answer from the student.
         """
         with self.lock:
             if ticket.unscored or not ticket.open:
@@ -371,14 +378,14 @@ class Engine:
                 self._audit()
             else:
                 self._do(number, parts)
-            del task, parts  # a worker that waits keeps no inputs
+            del task, parts  # an idle worker must not keep inputs in memory
 
     def _next(self, crew: "_Crew", before: int | None) -> tuple[int, list[Part]] | None:
-        """What a worker does after `before`, and with which rows; None: there is nothing more."""
+        """Return the next model of a worker, and its rows; None ends the worker."""
         with crew.changed:
             if before is not None:
                 self._end(before)
-            if crew is self._spare:  # what it leaves is for the others
+            if crew is self._spare:  # it serves long batches only: pass other work on
                 self._crews[0].changed.notify()
             while (number := self._pick(crew)) is None:
                 if self.closed and not self.busy:
@@ -394,14 +401,14 @@ class Engine:
             parts = [] if number == AUDIT else self._queues[number].take(self._most(number, crew))
             self._begin(number, sum([part.count for part in parts]))
             if self._open_to(crew):
-                crew.changed.notify()  # there is more to be done
+                crew.changed.notify()  # one wake-up per batch: the next worker passes it on
             return number, parts
 
     def _most(self, number: int, crew: "_Crew") -> int:
-        """How many rows a batch takes.
+        """Return the row limit of the next batch.
 
-        Workers that have nothing to do get their share. Where a large request waits, too, no
-        batch keeps small ones waiting for long.
+        Idle workers share the queue. While a large request is queued, batches stay short so that
+        small requests do not wait long.
         """
         hands = 1 if self._singly[number] else 1 + crew.idle
         most = min(self._batches[number], -(-self._queues[number].rows // hands))
@@ -411,11 +418,11 @@ class Engine:
         return most
 
     def _pick(self, crew: "_Crew") -> int | None:
-        """The model whose rows are taken next, or an audit; None: there is nothing to be done.
+        """Return the model to serve next, or an audit; None: there is no work.
 
-        A later model comes first where its batch is worth it, and else the first model: what is
-        deferred waits a little for company, and no core is idle while any rows wait. Where there is
-        always work for both, they take turns.
+        A later model goes first if its batch is worthwhile, else the first model: deferred rows
+        wait briefly for others, and no core idles while rows are queued. If both always have work,
+        they alternate.
         """
         if crew is self._spare and not self._long:
             return None
@@ -431,7 +438,7 @@ class Engine:
         return AUDIT if may and not self.busy else None
 
     def _open_to(self, crew: "_Crew") -> list[int]:
-        """The models of a crew with rows that are ready to be taken."""
+        """Return the models of a crew that have a batch ready."""
         return [
             number
             for number in crew.stages
@@ -441,7 +448,7 @@ class Engine:
         ]
 
     def _put(self, number: int, parts: Sequence[Part]) -> None:
-        """Let rows wait for a model, and wake a worker that may take them; the lock is held."""
+        """Queue rows for a model and wake a worker for them; the caller holds the lock."""
         for part in parts:
             self._queues[number].put(part)
         self._crews[number].changed.notify()
@@ -449,7 +456,7 @@ class Engine:
             self._spare.changed.notify()
 
     def _begin(self, number: int, rows: int) -> None:
-        """A batch is at work in this thread from now on; the lock is held."""
+        """Count a batch that starts in this thread; the caller holds the lock."""
         self._active[number] += 1
         self._last = number
         seconds = self.row_seconds[number]
@@ -469,11 +476,11 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a model is at work, or rows wait for one."""
+        """Whether a model is running, or rows are queued."""
         return any(self._active) or any(queue.rows for queue in self._queues)
 
     def _do(self, number: int, parts: Sequence[Part]) -> None:
-        """Let a model answer some rows, or say why it does not; a worker outlives any error."""
+        """Run one batch, and refuse its requests if it fails; the worker survives any error."""
         for group in alike(parts):
             try:
                 self._answer(number, group)
@@ -486,17 +493,18 @@ class Engine:
         try:
             if (found := self._audits.ask(self.levels[-1], self._told.observe)) is not None:
                 self._told.observe(found)
-        except Exception as error:  # nobody waits: what is not known is left out
+        except Exception as error:  # no caller waits: a failed audit is only reported
             self._told.observe(Failed("audit", error))
 
     def _answer(self, number: int, parts: Sequence[Part]) -> None:
         began = time.perf_counter()
         inputs, said = join_rows([part.inputs for part in parts]), join(parts) if number else None
-        self.bell()  # not before: whoever is woken takes the interpreter, which a model gives up
+        self.bell()  # here: a woken thread wants the interpreter, which the model now releases
         error: ModelError | None = None
         try:
-            found = self._ask(number, inputs, said)
-        except ModelError as failure:  # unreachable, or it answers nonsense
+            with self._turns[number] or nullcontext():
+                found = self._ask(number, inputs, said)
+        except ModelError as failure:  # the teacher is unreachable, or its answer is invalid
             if said is None:
                 raise
             error, spent = failure, getattr(failure, "spent", None)
@@ -510,18 +518,14 @@ class Engine:
             answered = to_numpy(found.answered)
             missed, parts = pick(parts, ~answered, said), pick(parts, answered)
             spent = None if spent is None else spent[answered]
-            why = found.why or "the teacher answers no more rows just now"
+            why = found.why or "the teacher does not answer these rows now"
             self._miss(number, missed, error or TeacherUnavailable(why))
         if parts:
             self._go_on(number, parts, self._whole(number, found, spent))
             self._tell_batch(number, parts, began, ended)
 
     def _ask(self, number: int, inputs: Batch, said: Said | None) -> Answer:
-        """What a model says, in its turn; of a later one, mixed with what those before it said."""
-        with self._turns[number] or nullcontext():
-            return self._ask_now(number, inputs, said)
-
-    def _ask_now(self, number: int, inputs: Batch, said: Said | None) -> Answer:
+        """Call a model; a later model's answer is blended with the earlier ones."""
         if said is not None:
             asked = inputs if said.features is None else said.features
             return self.levels[number - 1].ask_teacher(asked, said.output)
@@ -530,11 +534,11 @@ class Engine:
         else:
             found = answer(self._model, inputs, row_count(inputs), self.kind)
         if found.answered is not None:
-            raise ModelError(f"the {self.stages[0]} answered only some of its rows just now")
+            raise ModelError(f"the {self.stages[0]} answered only some rows of this batch")
         return found
 
     def _whole(self, number: int, found: Answer, spent: Any) -> Said:
-        """What was said, with each row's marks; `spent` is that of all models so far."""
+        """Return the answers with each row's flags; `spent` is the total of all models so far."""
         output = found.output if number < len(self.levels) else plain(found.output)
         rows, start = len(output), self._starts[number]
         degraded = np.zeros(rows, bool) if found.degraded is None else to_numpy(found.degraded)
@@ -545,7 +549,7 @@ class Engine:
     def _tell_asked(
         self, number: int, rows: int, found: Answer, error: ModelError | None, said: Said | None
     ) -> None:
-        """Tell what a model has spent, and how many rows it gave nothing that can be used."""
+        """Report what a model has spent, and how many rows it left without a usable answer."""
         missed = 0
         if found.answered is None:
             nothing = silent_rows(found.output)
@@ -564,7 +568,7 @@ class Engine:
         self._told.observe(Batched(self.stages[number], rows, tickets, waited, began, seconds))
 
     def _go_on(self, number: int, parts: Sequence[Part], said: Said) -> None:
-        """What a model has said goes to the next router; what the last one said is an answer."""
+        """Pass a model's answers to the next router; the last model's answers are final."""
         if number < len(self.levels) - 1:
             self._route(number, parts, said)
         elif number < len(self.levels):
@@ -573,11 +577,11 @@ class Engine:
             self._settle(parts, said, deferred=True)
 
     def _route(self, number: int, parts: Sequence[Part], said: Said) -> None:
-        """An inner router: what it keeps is what the joint model around it reads."""
+        """Apply an inner router: the rows it keeps become input of the joint model around it."""
         level = self.levels[number]
         deferred = to_numpy(level.router(said.output)[1])
         said = said._replace(output=plain(level.of_student(said.output)))
-        kept = said._replace(features=None)  # they are for the next model alone
+        kept = said._replace(features=None)  # only the next model reads them
         count = np.count_nonzero(deferred)
         self._rates[number] = 0.9 * self._rates[number] + 0.1 * count / len(deferred)
         if count:
@@ -588,7 +592,7 @@ class Engine:
             self._go_on(number + 1, parts, kept)
 
     def _decide(self, parts: Sequence[Part], said: Said) -> None:
-        """The router with the knob: what it keeps is answered."""
+        """Apply the router with the knob, and answer the rows it keeps."""
         joint = self.levels[-1]
         score = np.asarray(to_numpy(joint.router.score(said.output)), np.float64)
         said, knob = (
@@ -618,7 +622,7 @@ class Engine:
     def _answer_kept(
         self, parts: Sequence[Part], said: Said, score: np.ndarray, deferred: np.ndarray
     ) -> list[Ticket]:
-        """Give tickets what was said of their rows; returns those that have all their answers."""
+        """Give tickets the answers to their rows; return the tickets that are complete."""
         hard, done = deferred.tolist(), list[Ticket]()
         said, predicted = said._replace(features=None), self._predict(said.output)
         output, flags, stage, _, spent = said
@@ -635,12 +639,11 @@ class Engine:
         return done
 
     def _defer(self, number: int, parts: Sequence[Part]) -> None:
-        if parts:
-            with self.lock:
-                self._put(number, parts)
+        with self.lock:
+            self._put(number, parts)
 
     def _settle(self, parts: Sequence[Part], said: Said, *, deferred: bool) -> None:
-        """Take the last answer to some rows; `deferred` says whether it is the teacher's."""
+        """Take the final answer to some rows; `deferred`: the teacher gave it."""
         done: list[Ticket] = []
         with self.lock:
             for part, own in spans(parts):
@@ -650,7 +653,7 @@ class Engine:
         self._reply(done)
 
     def _miss(self, number: int, parts: Sequence[Part], error: ModelError) -> None:
-        """Do as the policy says with rows that a teacher did not answer."""
+        """Apply the `when_unavailable` policy to rows that a teacher did not answer."""
         if not parts:
             return
         if self.levels[number - 1].when_unavailable == "error":
@@ -660,9 +663,9 @@ class Engine:
         self._degrade(number, parts, error)
 
     def _degrade(self, number: int, parts: Sequence[Part], error: object = None) -> None:
-        """Go on with what was said before a teacher that has not answered, because of `error`.
+        """Continue with the earlier answers to rows whose teacher failed with `error`.
 
-        Where that is nothing, neither is there an answer: the request fails.
+        A request fails if one of its rows has no earlier answer.
         """
         said = join(parts)
         said = said._replace(degraded=np.ones(len(said.output), bool), features=None)
@@ -671,8 +674,8 @@ class Engine:
             return
         if (nothing := silent_rows(said.output)) is not None:
             for part in pick(parts, nothing):
-                which = f"row {part.rows[0]}, counted from 0" if part.ticket.rows > 1 else "the row"
-                words = f"the student had no answer to {which}, nor had the {self.stages[number]}"
+                which = f"row {part.rows[0]} (from 0)" if part.ticket.rows > 1 else "the row"
+                words = f"neither student nor {self.stages[number]} answered {which}"
                 self._refuse([part], TeacherUnavailable(f"{words}: {error}"))
             parts, said = pick(parts, ~nothing), some(said, np.flatnonzero(~nothing))
             if not parts:
@@ -682,11 +685,11 @@ class Engine:
         self._settle(parts, said, deferred=False)
 
     def _keep(self, parts: Sequence[Part]) -> None:
-        """Keep rows for later, those that somebody waits for, if that is the policy."""
+        """Keep open rows for later, if the policy is to queue them."""
         late = self.levels[-1].late
         if late is None:
             return
-        with self.lock:  # other rows of the same request may be missed by another worker
+        with self.lock:  # another worker may keep other rows of the same request
             waiting = [part for part in parts if part.ticket.open]
             for part in waiting:
                 part.ticket.late_id = part.ticket.late_id or late.new_id()
@@ -711,12 +714,12 @@ class Engine:
         told = error
         if not isinstance(error, EbjrError):
             told = ModelError(f"the {stage} failed on a batch: {type(error).__name__}: {error}")
-        told.__traceback__ = None  # it knows the rows
+        told.__traceback__ = None  # its frames keep the rows in memory
         self._refuse(parts, told)
         self._told.observe(Failed(stage, error))
 
     def _refuse(self, parts: Sequence[Part], error: Exception) -> None:
-        """Let the requests of some rows fail."""
+        """Fail the requests of some rows."""
         with self.lock:
             failed = dict.fromkeys(part.ticket for part in parts if part.ticket.open)
             for ticket in failed:
@@ -727,15 +730,15 @@ class Engine:
 
 
 class _Crew:
-    """Workers that wait together, and the models whose rows they take."""
+    """Workers that wait on one condition, and the models that they serve."""
 
     def __init__(self, lock: threading.Lock, stages: list[int]) -> None:
         self.changed, self.stages = threading.Condition(lock), stages
-        self.idle = 0  # of them, who wait
+        self.idle = 0  # waiting workers
 
 
 def _nobody(ticket: Ticket) -> None:
-    """Whom a ticket is told that nobody waits for."""
+    """Reply to no one: the request was canceled or answered."""
 
 
 def _finish(ticket: Ticket, found: JointAnswer | None, done: list[Ticket]) -> None:
@@ -745,7 +748,7 @@ def _finish(ticket: Ticket, found: JointAnswer | None, done: list[Ticket]) -> No
 
 
 def check_priority(priority: Any) -> int:
-    """A priority, which must be a whole number of 64 bits."""
+    """Return the priority; raise ValueError unless it is a whole number below 2**64."""
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority < 2**64:
         raise ValueError(
             "priority must be a whole number from 0 to 2**64 - 1 (0 and 1 go first), not "
@@ -755,32 +758,32 @@ def check_priority(priority: Any) -> int:
 
 
 def stages_of(model: Model) -> tuple[str, ...]:
-    """The names of a model's models, the cheapest first; one that is not joint is a teacher."""
+    """Return the names of a model's models, cheapest first; a single model is the teacher."""
     return roles_of(len(models_of(model))) if isinstance(model, JointModel) else ("teacher",)
 
 
 def _levels(model: Model) -> tuple[JointModel, ...]:
-    """The joint models in a model, the innermost first; each is the student of the next."""
+    """Return the joint models in a model, innermost first; each is the student of the next."""
     if not isinstance(model, JointModel):
         return ()
     return (*_levels(model.student), model)
 
 
 _TURNS: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
-"""Whose turn it is with a model that is asked by one worker at a time, whatever the engine."""
+"""One lock for each model that takes one call at a time, shared by all engines."""
 
 
 def _turn_of(model: Model) -> threading.Lock:
     once = unprepared(model)[0]
-    once = getattr(once, "made_of", once)  # of Python code, what all that load it have in common
+    once = getattr(once, "made_of", once)  # loads of the same Python code share its state
     try:
         return _TURNS.setdefault(once, threading.Lock())
-    except TypeError:  # nothing refers to it weakly: nobody is seen to share it
+    except TypeError:  # not weakly referable: assume that no other engine shares it
         return threading.Lock()
 
 
 def _bears_many(model: Model) -> bool:
-    """Whether several threads may ask a model at once, as is known of our own backends'."""
+    """Whether several threads may call a model at once, which is known only of our backends."""
     known = facts(model)
     on_disk = known.path is not None and known.path.suffix in FILES
     return known.url is not None or (on_disk and known.device == "cpu")

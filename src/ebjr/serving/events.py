@@ -1,4 +1,4 @@
-"""What happens in an engine, as events, and who is told of them."""
+"""What happens in an engine, as events, and the observers that receive them."""
 
 import logging
 import threading
@@ -15,21 +15,21 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Batched(NamedTuple):
-    """A model has answered a batch of `rows` rows of k tickets."""
+    """A model answered a batch of `rows` rows of k tickets."""
 
     stage: str
     rows: int
     tickets: Sequence[Any]
-    waited: Sequence[float]  # of each, in seconds, in the queue
-    began: float  # of `time.perf_counter`
+    waited: Sequence[float]  # seconds in the queue, for each ticket
+    began: float  # in `time.perf_counter`
     seconds: float
 
 
 class Asked(NamedTuple):
-    """A model, or an audit, spent something, or gave `unanswered` rows nothing that can be used.
+    """A model, or an audit, reported spending, or left `unanswered` rows without a usable answer.
 
-    `spent` is of each row, as of `ebjr.model.Answer`; `silent` (n,) marks the rows that this model,
-    or the one before a later model, has said nothing of: they are deferred, whatever the threshold.
+    `spent` is per row, as in `ebjr.model.Answer`. `silent` (n,) marks the rows without a usable
+    answer from this model, or from the one before a later model; any threshold defers them.
     """
 
     stage: str
@@ -39,7 +39,7 @@ class Asked(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """n rows were scored, and some deferred, each by the threshold of its request; all (n,)."""
+    """n rows were scored, and routed by the threshold of their requests; all (n,)."""
 
     score: np.ndarray
     deferred: np.ndarray
@@ -47,9 +47,9 @@ class Scored(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """k requests have their answers; `since` (k,) is when they came, `seconds` (k,) how long ago.
+    """k requests were answered; they arrived at `since` (k,), and took `seconds` (k,).
 
-    `since` is of `time.perf_counter`; `stage` says of each of their rows which model answered it.
+    `since` is in `time.perf_counter`; `stage` is the model that answered, for each of their rows.
     """
 
     since: np.ndarray
@@ -57,34 +57,34 @@ class Answered(NamedTuple):
     stage: np.ndarray = np.zeros(0, np.int64)
 
     def rows_by(self, stages: Sequence[str]) -> np.ndarray:
-        """How many rows each model has answered; a far one that is several counts as the last."""
+        """Return the rows answered by each model; stages of a remote teacher count as the last."""
         return np.bincount(self.stage.clip(0, len(stages) - 1), minlength=len(stages))
 
 
 class Expired(NamedTuple):
-    """A request's time, `seconds`, was over before it had an answer."""
+    """A request's timeout, `seconds`, passed before it had an answer."""
 
     ticket: "Ticket"
     seconds: float
 
 
 class Degraded(NamedTuple):
-    """Rows that should have been deferred were answered by the student."""
+    """The student answered rows that should have been deferred."""
 
     rows: int
 
 
 class Audited(NamedTuple):
-    """What an audit of a batch of n rows has found, even where no row was drawn; all (n,)."""
+    """The audit of a batch of n rows, even if no row was drawn; all (n,)."""
 
     threshold: np.ndarray
     deferred: np.ndarray
     drawn: np.ndarray
-    contradicted: np.ndarray  # it was drawn, and the teacher's answer is not the student's
+    contradicted: np.ndarray  # drawn, and the teacher's answer differs from the student's
 
 
 class Failed(NamedTuple):
-    """A model has failed on a batch; `stage` ``"audit"`` is the teacher, and nobody waits."""
+    """A model failed on a batch; `stage` ``"audit"`` is the teacher in an audit."""
 
     stage: str
     error: Exception
@@ -94,37 +94,37 @@ Event = Batched | Asked | Scored | Answered | Expired | Degraded | Audited | Fai
 
 
 class Observer:
-    """Told of the events that it has a handler for."""
+    """Receives events; a subclass overrides the handlers of those it wants."""
 
     handlers: Mapping[type, Callable[[Any], None]] = {}
-    """What is called with an event, by its class."""
+    """A handler for each class of event."""
 
     def observe(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
         if (handle := self.handlers.get(type(event))) is not None:
             handle(event)
 
 
 class Observers(Observer):
-    """Several observers as one, in their order; they may be added and taken away at any time."""
+    """Several observers as one, in order; they may be added and removed at any time."""
 
     def __init__(self, *observers: Observer) -> None:
         self._set(observers)
 
     def observe(self, event: Event) -> None:
-        """Tell an event to all who have a handler for it, and cost the others nothing."""
+        """Pass an event to each handler for it."""
         for handle in self._told.get(type(event), ()):
             try:
                 handle(event)
-            except Exception:  # the others are told, and answers do not depend on it
-                log.exception("an observer failed on what has happened")
+            except Exception:  # the other observers and all answers go on
+                log.exception("an observer failed on an event")
 
     def add(self, observer: Observer) -> None:
-        """Tell one more."""
+        """Add an observer."""
         self._set((*self._all, observer))
 
     def remove(self, observer: Observer) -> None:
-        """Tell one no more."""
+        """Remove an observer."""
         self._set(tuple(one for one in self._all if one is not observer))
 
     def _set(self, observers: tuple[Observer, ...]) -> None:
@@ -136,9 +136,9 @@ class Observers(Observer):
 
 
 class Bulk:
-    """Keeps events until `tell`: nobody who waits for an answer waits for an observer."""
+    """Keeps events until `tell`, so that no answer waits for an observer."""
 
-    MANY = 128  # events that wait are worth telling of
+    MANY = 128  # kept events at which a worker calls `tell`
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -149,22 +149,22 @@ class Bulk:
         return len(self._kept)
 
     def observe(self, event: Event) -> None:
-        """Take an event."""
+        """Keep an event."""
         self._kept.append(event)
 
     def tell(self) -> None:
-        """Tell the observer all that is kept, rows and answers each as one event."""
+        """Pass on all kept events; scores and answers become one event each."""
         with self._lock:
             kept = [self._kept.popleft() for _ in range(len(self._kept))]
             for event in _joined(kept):
                 try:
                     self._observer.observe(event)
-                except Exception:  # the others are told, and answers do not depend on it
-                    log.exception("an observer failed on what has happened")
+                except Exception:  # the other events and all answers go on
+                    log.exception("an observer failed on an event")
 
 
 def _joined(events: Iterable[Event]) -> Iterator[Event]:
-    """Events with those that are columns made one."""
+    """Yield events, with those made of columns joined into one."""
     columns: dict[type, list[Any]] = {Scored: [], Answered: []}
     for event in events:
         if (found := columns.get(type(event))) is not None:

@@ -1,4 +1,4 @@
-"""One input, both models: what each would say, who answers, and how long each took."""
+"""One input, both models: what each answers, which one the router picks, and how long each took."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from ebjr.errors import ModelError
 from ebjr.joint import JointModel
 from ebjr.serving.events import Asked
 
-SHOWN = 3  # classes that are named, the most probable first
+SHOWN = 3  # most probable classes in an answer
 
 
 def explain(
@@ -22,11 +22,11 @@ def explain(
     labels: Sequence[str] | None = None,
     tell: Callable[[Asked], None] = lambda event: None,
 ) -> dict[str, Any]:
-    """Both models' answers to a batch of one input, and the joint model's, as JSON.
+    """Return both models' answers to a batch of one input, and the joint answer, as JSON.
 
-    The teacher is asked whatever the score, so this is for looking at one input, not for answering
-    many. `stage` says which model gave an answer. `answer` is None where the policy is ``"error"``
-    and the teacher is away. If the student fails, that raises ModelError. What both spend is told.
+    The teacher runs whatever the score, so this inspects single inputs; it does not serve load.
+    `stage` names the model that gave an answer. `answer` is None if the policy is ``"error"`` and
+    the teacher is away. A failing student raises ModelError. `tell` gets what both models spent.
     """
     began = time.perf_counter()
     found = joint.ask_student(inputs)

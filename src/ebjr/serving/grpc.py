@@ -1,7 +1,7 @@
-"""Open Inference Protocol v2 over gRPC: beside HTTP, on the same service.
+"""Open Inference Protocol v2 over gRPC, beside HTTP and on the same services.
 
-The messages are compiled from ``open_inference.proto`` into a pool of their own: protobuf knows
-each name once in a process, and a client of another package, such as Triton's, brings the same.
+The messages of ``open_inference.proto`` are loaded into a pool of their own: protobuf allows each
+name once per pool, and another package in the process, such as Triton's client, defines the same.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -39,7 +39,7 @@ with needs("grpc", "serving over gRPC"):
     from google.protobuf.message import DecodeError
     from google.protobuf.message_factory import GetMessageClass
 
-PIECE = 2**15  # values of a field read or written at once: other threads run in between
+PIECE = 2**15  # values of a field read or written between two chances for other threads
 
 CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -52,7 +52,7 @@ CODES: Mapping[int, grpc.StatusCode] = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-"""What gRPC calls each HTTP status of `status_of`."""
+"""The gRPC code of each HTTP status of `status_of`."""
 
 CONTENTS: Mapping[str, tuple[str, Any]] = {
     "BOOL": ("bool_contents", np.bool_),
@@ -64,7 +64,7 @@ CONTENTS: Mapping[str, tuple[str, Any]] = {
     "FP64": ("fp64_contents", np.float64),
     "BYTES": ("bytes_contents", np.object_),
 }
-"""Where the values of a datatype are in a tensor that does not come as bytes, and their type."""
+"""The field and type of each datatype's values, in a tensor that is not sent as bytes."""
 
 PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
 
@@ -98,7 +98,7 @@ async def grpc_server(
 ) -> AsyncIterator[None]:
     """Answer over gRPC while the context is open; open calls are answered before it closes.
 
-    Port 0 takes a free one; `started` is told the address. A taken port raises OSError.
+    Port 0 takes a free port; `started` is called with the address. A taken port raises OSError.
     """
     server = grpc.aio.server(
         maximum_concurrent_rpcs=MOST_CALLS,
@@ -116,7 +116,7 @@ async def grpc_server(
         else:
             own = server.add_secure_port(f"{place}:{port}", tls.for_grpc())
     except RuntimeError as error:
-        raise OSError(f"cannot listen for gRPC at {place}:{port}; is the port taken?") from error
+        raise OSError(f"cannot listen for gRPC at {place}:{port}; the port may be taken") from error
     await server.start()
     started(f"grpc{'' if tls is None else 's'}://{place}:{own}")
     try:
@@ -127,7 +127,7 @@ async def grpc_server(
 
 @dataclass
 class _Asking:
-    """A call at work: its context, whom it asks as far as that is known, and what it holds."""
+    """A call in progress: its context, its service once known, and what it holds."""
 
     context: Any
     host: Repository | Service
@@ -136,7 +136,7 @@ class _Asking:
 
 
 class _Calls(grpc.GenericRpcHandler):
-    """The protocol's calls by their own names, and what is done around each of them."""
+    """The protocol's calls, by name, with request ids, logging, tracing and errors around each."""
 
     def __init__(self, repository: Repository, *, lines: bool) -> None:
         self.repository, self._lines = repository, lines
@@ -153,7 +153,7 @@ class _Calls(grpc.GenericRpcHandler):
         }
 
     def service(self, handler_call_details: Any) -> Any:
-        """What answers a call; who may not ask is refused by what does not read the message."""
+        """Return a call's handler; a refused call gets one that does not read its message."""
         path = handler_call_details.method
         found = self._known.get(path)
         if found is not None and path.endswith("/ModelInfer"):
@@ -172,9 +172,9 @@ class _Calls(grpc.GenericRpcHandler):
         answer: "Callable[[Any, _Asking], Awaitable[Any]]",
         no: Refused | None = None,
     ) -> Callable[[Any, Any], Awaitable[Any]]:
-        """A call of bytes: with its id, its line and span, and errors that are statuses.
+        """Wrap a call: request id, log line, span, and errors as statuses.
 
-        With a `no` that is what is raised, whatever the bytes.
+        With `no`, the call raises that, whatever its message.
         """
         repository, tracing = self.repository, self.repository.shared.tracing
 
@@ -227,7 +227,7 @@ class _Calls(grpc.GenericRpcHandler):
 
     async def ModelMetadata(self, asked: Any, asking: "_Asking") -> Any:
         about = self.repository.model_metadata(asked.name, asked.version)
-        for what, sha256 in about.pop("parameters", {}).items():  # its message has no place
+        for what, sha256 in about.pop("parameters", {}).items():  # the message has no field for it
             asking.trailing.append((f"ebjr-{what}", sha256))
         return MESSAGES["ModelMetadataResponse"](**about)
 
@@ -257,7 +257,7 @@ class _Calls(grpc.GenericRpcHandler):
         asking.host, hold, context = service, asking.hold, asking.context
         hold.move(service.admission)
         size = asked.ByteSize()
-        hold.add(bytes=size)  # the message is another copy
+        hold.add(bytes=size)  # the parsed message is a second copy
         request, left = await aside(size, read_request, asked), context.time_remaining()
         within = None if left is None else ANSWERING_SHARE * left
         raw = bool(asked.raw_input_contents)
@@ -266,7 +266,7 @@ class _Calls(grpc.GenericRpcHandler):
 
 
 def _scope_of(context: Any) -> dict[str, Any]:
-    """A call as the doors know requests: who sends it, and what with."""
+    """Return a call in the form of an HTTP scope, with its peer and metadata, for the doors."""
     kind, _, place = unquote(context.peer()).partition(":")
     host = place.rpartition(":")[0].strip("[]") if kind.startswith("ip") else ""
     metadata = context.invocation_metadata() or ()
@@ -278,12 +278,12 @@ def _parsed(kind: type[Any], raw: bytes) -> Any:
     try:
         return kind.FromString(raw)
     except DecodeError as error:
-        words = f"the message is no {kind.DESCRIPTOR.name} of the protocol"
+        words = f"the message is not a valid {kind.DESCRIPTOR.name}"
         raise ProtocolError(words) from error
 
 
 def read_request(message: Any) -> InferRequest:
-    """An inference request from a ``ModelInferRequest``; ProtocolError where it is none."""
+    """Read a ``ModelInferRequest``; ProtocolError if `message` is not a valid one."""
     parts = list(message.raw_input_contents)
     if not parts:
         parts = [_typed_bytes(tensor) for tensor in message.inputs]
@@ -315,7 +315,7 @@ def read_request(message: Any) -> InferRequest:
 
 
 def write_response(response: InferResponse, plan: Plan, *, raw: bool) -> Any:
-    """A ``ModelInferResponse`` of the outputs that the request wants; `raw` sends their bytes."""
+    """Write the requested outputs as a ``ModelInferResponse``; `raw` sends them as bytes."""
     message = MESSAGES["ModelInferResponse"](
         model_name=response.model_name, model_version=response.model_version, id=response.id
     )
@@ -344,13 +344,13 @@ def _parameters(message: Any) -> dict[str, Any]:
 def _typed_bytes(tensor: Any) -> bytes:
     if tensor.datatype not in CONTENTS:
         raise ProtocolError(
-            f"the tensor {tensor.name!r} of {tensor.datatype or 'no datatype'} cannot come as "
-            f"contents, which are {', '.join(CONTENTS)}; send raw_input_contents"
+            f"the tensor {tensor.name!r} of {tensor.datatype or 'no datatype'} cannot be sent as "
+            f"contents, which take {', '.join(CONTENTS)}; send raw_input_contents"
         )
     field, kind = CONTENTS[tensor.datatype]
     values = getattr(tensor.contents, field)
     pieces = [
-        np.fromiter(values[start : start + PIECE], kind)  # other threads run in between
+        np.fromiter(values[start : start + PIECE], kind)  # piecewise: other threads run between
         for start in range(0, len(values), PIECE)
     ]
     wide = np.concatenate(pieces) if pieces else np.empty(0, kind)

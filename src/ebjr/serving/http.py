@@ -1,8 +1,8 @@
-"""HTTP on the wire: uvicorn's protocol within limits, and the short way to the engine through it.
+"""HTTP on the wire: uvicorn's protocol with limits, and a short way to the engine through it.
 
-What is asked most goes from the parser to the engine and back without a task, a scope or a
-framework; all else is Starlette's. This file alone knows uvicorn's protocol from inside, whose
-versions the extra `serve` bounds.
+The most frequent requests go from the parser to the engine and back without a task, a scope or a
+framework; Starlette handles the others. Only this file depends on uvicorn's internals, so the extra
+`serve` bounds its versions.
 """
 
 import asyncio
@@ -25,15 +25,14 @@ with needs("serve", "serving"):
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _LINES = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus}
-_RARE = frozenset({b"content-encoding", b"expect", b"upgrade"})  # of what takes the long way
+_RARE = frozenset({b"content-encoding", b"expect", b"upgrade"})  # headers that take the long way
 
 
 class Ways(dict[bytes, tuple[Service | None, Any]]):
-    """The short ways by their addresses, each with the service it leads to.
+    """The short ways by path, each with its service.
 
-    An address is as clients quote it; one that is written otherwise takes the long way.
-
-    That of chat completions has none: it is known once a body is there, see `Chats.pick`.
+    Paths are quoted as clients quote them; a path in another spelling takes the long way. The way
+    of chat completions has no service: `Chats.pick` reads it from the body.
     """
 
     def __init__(self, repository: Repository, chats: Chats) -> None:
@@ -46,28 +45,28 @@ class Ways(dict[bytes, tuple[Service | None, Any]]):
         self.clear()
         for service in self._repository.services:
             way = known.get(service) or Infer(service)
-            model = f"/v2/models/{quote(service.served.name, safe='')}"  # as it is sent
+            model = f"/v2/models/{quote(service.served.name, safe='')}"
             self[f"{model}/versions/{service.version}/infer".encode()] = service, way
-            self.setdefault(f"{model}/infer".encode(), (service, way))  # of the newest version
+            self.setdefault(f"{model}/infer".encode(), (service, way))  # newest version is first
         self[COMPLETIONS.encode()] = None, self._chats
 
 
 def http_of(app: Any) -> Callable[..., asyncio.Protocol]:
-    """What makes uvicorn's protocol for each connection to an app of `build_app`."""
+    """Return a factory of uvicorn protocols, one per connection, for an app of `build_app`."""
     state = app.state
     ways = Ways(state.repository, state.chats)
     return partial(Http, state.repository, ways, state.short)
 
 
 class Http(HttpToolsProtocol):
-    """One connection; it has the ways if it is `short`."""
+    """One connection; it uses the short ways only if `short` is set."""
 
     def __init__(self, repository: Repository, ways: Ways, short: bool, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self.repository, self._limits = repository, repository.limits
         self._ways, self._short, self._doors = ways, short, repository.shared.doors
         self.url = b""
-        self._seen = 0  # bytes since the last head was complete, or the last message
+        self._seen = 0  # bytes since the last complete head or message
         self._in_body = self._refused = self._waits = False
         self._late: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
@@ -77,7 +76,7 @@ class Http(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > self._limits.connections:
             most = self._limits.connections
-            self.refuse(503, f"{most} clients are connected already; try again later")
+            self.refuse(503, f"{most} clients are connected, the limit; try again later")
             return
         self._late = self.loop.call_later(self._limits.head_seconds, self._head_is_late)
 
@@ -96,17 +95,17 @@ class Http(HttpToolsProtocol):
             self._wait_for_body()
         elif self.cycle is not None and not self.cycle.response_complete:
             if too_long:
-                self.flow.pause_reading()  # until the request before is answered
+                self.flow.pause_reading()  # pipelined input would grow without bound
         elif too_long:
             most = self._limits.head_bytes
-            self.refuse(431, f"a request's head may have {most} bytes at most")
+            self.refuse(431, f"a request's head may have at most {most} bytes")
         elif self._late is None and self.cycle is known:
             self._late = self.loop.call_later(self._limits.head_seconds, self._head_is_late)
 
     def _wait_for_body(self) -> None:
-        """A body may take its time, and a little longer for each byte of it."""
+        """Start the timeout of a body, which grows with the bytes that arrive."""
         limits = self._limits
-        if self._seen > 2 * limits.body_bytes:  # of chunks that are hardly more than their heads
+        if self._seen > 2 * limits.body_bytes:  # tiny chunks, whose heads are most of the bytes
             self.refuse(413, too_large(limits.body_bytes))
             return
         if self._late is None:
@@ -115,7 +114,7 @@ class Http(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         if self._seen and not self.transport.is_closing():
             seconds = self._limits.head_seconds
-            self.refuse(408, f"a request's head must come within {seconds:g} seconds")
+            self.refuse(408, f"a request's head must arrive within {seconds:g} seconds")
         else:
             self.transport.close()
 
@@ -125,14 +124,14 @@ class Http(HttpToolsProtocol):
         if left > 0:
             self._late = self.loop.call_later(left, self._body_is_late)
             return
-        self.refuse(408, f"the body came too slowly: {self._seen} bytes in {spent:.0f} seconds")
+        self.refuse(408, f"the body arrived too slowly: {self._seen} bytes in {spent:.0f} seconds")
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own says so
-        """The client sends no more; if it waits for an answer, it gets it."""
+        """Keep the connection open for the answer if the client has only closed its side."""
         cycle = self.cycle
         secret = self.transport.get_extra_info("ssl_object") is not None
         if secret or self._in_body or cycle is None or cycle.response_complete:
-            return False  # an end of TLS is one of both sides
+            return False  # TLS cannot be half closed
         cycle.keep_alive = False
         scope: Any = {CALL: cycle.call} if isinstance(cycle, Exchange) else cycle.scope
         scope[ENDED] = True
@@ -164,36 +163,36 @@ class Http(HttpToolsProtocol):
             self.url, self.expect_100_continue = url, expects
             self.headers.extend(headers)
             super().on_headers_complete()
-            if expects:  # a body that is not asked for does not come: the next head would be it
+            if expects:  # without a 100 no body may come, and the next head would pass as it
                 self._waits, self.cycle.keep_alive = self.cycle.keep_alive, False
 
     def _wrong_in(self, known: dict[bytes, bytes]) -> tuple[int, str] | None:
-        """What is wrong with a head that the parser takes."""
+        """Return the status and sentence for a head that the parser accepts and we refuse."""
         if len(known) != len(self.headers) or b"host" not in known:
             hosts = sum(name == b"host" for name, _ in self.headers)
             if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
-                return 400, f"a request names one Host, and this one names {hosts}"
+                return 400, f"a request must have one Host header, and this one has {hosts}"
         coding = known.get(b"transfer-encoding")
         if coding is not None and coding.strip().lower() != b"chunked":
-            return 400, "a body may be sent in chunks, and in no other Transfer-Encoding"
+            return 400, "the only Transfer-Encoding accepted for a body is chunked"
         length = known.get(b"content-length", b"0")
         if len(length) > 18 or int(length) > self._limits.body_bytes:
             return 413, too_large(self._limits.body_bytes)
         return None
 
     def _is_short(self, known: dict[bytes, bytes]) -> bool:
-        """Whether a request takes the short way: one that no thread need read beforehand."""
+        """Whether a request takes the short way: reading it needs no thread."""
         if self.parser.get_method() != b"POST":
             return False
         if b"content-length" not in known or not _RARE.isdisjoint(known):
             return False
         if self._doors.not_asking(known) is not None:
-            return False  # where it is refused
+            return False  # the long way refuses it
         form = known.get(b"content-type", b"")[:10].lower() == b"multipart/"
         return not form and json_bytes(known, int(known[b"content-length"])) <= LARGE_BYTES
 
     def _take_turn(self, exchange: "Exchange") -> None:
-        """Answers go out in the order of their requests."""
+        """Queue behind earlier pipelined requests: answers go out in request order."""
         before, self.cycle = self.cycle, exchange  # type: ignore[assignment]
         if before is None or before.response_complete:
             exchange.begin()
@@ -232,7 +231,7 @@ class Http(HttpToolsProtocol):
             super().on_message_complete()
 
     def answer(self, exchange: "Exchange", status: int, written: Written) -> None:
-        """Send an answer of the short way, in one piece."""
+        """Send a short way's answer, in one write."""
         if self.transport.is_closing():
             return
         about, body = written
@@ -255,15 +254,15 @@ class Http(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if not self._refused:
-            self.refuse(400, "this is no HTTP request")
+            self.refuse(400, "this is not an HTTP request")
 
     def timeout_keep_alive_handler(self) -> None:
-        """Hang up, unless the body of a request that is answered already still comes."""
+        """Close an idle connection, unless the body of an answered request still arrives."""
         if not self._in_body:
             super().timeout_keep_alive_handler()
 
     def refuse(self, status: int, sentence: str) -> None:
-        """Answer in place of the application, if it has not, and hang up."""
+        """Answer in place of the application, if it has not answered, and close."""
         self._refused, self._late = True, _ended(self._late)
         if self._in_body and self.cycle.response_complete:
             self.transport.close()
@@ -283,7 +282,7 @@ class Exchange:
         *("call", "disconnected", "keep_alive", "own", "response_complete"),
         *("_headers", "_hold", "_http", "_parts", "_service", "_turn", "_way", "_whole", "_wrong"),
     )
-    message_event = asyncio.Event()  # uvicorn sets it when a connection is lost
+    message_event = asyncio.Event()  # uvicorn sets it when the connection is lost
 
     def __init__(
         self, http: Http, service: Service | None, way: Any, headers: dict[bytes, bytes]
@@ -299,14 +298,14 @@ class Exchange:
         self.call: Call | None = None
 
     def begin(self) -> None:
-        """It is this one's turn to be answered."""
+        """Allow the answer: all earlier requests of the connection are answered."""
         self._turn = True
         if self._whole:
             self._ask()
 
     def take(self, part: bytes) -> None:
-        """A part of the body; once it is refused, the rest is read and forgotten."""
-        if not self._parts:  # mostly it is all of it, and held with all else
+        """Add a part of the body; after a refusal the rest is read and dropped."""
+        if not self._parts:  # usually the whole body, which `start` then holds
             self._parts.append(part)
         elif self._wrong is None:
             try:
@@ -316,7 +315,7 @@ class Exchange:
                 self._wrong, self._parts = error, [b""]
 
     def complete(self) -> None:
-        """The body is there."""
+        """Ask once the body is complete and it is this request's turn."""
         self._whole = True
         if self._turn:
             self._ask()
@@ -338,9 +337,9 @@ class Exchange:
             self._done(error)
 
     def _done(self, found: Any) -> None:
-        """The answer, or the error that there is in its place."""
+        """Send the answer, or the error in its place."""
         self._hold.end()
-        self.call = None  # which knows this: nothing is left for the garbage collector
+        self.call = None  # break the cycle: nothing is left for the garbage collector
         self.response_complete, status = True, 200
         if isinstance(found, Exception):
             status, found = refused(self._service or self._http.repository, found, self._way.error)

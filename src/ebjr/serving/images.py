@@ -1,4 +1,4 @@
-"""Encoded images in a request: what they will take is held before any of them is decoded."""
+"""Encoded images in a request: their memory is reserved before any of them is decoded."""
 
 import base64
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from ebjr.data.preprocess import ImageFile
 from ebjr.errors import EbjrError, ProtocolError
 from ebjr.serving.admission import Hold
 
-# What a container says of its picture's size may be false, and the limit on pixels with it.
+# A container's header may understate the picture's size and so bypass the pixel limit.
 _CONTAINERS = {"BLP", "ICNS", "ICO"}
 _ANY_SERVER_READS = (b"\xff\xd8", b"\x89PNG", b"RIFF")  # JPEG, PNG, WebP
 
@@ -18,19 +18,19 @@ _ANY_SERVER_READS = (b"\xff\xd8", b"\x89PNG", b"RIFF")  # JPEG, PNG, WebP
 def decoded_images(
     files: Sequence[bytes], most_pixels: int, hold: Hold | None = None
 ) -> list[np.ndarray]:
-    """The pixels (h, w, 3) of image files, or of their base64, as `ebjr record` decodes them.
+    """Decode image files, or base64 of them, to pixels (h, w, 3), as `ebjr record` does.
 
-    They may have `most_pixels` together; else ProtocolError. `hold` is what their request holds.
+    ProtocolError if they have more than `most_pixels` together. `hold` reserves their memory.
     """
     pixels = 0
 
-    def check(more: int) -> None:  # before anything is decoded
+    def check(more: int) -> None:  # called with a header's size, before decoding
         nonlocal pixels
         pixels += more
         if pixels > most_pixels:
             raise ProtocolError(
-                f"the images of a request may have {most_pixels} pixels together, and with image "
-                f"{number} they have {pixels}"
+                f"the images of a request may have at most {most_pixels} pixels together; with "
+                f"image {number} they have {pixels}"
             )
 
     formats = [form for form in image_formats() if form not in _CONTAINERS]
@@ -43,20 +43,20 @@ def decoded_images(
             image = decode_image(file, formats=formats, check=check)
         except EbjrError:
             raise
-        except Exception as error:  # whatever a broken image makes the decoder say
+        except Exception as error:  # broken images raise errors of any kind
             raise ProtocolError(
-                f"image {number} is no image that can be read ({reason_of(error)}): send the bytes "
-                "of a JPEG, PNG, WebP, GIF, BMP or TIFF file, or in JSON their base64"
+                f"image {number} cannot be read ({reason_of(error)}): send the bytes of a JPEG, "
+                "PNG, WebP, GIF, BMP or TIFF file, or their base64 in JSON"
             ) from error
         if hold is not None:
-            hold.add(bytes=image.nbytes - cost)  # what is left of it
-        whole = file.startswith(_ANY_SERVER_READS)  # a far teacher is sent the file itself
+            hold.add(bytes=image.nbytes - cost)  # decoding is over: keep only the pixels
+        whole = file.startswith(_ANY_SERVER_READS)  # a remote teacher gets the file itself
         found.append(ImageFile.of(image, file) if whole else image)
     return found
 
 
 def _file_and_cost(sent: bytes, formats: Sequence[str]) -> tuple[bytes, int]:
-    """An image's file, which may come as base64 of some form, and the bytes that decoding takes."""
+    """Return an image's file, which may come as base64 or a data URL, and its decoding's bytes."""
     from PIL import UnidentifiedImageError
 
     try:

@@ -1,7 +1,7 @@
-"""``infer`` over HTTP: what a request says, how an answer is written, and what an error is told as.
+"""``infer`` over HTTP: reading requests, and writing answers and errors.
 
-`ebjr.serving.http` asks it straight from the parser; the route is for all that is rare there, for
-other servers of ASGI, and for tests.
+`ebjr.serving.http` calls this straight from the parser. The route serves rare requests, other ASGI
+servers, and tests.
 """
 
 import asyncio
@@ -35,30 +35,30 @@ with needs("serve", "serving"):
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
 
-CALL, ENDED = "ebjr.call", "ebjr.ended"  # in a request's scope: its call; its client says no more
-HOST = "ebjr.host"  # there, too: a weak reference to whom it asks, as connections keep scopes
-KNOWN, KNOWN_BYTES = 256, 2**10  # requests whose JSON is remembered, and of each the most bytes
-PARSED_BYTES = 8  # that a byte of JSON takes while its numbers are objects
+CALL, ENDED = "ebjr.call", "ebjr.ended"  # scope keys: the call; the client closed its side
+HOST = "ebjr.host"  # scope key: a weak reference, as a connection keeps its last scope
+KNOWN, KNOWN_BYTES = 256, 2**10  # most remembered request heads, and most bytes of one
+PARSED_BYTES = 8  # memory per byte of JSON while its numbers are Python objects
 
 LENGTH = LENGTH_HEADER.lower().encode()
 Headers = Mapping[bytes, bytes]
-Written = tuple[list[tuple[bytes, bytes]], bytes]  # headers, in lower case, and the body
+Written = tuple[list[tuple[bytes, bytes]], bytes]  # headers with lower-case names, and the body
 
 
 class Way(Protocol):
-    """How requests of one protocol are read, and their errors told."""
+    """How one protocol's requests are read and its errors written."""
 
     def read(self, body: bytes, headers: Headers, /) -> Question:
-        """What is asked; its answer is `Written`."""
+        """Read a request; its `Question.write` returns `Written`."""
         ...
 
     def error(self, status: int, sentence: str, /) -> bytes:
-        """The body of an error."""
+        """Return the body of an error."""
         ...
 
 
 def json_bytes(headers: Headers, size: int) -> int:
-    """How much of a body is JSON; nothing where its head says nonsense, which is soon refused."""
+    """Return how many bytes of a body are JSON; 0 for a malformed length, refused later."""
     length = headers.get(LENGTH)
     if length is None:
         return size
@@ -67,33 +67,34 @@ def json_bytes(headers: Headers, size: int) -> int:
 
 
 def read(body: bytes, headers: Headers) -> InferRequest:
-    """The request in a body that is no form."""
+    """Read a request from a body that is not a form."""
     length = headers.get(LENGTH)
     return read_request(body, None if length is None else length.decode("latin-1"))
 
 
 class Infer:
-    """The way of ``infer``. As a client's requests differ in their bytes, their JSON is remembered.
+    """The way of ``infer``, which remembers parsed JSON heads.
 
-    What is remembered has one tensor of numbers, and has been read and checked as any other.
+    Requests of one client mostly differ in their tensor's bytes alone. Only a head with a single
+    numeric tensor is remembered, after it was read and checked in full.
     """
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._known: dict[bytes, tuple[Plan, Any, tuple[int, ...], int, Any]] = {}
-        self._config = service.served.config  # by which they were read
+        self._config = service.served.config  # the calibration that the plans were made with
 
     def read(self, body: bytes, headers: Headers) -> Question:
-        """What a request asks."""
+        """Return what a request asks."""
         return self._service.planned(*self._read(body, headers), writer(headers))
 
     def error(self, status: int, sentence: str) -> bytes:
-        """A request's error in JSON: one sentence."""
+        """Return the JSON body of an error."""
         return error_body(sentence)
 
     def _read(self, body: bytes, headers: Headers) -> tuple[Plan, Any]:
         head = body[: json_bytes(headers, len(body))] if LENGTH in headers else b""
-        if self._service.served.config is not self._config:  # a point or rate is another threshold
+        if self._service.served.config is not self._config:  # a point or rate may have moved
             self._config, self._known = self._service.served.config, {}
         known = self._known.get(head)
         if known is not None:
@@ -114,7 +115,7 @@ class Infer:
 
 
 def _same_bytes(inputs: np.ndarray, body: bytes, start: int) -> bool:
-    """Whether an array is the bytes of a body from `start` on, neither cast nor copied."""
+    """Whether an array is a view of the body from byte `start`, neither cast nor copied."""
     if inputs.dtype.hasobject or inputs.dtype == bool:
         return False
     own = np.frombuffer(body, np.uint8, offset=start)
@@ -122,13 +123,12 @@ def _same_bytes(inputs: np.ndarray, body: bytes, start: int) -> bool:
 
 
 def writer(headers: Headers) -> Callable[[InferResponse, Plan], Written]:
-    """What writes the answer to a request with these headers."""
-    accepted = headers.get(b"accept-encoding")
-    return write if accepted is None else partial(write, accepted=accepted.decode("latin-1"))
+    """Return the function that writes the answer to a request with these headers."""
+    return partial(write, accepted=headers.get(b"accept-encoding"))
 
 
-def write(found: InferResponse, plan: Plan, *, accepted: str | None = None) -> Written:
-    """The headers and the body of an answer."""
+def write(found: InferResponse, plan: Plan, *, accepted: bytes | None = None) -> Written:
+    """Return the headers and body of an answer."""
     body, length = write_response(found, plan.asked)
     about = [(b"content-type", b"application/json")]
     if length is not None:
@@ -137,25 +137,24 @@ def write(found: InferResponse, plan: Plan, *, accepted: str | None = None) -> W
 
 
 def finished(body: bytes, headers: Headers) -> Written:
-    """The headers and the body of an answer in JSON to a request with these headers."""
-    accepted = headers.get(b"accept-encoding")
+    """Return the headers and body of a JSON answer to a request with these headers."""
     about = [(b"content-type", b"application/json")]
-    return _finished(about, body, None if accepted is None else accepted.decode("latin-1"))
+    return _finished(about, body, headers.get(b"accept-encoding"))
 
 
-def _finished(about: list[tuple[bytes, bytes]], body: bytes, accepted: str | None) -> Written:
+def _finished(about: list[tuple[bytes, bytes]], body: bytes, accepted: bytes | None) -> Written:
     if accepted is not None:
-        body, more = compressed(body, accepted)
+        body, more = compressed(body, accepted.decode("latin-1"))
         about += more
     about.append((b"content-length", b"%d" % len(body)))
     return about, body
 
 
 async def infer(request: Request) -> Response:
-    """Answer a request that came by a route."""
+    """Answer a request that arrived by a route."""
     repository = host_of(request)
     host: Service | Repository = repository
-    with suppress(UnknownModel):  # which is said once the body is there
+    with suppress(UnknownModel):  # raised again after the body is read
         host = repository.of(**request.path_params)
 
     async def read(raw: bytes, headers: Headers, hold: Hold) -> tuple[Service, Question]:
@@ -167,7 +166,7 @@ async def infer(request: Request) -> Response:
 
 
 def host_of(request: Request) -> Repository:
-    """Whose models a request may ask."""
+    """Return the repository that serves a request."""
     repository: Repository = request.app.state.repository
     return repository
 
@@ -177,12 +176,12 @@ async def answered(
     host: Service | Repository,
     read: Callable[[bytes, Headers, Hold], Awaitable[tuple[Service, Question]]],
 ) -> Response:
-    """The answer to a request that came by a route, as `read` reads it, and whom it asks."""
+    """Answer a request that arrived by a route; `read` returns its service and question."""
     headers = dict(request.scope["headers"])
     try:
         with host.admission.hold(client_of(request)) as hold:
             request.scope[HOST] = ref(host)
-            raw = await read_body(request, host.limits, hold)  # first: who sends reads nothing
+            raw = await read_body(request, host.limits, hold)  # before errors: senders do not read
             service, question = await read(raw, headers, hold)
             request.scope[HOST] = ref(host := service)
             answering = service.ask(question, hold, began=partial(_note_call, request))
@@ -190,7 +189,7 @@ async def answered(
     except asyncio.CancelledError as error:
         return refusal(host, error)
     finally:
-        request.scope.pop(CALL, None)  # the connection keeps the scope, and a call its inputs
+        request.scope.pop(CALL, None)  # the connection keeps the scope: do not keep the inputs
 
 
 async def _asked(
@@ -202,19 +201,19 @@ async def _asked(
             hold.add(bytes=PARSED_BYTES * size)
         return await aside(size, read, raw, headers)
     if not service.served.takes_images:
-        raise Refused(415, "this model takes no images, and a form can bring nothing else")
+        raise Refused(415, "this model takes no images, so it takes no multipart form")
     return await read_form(raw, request.headers, service.input.name)
 
 
 def _note_call(request: Request, call: Call) -> None:
-    """Let the connection know the call, whose client may have said all by now, or may soon."""
+    """Show the call to the connection, whose client may close its side now or later."""
     request.scope[CALL] = call
     if request.scope.get(ENDED):
         call.forsake()
 
 
 async def _unless_gone(request: Request, answering: Any) -> Any:
-    """What a coroutine gives, which is cancelled when the client hangs up."""
+    """Await a coroutine, and cancel it if the client disconnects."""
     task = asyncio.ensure_future(answering)
 
     async def watch() -> None:
@@ -230,16 +229,16 @@ async def _unless_gone(request: Request, answering: Any) -> Any:
 
 
 def client_of(request: Request) -> Any:
-    """Whose share of the queue a request takes: that of its connection."""
+    """Return the client that a request counts for: its connection's address."""
     return request.scope.get("client")
 
 
 def error_body(sentence: str) -> bytes:
-    """A request's error in JSON: one sentence."""
+    """Return the JSON body of an error."""
     return json.dumps({"error": sentence}, separators=(",", ":")).encode()
 
 
-Form = Callable[[int, str], bytes]  # of an error's body: its status, its sentence
+Form = Callable[[int, str], bytes]  # writes an error's body from its status and sentence
 
 
 def refusal(
@@ -247,14 +246,14 @@ def refusal(
     error: BaseException,
     form: Form = lambda _, sentence: error_body(sentence),
 ) -> Response:
-    """The answer to a request that ends in an error."""
+    """Return the response to a request that ends in an error."""
     if isinstance(error, ClientDisconnect | asyncio.CancelledError):
         return Response(status_code=499)
     return _as_response(*refused(host, error, form))
 
 
 def refused(host: Service | Repository, error: BaseException, form: Form) -> tuple[int, Written]:
-    """The status and the answer of a request that ends in an error."""
+    """Return the status, headers and body for a request that ends in an error."""
     status, sentence = host.refuse(error)
     body, more = form(status, sentence), dict[str, str]()
     if isinstance(error, Refused):

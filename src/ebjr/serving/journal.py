@@ -1,4 +1,4 @@
-"""Journal: an append-only file of JSON lines that is whole whenever the process dies."""
+"""Journal: an append-only file of JSON lines that stays whole when the process dies."""
 
 import json
 import mmap
@@ -12,11 +12,11 @@ from typing import Any, Self
 
 
 class Journal:
-    """Entries of who did what and when, each on the disk before `write` returns.
+    """A log of who did what and when; an entry is on the disk before `write` returns.
 
-    When the file is opened, a last line that was never finished is cut off, and an entry says so.
-    Whole lines are never touched. If the file is deleted, moved or cut later, as logs are rotated,
-    an entry of the file that is there then says so. OSError: it cannot be opened or written to.
+    Opening the file cuts off an unfinished last line, and an entry says so. Whole lines are never
+    changed. If the file is deleted, moved or cut later, as in log rotation, an entry in the new
+    file says so. OSError if `path` cannot be opened or written to.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -32,7 +32,7 @@ class Journal:
             self.repaired = self._repair()
             self._size = os.fstat(self._file).st_size
             if self.repaired:
-                cut = f"{self.repaired} bytes of a line that was never finished were cut off"
+                cut = f"an unfinished line of {self.repaired} bytes was cut off"
                 self.write({"who": "journal", "why": cut})
         except BaseException:
             self.close()
@@ -45,7 +45,7 @@ class Journal:
         self.close()
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Append an entry with its time, and wait for the disk; an OSError leaves nothing there."""
+        """Append an entry with its time, and wait for the disk; an OSError leaves no trace."""
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         line = json.dumps({"time": now, **entry}, allow_nan=False).encode() + b"\n"
         with self._lock:
@@ -63,7 +63,7 @@ class Journal:
                 raise
 
     def _follow(self) -> None:
-        """Go on in the file that has the name now, and write there what became of the other."""
+        """Follow the file's name to a new file, and record there what happened to the old one."""
         mine = os.fstat(self._file)
         there = self.path.stat() if self.path.exists() else None
         if there is None or not os.path.samestat(mine, there):
@@ -82,7 +82,7 @@ class Journal:
         os.close(self._file)
 
     def _settle_folder(self) -> None:
-        """See the file's name, which may be new, onto the disk too."""
+        """Flush the folder, too: the file's name may be new."""
         if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
             return
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -92,7 +92,7 @@ class Journal:
             os.close(folder)
 
     def _repair(self) -> int:
-        """End the file with a whole line; returns how many bytes had to go."""
+        """Make the file end with a whole line; return how many bytes were cut off."""
         size = os.fstat(self._file).st_size
         if not size:  # an empty file cannot be mapped
             return 0
@@ -106,6 +106,6 @@ class Journal:
             os.ftruncate(self._file, size - len(torn))
             os.fsync(self._file)
             return len(torn)
-        os.write(self._file, b"\n")  # only the end of the line was missing
+        os.write(self._file, b"\n")  # the entry is whole, and only lacks its newline
         os.fsync(self._file)
         return 0

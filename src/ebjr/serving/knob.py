@@ -1,4 +1,7 @@
-"""The knob: the threshold in force, who moved it and why, and whether the promise covers it."""
+"""The knob: the current threshold, who moved it and why, and whether the promise covers it.
+
+`/v1/router` and the autopilot reach it through `ebjr.serving.knob_control`.
+"""
 
 import logging
 import threading
@@ -16,11 +19,11 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Knob:
-    """The threshold of a served model, moved by hands and by the autopilot.
+    """The threshold of a served model, moved by hand and by the autopilot.
 
-    A move is written to the journal before it is made: if that fails, nothing moves. It takes
-    effect at the student's next batch. `after` is the one that it takes the place of, once a file
-    was read again.
+    Each move is journaled before it takes effect, at the student's next batch; if the journal
+    cannot be written, the knob does not move. `after` is the knob that this one replaces after a
+    reload.
     """
 
     def __init__(
@@ -38,25 +41,25 @@ class Knob:
 
     @property
     def threshold(self) -> float:
-        """The threshold in force."""
+        """The current threshold."""
         return self._router.threshold
 
     def promise(self, threshold: float) -> Promise | None:
-        """Whether what was certified covers a threshold; None where nothing was certified."""
+        """Whether the certificate covers a threshold; None without a certificate."""
         certificate = self.served.certificate
         if certificate is None:
             return None
         return "in force" if certificate.covers(threshold) else "suspended"
 
     def move(self, threshold: float, *, who: str, why: str, request: str | None = None) -> None:
-        """Move the threshold; after an OSError of the journal it is where it was.
+        """Move the threshold; an OSError of the journal leaves it unmoved.
 
-        `who` is an address or ``"autopilot"``, `request` the id of the request that asked.
+        `who` is an address or ``"autopilot"``, `request` the id of the request that asks.
         """
         after = check_threshold(threshold)
         with self._lock:
             before = self.threshold
-            self._write(who, before, after, why, request)
+            self._write(who, before, after, why, request)  # first: an unrecorded move is none
             self._router.threshold = after
             self.moves["autopilot" if who == "autopilot" else "hand"] += 1
         about = {"figures": self.served.about}
@@ -64,7 +67,7 @@ class Knob:
         self._tell(self.promise(before), self.promise(after), after)
 
     def state(self) -> dict[str, Any]:
-        """What ``GET /v1/router`` says."""
+        """Return the content of ``GET /v1/router``."""
         served, threshold = self.served, self.threshold
         certificate = served.certificate
         promise = certificate and {
@@ -104,5 +107,5 @@ class Knob:
             return
         certificate = self.served.certificate
         assert certificate is not None
-        words = "the promise is suspended: the threshold %g is outside what was certified, %g"
+        words = "the promise is suspended: the certificate does not cover threshold %g, but %g"
         log.warning(words, threshold, certificate.threshold, extra=about)

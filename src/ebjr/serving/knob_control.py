@@ -1,4 +1,4 @@
-"""Who holds the knob: a hand, or the autopilot. ``/v1/router`` asks here, over any protocol."""
+"""Who holds the knob: a person or the autopilot. ``/v1/router`` leads here, in any protocol."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,11 @@ WISHES = (
 
 
 class KnobControl:
-    """Who has the knob: the autopilot, until a hand moves it.
+    """Moves the knob by hand, or lets the autopilot move it.
 
     A hand always wins: setting a threshold, a deferral rate or an operating point switches the
-    autopilot off. A new target switches it on, or moves its target. `silence` is the autopilot's.
+    autopilot off. A new target switches it on, or replaces its target. `silence` is passed to
+    `Autopilot`.
     """
 
     def __init__(self, knob: Knob, observers: Observers, silence: Callable[[], str | None]) -> None:
@@ -29,9 +30,9 @@ class KnobControl:
         self._lock = threading.Lock()
 
     def ask(self, wish: Any, *, who: str, request: str | None = None) -> None:
-        """Do what ``PUT /v1/router`` says; see `WISHES`.
+        """Do what ``PUT /v1/router`` asks, see `WISHES`; a `hold` of None stops the autopilot.
 
-        A hold of None, alone, switches the autopilot off. ValueError: the wish cannot be met.
+        ValueError if `wish` is malformed, out of range, or impossible for this calibration.
         """
         if wish == {"hold": None}:
             wish = {"threshold": self.knob.threshold}
@@ -61,7 +62,7 @@ class KnobControl:
         who: str,
         request: str | None = None,
     ) -> None:
-        """Switch the autopilot on, or give it another target; ValueError if that is impossible."""
+        """Switch the autopilot on, or give it a new target; ValueError if it cannot hold that."""
         pilot = Autopilot(
             target if isinstance(target, Hold) else Hold.of(target),
             self.knob,
@@ -73,13 +74,13 @@ class KnobControl:
             self._take(pilot)
 
     def look(self) -> None:
-        """Let the autopilot look, if there is one; OSError: the audit log cannot be written."""
+        """Run the autopilot, if it is on; OSError if the audit log cannot be written."""
         with self._lock:
             if self.pilot is not None:
                 self.pilot.look()
 
     def state(self) -> dict[str, Any]:
-        """What ``GET /v1/router`` says."""
+        """Return the content of ``GET /v1/router``."""
         pilot = self.pilot
         return {**self.knob.state(), "autopilot": None if pilot is None else pilot.state()}
 

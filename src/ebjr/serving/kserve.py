@@ -1,4 +1,4 @@
-"""KServe's V1 protocol: rows of JSON in, an object for each row out; and the models by name.
+"""KServe's V1 protocol: JSON rows in, one object per row out; and the list of models.
 
 Source: KServe's V1 data plane, whose rows are those of TensorFlow Serving.
 """
@@ -27,25 +27,25 @@ with needs("serve", "serving"):
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-SAID = ("score", "deferred", "degraded")  # of each row, beside what is predicted
+SAID = ("score", "deferred", "degraded")  # added to each row's prediction
 
 
 class KServe:
-    """The routes of V1 to every model; OpenAI's clients read the models' names, too."""
+    """The V1 routes of every model; OpenAI's clients also read the list of models."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._began = int(time.time())
 
     def routes(self) -> list[Route]:
-        """The routes."""
+        """Return the routes."""
         model = Route(f"{MODELS}/{{name}}", self.model)
         model.path_regex = re.compile(rf"^{MODELS}/(?P<name>[^/]+)(?<!{PREDICT})$")
         predict = Route(f"{MODELS}/{{name}}{PREDICT}", self.predict, methods=["POST"])
         return [predict, Route(MODELS, self.models), model]
 
     async def predict(self, request: Request) -> Response:
-        """Answer a request."""
+        """Answer a prediction request."""
 
         async def read(raw: bytes, headers: Headers, hold: Hold) -> tuple[Service, Question]:
             service = self._repository.of(**request.path_params)
@@ -57,13 +57,13 @@ class KServe:
         return await answered(request, self._repository, read)
 
     async def models(self, _request: Request) -> Response:
-        """All models."""
+        """List all models."""
         names = list(dict.fromkeys(one.served.name for one in self._repository.services))
         data = [self._about(self._repository.of(name)) for name in names]
         return JSONResponse({"object": "list", "data": data, "models": names})
 
     async def model(self, request: Request) -> Response:
-        """The model of that name; 503 where it is not ready, as KServe's servers say it."""
+        """Describe a model; 503 if it is not ready, as KServe's servers answer."""
         about = self._about(self._repository.of(request.path_params["name"]))
         return JSONResponse(about, 200 if about["ready"] else 503)
 
@@ -74,11 +74,11 @@ class KServe:
 
 
 def read_rows(service: Service, body: bytes, headers: Headers) -> Question:
-    """What a request of V1 asks a model; ProtocolError where it is none."""
+    """Read a V1 request; ProtocolError if `body` is not one."""
     message = read_object(body)
     if unknown := message.keys() - {"instances", "parameters"}:
         raise ProtocolError(
-            f"a request of V1 has 'instances', and perhaps 'parameters', not {min(unknown)!r:.60}"
+            f"a V1 request has 'instances' and optionally 'parameters', not {min(unknown)!r:.60}"
         )
     instances = message.get("instances")
     if not isinstance(instances, list) or not instances:
@@ -89,7 +89,7 @@ def read_rows(service: Service, body: bytes, headers: Headers) -> Question:
 
 
 def _row(service: Service, instance: Any) -> Any:
-    """The values of a row, which may be named; of an image file its base64."""
+    """Return the values of a row, which may be named; an image file comes as base64."""
     if not isinstance(instance, dict):
         return instance
     name, columns = service.input.name, service.served.columns or ()
@@ -120,7 +120,7 @@ def _written(service: Service, headers: Mapping[bytes, bytes], ticket: Ticket) -
     answer, served = ticket.result(), service.served
     try:
         rows = served.joint.kind.plain(answer.prediction, served.names)
-    except ValueError as error:  # labels are too few
+    except ValueError as error:  # fewer labels than classes
         raise ModelError(str(error)) from error
     marks = zip(*(json_values(name, OUTPUTS[name](ticket)) for name in SAID), strict=True)
     predictions = [

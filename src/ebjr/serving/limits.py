@@ -1,4 +1,4 @@
-"""How much a client may ask of a server before it is refused."""
+"""Limits on what a client may ask of a server."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from ebjr.errors import EbjrError
 
 
 class Refused(EbjrError):
-    """A request that HTTP answers with an error: its `status`, sentence and headers."""
+    """A request that HTTP refuses: its `status`, sentence and headers."""
 
     def __init__(
         self, status: int, sentence: str, headers: Mapping[str, str] | None = None
@@ -20,16 +20,16 @@ class Refused(EbjrError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes from its clients, so that one of them cannot keep it from the others."""
+    """Limits on each client, so that none of them can block the others."""
 
-    body_bytes: int = 64 * 2**20  # also after it has been decompressed
-    held_bytes: int = 2**30  # of all bodies in work
-    image_pixels: int = 64 * 2**20  # of the encoded images of a request
+    body_bytes: int = 64 * 2**20  # also after decompression
+    held_bytes: int = 2**30  # of all bodies in progress
+    image_pixels: int = 64 * 2**20  # in all encoded images of a request
     head_bytes: int = 64 * 2**10
     head_seconds: float = 10.0
-    body_seconds: float = 20.0  # and one more for each `body_bytes_per_second` of it
+    body_seconds: float = 20.0  # plus a second for each `body_bytes_per_second` received
     body_bytes_per_second: int = 16 * 2**10
-    write_seconds: float = 30.0  # the wait for a client that does not read
+    write_seconds: float = 30.0  # that a client may leave its answer unread
     connections: int = 900
 
     def __post_init__(self) -> None:
@@ -39,21 +39,21 @@ class Limits:
 
 
 def loops_back(host: str) -> bool:
-    """Whether an address, or the name localhost, is this machine as it calls itself."""
-    with suppress(ValueError):  # another name
+    """Whether an address, or the name localhost, is a loopback address."""
+    with suppress(ValueError):  # not an address
         address = ipaddress.ip_address(host)
         return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     return host == "localhost"
 
 
 def exposure(host: str, *, asking: bool, secret: bool) -> str | None:
-    """A warning where a server that listens beyond its own machine is open to others; else None.
+    """Return a warning if a server that other machines reach is open to them; else None.
 
-    `asking` says whether who asks must show something, and `secret` whether TLS is spoken.
+    `asking` says whether clients must authenticate, `secret` whether the server uses TLS.
     """
-    open_to = [] if asking else ["anybody may ask for answers (--infer-token, --ssl-ca-certs)"]
+    open_to = [] if asking else ["anyone may query the models (--infer-token, --ssl-ca-certs)"]
     if not secret:
-        open_to.append("what is sent, tokens too, can be read on the way (--ssl-certfile)")
+        open_to.append("traffic, tokens included, is unencrypted (--ssl-certfile)")
     if not open_to or loops_back(host):
         return None
     return f"{host} may be reached from other machines: {', and '.join(open_to)}"

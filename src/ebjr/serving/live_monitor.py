@@ -1,13 +1,13 @@
-"""The live monitor: does what is served now keep the promise, and are the scores still the same?
+"""The live monitor: is the promise still kept, and are the scores still those of calibration?
 
-It feeds two tests of `ebjr.monitor` with the events of a pipeline. *Drift* takes every score. *The
-promise* takes kept answers that chance drew and the teacher was asked about while nothing waited.
-A server has no labels, so the promise that it watches is disagreement: the share of rows that the
-student keeps and the teacher contradicts. A certificate made without labels promises just that;
-for others the share is compared with that of the calibration's held-out half, up to chance. Rows
-count where the promise covers their threshold. Answers that are no labels (numbers, boxes)
-contradict nothing, so that only their scores are watched. The promise is judged over all time, and
-window by window; together they say when it would pay to choose the threshold again.
+It feeds two tests of `ebjr.monitor` with the engine's events. *Drift* takes every score. *The
+promise* takes kept rows that were drawn at random and sent to the teacher when the engine was idle.
+A server has no labels, so it watches disagreement: the share of rows that the student keeps and the
+teacher contradicts. A certificate made without labels promises exactly this; for other certificates
+the share is compared with that of the calibration's held-out half, up to chance. A row counts if
+the promise covers its threshold. Answers that are not labels (numbers, boxes) have no disagreement,
+so only their scores are watched. The promise is judged over all time and by window; both together
+say when recalibrating would pay.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.optimize  # noqa: F401  # a monitor's first bound would wait for it
+import scipy.optimize  # noqa: F401  # else the first bound would wait for the import
 
 from ebjr.files import json_number, read_text, write_whole
 from ebjr.monitor import DriftMonitor, RiskMonitor
@@ -33,10 +33,10 @@ from ebjr.serving.served import Served
 from ebjr.stats import clopper_pearson
 from ebjr.windows import STATE_FILE, STATE_FORMAT, RiskWindows, foremost, why_recalibrate
 
-MOST_SCORES = 20_000  # between two looks; further ones are left out, whatever they are
+MOST_SCORES = 20_000  # between two looks; further scores are dropped unseen, which is fair
 SAVE_SECONDS = 60.0
-ALPHA = 0.05  # the probability of each monitor to ever raise a false alarm
-MOST_WINDOWS = 10  # are told
+ALPHA = 0.05  # probability that a monitor ever raises a false alarm
+MOST_WINDOWS = 10  # windows in the status
 
 log = logging.getLogger("ebjr.serving")
 
@@ -48,7 +48,7 @@ RISK_FIGURES = ("rows", "risk", "lower", "upper", "tolerance", "alarm")
 
 
 class Watch(NamedTuple):
-    """A monitor, the threshold from which on it counts rows, and its promise in words."""
+    """A monitor, the lowest threshold of rows that it counts, and its promise in words."""
 
     monitor: Monitor
     threshold: float = -math.inf
@@ -56,7 +56,7 @@ class Watch(NamedTuple):
 
     @property
     def figures(self) -> Sequence[str]:
-        """What the monitor counts."""
+        """The figures that the monitor reports."""
         return RISK_FIGURES if isinstance(self.monitor, RiskMonitor) else DRIFT_FIGURES
 
     @property
@@ -65,16 +65,16 @@ class Watch(NamedTuple):
         return self.monitor.status in ("broken", "drifted")
 
     def status(self) -> dict[str, Any]:
-        """What is known, for JSON."""
+        """Return status, statement and figures, for JSON."""
         names = ("status", "statement", *self.figures)
         known = {name: getattr(self.monitor, name) for name in names}
         return known if self.about is None else {**known, "about": self.about}
 
 
 class LiveMonitor(Observer):
-    """What the monitors of a server are fed with, and what they say.
+    """The monitors of one served model, fed with events.
 
-    With an `audit_rate` of 0 no disagreement is watched. `folder` keeps the state over restarts.
+    With `audit_rate` 0, disagreement is not watched. `folder` keeps the state over restarts.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class LiveMonitor(Observer):
         self.handlers = {Scored: self._scored, Audited: self._audit}
         self._file = None if folder is None else Path(folder) / STATE_FILE
         if self._file is not None and not self._file.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder} for the monitor's state")
+            raise FileNotFoundError(f"the folder {folder} for the monitor's state does not exist")
         self.begin(served)
 
     def begin(self, served: Served) -> None:
-        """Watch what the calibration of a served model promises, from now on."""
+        """Watch the promises of a model's calibration from now on."""
         found = {
             "drift": _drift_of(served),
             "disagreement": _disagreement_of(served, self._audit_rate),
@@ -105,14 +105,14 @@ class LiveMonitor(Observer):
         self._unwatched = {name: why for name, why in found.items() if isinstance(why, str)}
         self.windows = _windows_of(self._watches.get("disagreement"), self._audit_rate)
         self._calibration = served.calibration_id
-        self._told: set[str] = set()  # reasons to recalibrate
+        self._told: set[str] = set()  # reasons to recalibrate that were logged
         self._scores: list[Scored] = []
         self._audited: list[Audited] = []
-        self._known = 0  # scores that wait for a look
+        self._known = 0  # queued scores
         self._alarmed: set[str] = set()
         self._saved = time.monotonic()
         if self._file is not None:
-            # of what is watched: only the same goes on with a state
+            # a saved state continues only with the same calibration, score and tests
             about = [served.calibration_id, str(served.joint.router.score), self._states()]
             known = json.dumps(about, sort_keys=True).encode()
             self._key = hashlib.sha256(known).hexdigest()[:16]
@@ -129,7 +129,7 @@ class LiveMonitor(Observer):
             self._audited.append(audited)
 
     def look(self) -> None:
-        """Feed the monitors, tell alarms, and save the state now and then, as `save` does."""
+        """Feed the monitors, log alarms, and save the state every `SAVE_SECONDS`."""
         with self._lock:
             scored, self._scores, self._known = self._scores, [], 0
             audited, self._audited = self._audited, []
@@ -153,7 +153,7 @@ class LiveMonitor(Observer):
             self.save()
 
     def save(self) -> None:
-        """Write the state, if there is a place for it; OSError: it cannot be written."""
+        """Write the state to `folder`, if given; OSError if it cannot be written."""
         self._saved = time.monotonic()
         if (place := self._file) is None:
             return
@@ -165,11 +165,11 @@ class LiveMonitor(Observer):
             json.dump(state, file, allow_nan=False)
 
     def yield_state(self) -> None:
-        """Write it no more: another monitor has taken it over."""
+        """Stop writing the state: another monitor has taken it over."""
         self._file = None
 
     def status(self) -> dict[str, Any]:
-        """What is known, for JSON: each monitor's figures and sentence, or why there is none."""
+        """Return each monitor's figures and sentence, or why there is none, for JSON."""
         watched = {name: watch.status() for name, watch in self._watches.items()}
         if "rate" in watched:
             watched["deferral_rate"] = watched.pop("rate")
@@ -181,13 +181,13 @@ class LiveMonitor(Observer):
         return json_number({"audits": audits, **self._unwatched, **watched, **why})
 
     def why_recalibrate(self) -> dict[str, str]:
-        """By kind, in words: why it would pay to choose the threshold again."""
+        """Return the reasons to choose the threshold again, by kind."""
         watched: dict[str, Any] = {name: watch.monitor for name, watch in self._watches.items()}
         risk = foremost(watched.get("rate"), watched.get("disagreement"))
         return why_recalibrate(risk, self.windows, watched.get("drift"))
 
     def readings(self) -> dict[str, dict[str, float]]:
-        """For the metrics: by figure and then by monitor."""
+        """Return the values of the metrics, by figure, then by monitor."""
         found = {
             figure: {
                 name: float(getattr(watch.monitor, figure))
@@ -224,7 +224,7 @@ class LiveMonitor(Observer):
         try:
             kept = json.loads(read_text(self._file))
             if kept["format"] != STATE_FORMAT or kept["of"] != self._key:
-                raise ValueError("it is of another calibration")
+                raise ValueError("it belongs to another calibration")
             states = kept["monitors"]
             taken = {
                 name: watch._replace(monitor=type(watch.monitor).from_state(states[name]))
@@ -238,7 +238,7 @@ class LiveMonitor(Observer):
         except (ValueError, KeyError, TypeError) as error:
             aside = self._file.with_suffix(".json.old")
             self._file.replace(aside)
-            words = "the monitor begins anew, and %s is set aside: %s"
+            words = "the monitor starts again; %s was set aside as .json.old: %s"
             log.warning(words, self._file, error, extra=self._extra)
             return
         self.audits, self.contradicted = counts
@@ -248,18 +248,18 @@ class LiveMonitor(Observer):
 def _drift_of(served: Served) -> Watch | str:
     reference = served.calibration.get("drift")
     if reference is None:
-        return "not watched: joint.toml does not know the scores; calibrate again"
+        return "not watched: joint.toml has no reference scores; calibrate again"
     return Watch(DriftMonitor.of_reference(reference, ALPHA))
 
 
 def _disagreement_of(served: Served, audit_rate: float) -> Watch | str:
     if not served.joint.kind.has_labels:
         return (
-            f"not watched: the answers of {served.joint.task} are no labels, which agree or "
-            "contradict each other; the scores say whether inputs are still those of calibration"
+            f"not watched: answers of {served.joint.task} are not labels, which agree or "
+            "contradict each other; drift of the scores is watched instead"
         )
     if not audit_rate:
-        return "not watched: no kept answers are audited; serve with --audit-rate 0.01"
+        return "not watched: no kept rows are audited; serve with --audit-rate 0.01"
     certificate = served.certificate
     if certificate is not None and not certificate.labeled and certificate.promise != "rate":
         alone = certificate.promise == "harm" or served.joint.blend == 0
@@ -268,21 +268,21 @@ def _disagreement_of(served: Served, audit_rate: float) -> Watch | str:
             return Watch(monitor, certificate.threshold, certificate.statement)
     known = served.calibration.get("disagreement")
     if known is None:
-        return "not watched: joint.toml knows no disagreement; calibrate again"
+        return "not watched: joint.toml has no rate of disagreement; calibrate again"
     hits, n = int(known["kept_and_contradicted"]), int(known["rows"])
     _, most = clopper_pearson(hits, n, ALPHA)
     if most >= 1:
-        return "not watched: on the calibration's other half the teacher contradicts every row"
+        return "not watched: the teacher contradicts every row of the calibration's held-out half"
     about = (
-        f"on the calibration's other half {hits} of {n} rows were kept and contradicted by the "
-        f"teacher, which is at most {most:.4g} with probability {1 - ALPHA / 2:g}"
+        f"on the calibration's held-out half the teacher contradicted {hits} of {n} rows that were "
+        f"kept, which is at most {most:.4g} with probability {1 - ALPHA / 2:g}"
     )
     monitor = RiskMonitor(most, ALPHA / 2, audit_probability=audit_rate)
     return Watch(monitor, float(known["threshold"]), about)
 
 
 def _windows_of(watch: Watch | None, audit_rate: float) -> RiskWindows | None:
-    """Windows of the same promise, at the same level."""
+    """Return windows of the same promise, at the same level."""
     if watch is None:
         return None
     assert isinstance(watch.monitor, RiskMonitor)

@@ -1,7 +1,7 @@
-"""Logs of a server: words for people, or JSON lines for machines, with the id of each request.
+"""A server's log: text for people, or JSON lines for machines, with the id of each request.
 
-A request keeps the id of its ``X-Request-Id`` (metadata of that name over gRPC), if that is safe to
-log, and gets one if not; the answer and every line that is logged on its behalf carry it.
+A request keeps the id of its ``X-Request-Id`` (over gRPC, metadata of that name) if that is safe to
+log, else it gets a new one. The answer and every log line of the request carry the id.
 """
 
 import json
@@ -21,7 +21,7 @@ from ebjr.serving.events import Failed, Observer
 
 FORMATS = ("words", "json")
 REQUEST_ID = b"x-request-id"
-QUIET_SECONDS = 10.0  # how often the log tells of what a client, or a failing model, repeats
+QUIET_SECONDS = 10.0  # between repeated lines about one client or one failing model
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,7 +29,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# of this process: asking the system for each request costs a switch
+# random once per process: a system call for each request is slow
 _OWN = secrets.token_hex(10).encode()
 _number = count()
 _SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
@@ -37,30 +37,30 @@ _REFUSED = {
     *range(400, 500),
     *("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED"),
 }
-"""Statuses of requests of which a client can send, at no cost, as many as it likes."""
+"""Statuses that a client can cause at no cost, as often as it likes."""
 _POLLED = re.compile(
     r"/v2/health/.+|/v2/models/.+/ready|/v2/repository/index|/v1/status|/metrics"
     r"|/inference\.GRPCInferenceService/(Server|Model)(Live|Ready)"
 )
-"""What probes, Prometheus and the page ask all day: at debug, as long as it is answered."""
+"""Paths that probes, Prometheus and the page poll; their successes are logged at debug level."""
 _request: ContextVar[str | None] = ContextVar("ebjr_request", default=None)
 NOTES: ContextVar[dict[str, Any] | None] = ContextVar("ebjr_notes", default=None)
-"""Figures of the line of the request that is being answered here; None where it gets none."""
+"""Figures for the log line of the current request; None if it gets no line."""
 
 log = logging.getLogger("ebjr.serving")
 
 
 class Quiet(logging.Filter):
-    """Lets a line of each kind through every `QUIET_SECONDS`, and says how many it has left out.
+    """Passes one record of a kind every `QUIET_SECONDS`, and says how many others it dropped.
 
-    A record's kind is its attribute `kind` (``log.error(..., extra={"kind": "..."})``), or else
-    `otherwise`; None lets every record through.
+    A record's kind is its attribute `kind` (``log.error(..., extra={"kind": "..."})``), else
+    `otherwise`; a kind of None always passes.
     """
 
     def __init__(self, otherwise: str | None = None) -> None:
         super().__init__()
         self._otherwise, self._lock = otherwise, threading.Lock()
-        self.told: dict[Any, tuple[float, int]] = {}  # when a kind's next line may come; left out
+        self.told: dict[Any, tuple[float, int]] = {}  # when a kind may log again; lines dropped
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is logged."""
@@ -84,19 +84,19 @@ log.addFilter(Quiet())
 
 
 def request_id() -> str | None:
-    """The id of the request that is being answered here; None where there is none."""
+    """Return the id of the current request; None outside of one."""
     return _request.get()
 
 
 def begin_request(shown: bytes | None) -> str:
-    """Give the current request its id: what it brings if that is safe to log, or a new one."""
+    """Give the current request its id: the one it brings if that is safe to log, else a new one."""
     own = new_request_id(shown).decode("ascii")
     _request.set(own)
     return own
 
 
 def new_request_id(shown: bytes | None) -> bytes:
-    """The id that a request brings if that is safe to log, or a new one."""
+    """Return the id that a request brings if that is safe to log, else a new one."""
     if shown is not None and _SANE.fullmatch(shown):
         return bytes(shown)
     return b"%b%012x" % (_OWN, next(_number))
@@ -104,7 +104,7 @@ def new_request_id(shown: bytes | None) -> bytes:
 
 @contextmanager
 def request_line(method: str, path: str) -> Iterator[dict[str, Any]]:
-    """Log a line when a request has been answered, with the figures put into what this yields."""
+    """Log a line when a request has been answered, with the figures in the yielded dict."""
     about = {"method": method, "path": path}
     notes: dict[str, Any] = {**about, "status": None}
     NOTES.set(notes)
@@ -123,7 +123,7 @@ class JsonLines(logging.Formatter):
     """A record as one line of JSON: time, level, logger, message, request, and its figures."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format a record."""
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {
             "time": when,
@@ -140,33 +140,33 @@ class JsonLines(logging.Formatter):
 
 
 class Words(logging.Formatter):
-    """A record for people, with the model that it is about."""
+    """A record for people, followed by the model that it concerns."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format a record's message."""
         about = getattr(record, "figures", {})
         known = [f"{name} {about[name]}" for name in ("model", "version") if name in about]
         return super().formatMessage(record) + (f" ({', '.join(known)})" if known else "")
 
 
 def start_logging(form: str) -> None:
-    """Send what this process logs to standard error, in one of `FORMATS`."""
+    """Send this process's log to standard error, in one of `FORMATS`."""
     if form not in FORMATS:
-        raise ValueError(f"logs come as one of {', '.join(FORMATS)}, not {form!r}")
+        raise ValueError(f"the log format must be one of {', '.join(FORMATS)}, not {form!r}")
     handler = logging.StreamHandler()
     words = Words("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else words)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("uvicorn.error").addFilter(Quiet("http"))  # a line for each broken request
+    logging.getLogger("uvicorn.error").addFilter(Quiet("http"))  # else a line per broken request
     log.setLevel(logging.INFO)
-    again = logging.getLogger("ebjr.link.far")  # says of which host, and why, as stamina does not
+    again = logging.getLogger("ebjr.link.far")  # names host and reason; stamina's lines do not
     again.setLevel(logging.INFO)
     again.addFilter(Quiet())
     logging.getLogger("stamina").setLevel(logging.ERROR)
 
 
 class RequestIds:
-    """ASGI middleware: every HTTP request has an id, and optionally a line and a span."""
+    """ASGI middleware that gives every HTTP request an id, and optionally a log line and a span."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class RequestIds:
 
 
 class Faults(Observer):
-    """Logs that a model fails, in words, without a line for every batch, and `about` which."""
+    """Logs failures of a model, without a line for every batch; `about` names the model."""
 
     def __init__(self, about: Mapping[str, str]) -> None:
         self._about = about

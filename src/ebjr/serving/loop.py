@@ -1,4 +1,4 @@
-"""Calls that threads hand to an event loop."""
+"""Calls from threads to an event loop."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Bell:
-    """Calls that threads hand to an event loop, which is woken once for many of them."""
+    """Calls from threads to an event loop, which is woken once for many of them."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -22,26 +22,26 @@ class Bell:
         self._rung = False
 
     def mute(self) -> None:
-        """In the loop's own thread, which will `read` before long: nobody need wake it."""
+        """Skip wake-ups for now: the loop's own thread calls this, and will soon `read`."""
         self._rung = True
         if self._loop is None:
             self._loop = loop = asyncio.get_running_loop()
             self._wake = partial(loop.call_soon_threadsafe, self.read)
-            if hasattr(os, "eventfd"):  # whose call does not keep the interpreter from the others
+            if hasattr(os, "eventfd"):  # its write releases the interpreter for other threads
                 event = os.eventfd(0, os.EFD_NONBLOCK)
                 weakref.finalize(self, os.close, event)
                 loop.add_reader(event, self._woken, event)
                 self._wake = partial(os.eventfd_write, event, 1)
 
     def post(self, call: Callable[[], Any]) -> None:
-        """Keep a call for the loop until somebody rings."""
+        """Queue a call until the next `ring`."""
         self._calls.append(call)
 
     def ring(self) -> None:
-        """Wake the loop if there are calls for it."""
+        """Wake the loop if calls are queued."""
         loop = self._loop
         if self._calls and not self._rung and loop is not None and not loop.is_closed():
-            self._rung = True  # two may ring: once more than needed
+            self._rung = True  # a race here wakes the loop twice, which is harmless
             self._wake()
 
     def _woken(self, event: int) -> None:
@@ -49,10 +49,10 @@ class Bell:
         self.read()
 
     def read(self) -> None:
-        """Do what was handed in."""
-        self._rung = False  # before looking: who posts after the last look rings again
+        """Run the queued calls."""
+        self._rung = False  # before the loop: a call posted after the last check rings again
         while self._calls:
             try:
                 self._calls.popleft()()
-            except Exception:  # the others are done all the same
-                log.exception("a call from a thread has failed")
+            except Exception:  # the other calls go on
+                log.exception("a call from a thread failed")

@@ -1,7 +1,7 @@
-"""Prometheus metrics of a server; docs/operations.md says what each one means.
+"""Prometheus metrics of a server; docs/operations.md explains each one.
 
-What comes in bulk (scores, waits) is counted in bulk; what is known elsewhere (queues, the knob,
-the monitor) is read when somebody asks.
+Frequent values (scores, waits) are counted in bulk. Values known elsewhere (queues, the knob, the
+monitor) are read at each scrape.
 """
 
 import threading
@@ -22,19 +22,19 @@ from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.spending import Spending
 
 with needs("serve", "serving"):
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+    from prometheus_client import CollectorRegistry, Counter
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
-MOST_WAITING = 1024  # values that wait to be counted together
+MOST_WAITING = 1024  # values queued before they are counted together
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics(Observer):
-    """Counts, sizes and times of one served model, in a registry of its own.
+    """Counts, sizes and times of one served model, in its own registry.
 
-    The score's buckets end at `score_edges`, rising: deciles of the calibration show a drift best.
+    The score's buckets end at `score_edges`, which rise: calibration deciles show a drift best.
     """
 
     def __init__(self, model: str, score_edges: Sequence[float], stages: Sequence[str]) -> None:
@@ -46,18 +46,18 @@ class Metrics(Observer):
         self._rows = Counter("rows", "Rows scored.", label, **known).labels(model)
         self._deferred = Counter("deferred_rows", "Rows deferred.", label, **known).labels(model)
         self._degraded = Counter(
-            "degraded_rows", "Rows that the student answered for a teacher away.", label, **known
+            "degraded_rows", "Rows answered by the student with the teacher away.", label, **known
         ).labels(model)
-        failures = Counter("failures", "Batches that failed.", [*label, "stage"], **known)
+        failures = Counter("failures", "Failed batches.", [*label, "stage"], **known)
         self._failures = {stage: failures.labels(model, stage) for stage in (*stages, "audit")}
-        by_model = Counter("answered_rows", "Rows by who answered.", [*label, "stage"], **known)
+        by_model = Counter("answered_rows", "Rows answered.", [*label, "stage"], **known)
         self._by_model = {stage: by_model.labels(model, stage) for stage in stages}
         self._answered = self._requests.labels(model, "200")
         edges = tuple(score_edges) or TENTHS
-        self._latency = _Counts("request_seconds", "A request's time.", SECONDS)
-        self._batch = _Counts("batch_rows", "Rows of a batch.", BATCHES, stages)
-        self._seconds = _Counts("batch_seconds", "A batch's time.", SECONDS, stages)
-        self._wait = _Counts("wait_seconds", "Time in a queue.", SECONDS, stages)
+        self._latency = _Counts("request_seconds", "Seconds of a request.", SECONDS)
+        self._batch = _Counts("batch_rows", "Rows in a batch.", BATCHES, stages)
+        self._seconds = _Counts("batch_seconds", "Seconds of a batch.", SECONDS, stages)
+        self._wait = _Counts("wait_seconds", "Seconds in a queue.", SECONDS, stages)
         self._score = _Counts("score", "Scores of the student's answers.", edges)
         histograms = (self._latency, self._batch, self._seconds, self._wait, self._score)
         self._read: list[Callable[[], Any]] = [partial(each.family, model) for each in histograms]
@@ -78,10 +78,10 @@ class Metrics(Observer):
         *labels: str,
         counter: bool = False,
     ) -> None:
-        """Add a metric ``ebjr_NAME`` whose values are read whenever somebody asks.
+        """Add a metric ``ebjr_NAME`` whose values are read at each scrape.
 
-        `values` is a number, or without one nothing; or it maps the value of the one of `labels`,
-        or the values of all, to such.
+        `values` returns a number, or None for no sample; or a mapping from label values, one or a
+        tuple in the order of `labels`, to those.
         """
         kind = CounterMetricFamily if counter else GaugeMetricFamily
 
@@ -98,7 +98,7 @@ class Metrics(Observer):
         self._read.append(family)
 
     def collect(self) -> Iterator[Any]:
-        """What is counted in bulk, or known elsewhere, for the registry."""
+        """Yield the families counted in bulk or read elsewhere, for the registry."""
         for family in self._read:
             yield family()
 
@@ -113,7 +113,7 @@ class Metrics(Observer):
         self._score.add(event.score.tolist())
 
     def refused(self, status: int) -> None:
-        """A request was answered with an error."""
+        """Count a request that was answered with an error."""
         self._requests.labels(self._model, str(status)).inc()
 
     def _answered_all(self, event: Answered) -> None:
@@ -123,16 +123,12 @@ class Metrics(Observer):
             self._by_model[stage].inc(rows)
 
     def families(self) -> Iterable[Any]:
-        """All of it as it stands, as prometheus-client's families."""
+        """Return all metrics as prometheus-client's families."""
         return self._registry.collect()
-
-    def text(self) -> tuple[bytes, str]:
-        """All of it as Prometheus reads it, and the type of that text."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
 
 class _Counts:
-    """A histogram that takes many values at once, one for each stage or one for all."""
+    """A histogram that takes many values at once, for each stage or for all."""
 
     def __init__(
         self, name: str, text: str, edges: Sequence[float], stages: Sequence[str] = ()
@@ -147,7 +143,7 @@ class _Counts:
         self._waiting: dict[str, deque[float]] = {stage: deque() for stage in self._counts}
 
     def add(self, values: Iterable[float], stage: str = "") -> None:
-        """Queue values, to be counted together: NumPy takes as long for a few as for many."""
+        """Queue values to be counted together: a NumPy call costs the same for few as for many."""
         waiting = self._waiting[stage]
         waiting.extend(values)
         if len(waiting) >= MOST_WAITING:
@@ -157,12 +153,12 @@ class _Counts:
     def _count(self, stage: str) -> None:
         waiting = self._waiting[stage]
         given = np.array([waiting.popleft() for _ in range(len(waiting))], np.float64)
-        places = np.searchsorted(self._edges, given)  # NaN is in the last bucket, and in no sum
+        places = np.searchsorted(self._edges, given)  # NaN falls into the last bucket
         self._counts[stage] += np.bincount(places, minlength=len(self._names))
         self._sums[stage] += float(given[np.isfinite(given)].sum())
 
     def family(self, model: str) -> HistogramMetricFamily:
-        """All that was added, as it stands."""
+        """Return the histogram of all values so far."""
         family = HistogramMetricFamily(*self._about, labels=self._labels)
         with self._lock:
             for stage, counts in self._counts.items():
@@ -174,13 +170,13 @@ class _Counts:
 
 
 MONITORED = {
-    "risk": "The average of what is promised to be small, so far.",
-    "lower": "That average is at least this.",
-    "upper": "That average is at most this.",
-    "tolerance": "The most that it may be.",
+    "risk": "Observed mean of the promised quantity.",
+    "lower": "Lower confidence bound of that mean.",
+    "upper": "Upper confidence bound of that mean.",
+    "tolerance": "Promised upper limit of that mean.",
     "rows": "Rows that a monitor has seen.",
     "alarm": "1 once a monitor's alarm has gone off.",
-    "shift": "The largest shift of a share of scores since calibration.",
+    "shift": "Largest shift in a share of scores since calibration.",
 }
 
 
@@ -191,7 +187,7 @@ def add_sources(
     monitor: LiveMonitor,
     spending: Spending,
 ) -> None:
-    """Let the metrics show queues, the knob, its promise, what is spent, and the monitors."""
+    """Add the metrics of queues, knob, promise, spending and monitors."""
     metrics.read("waiting_rows", "Rows in a queue.", engine.waiting, "stage")
     _add_spending(metrics, spending)
     _add_knob(metrics, control)
@@ -199,28 +195,28 @@ def add_sources(
     if late is not None:
         metrics.read("late_rows", "Rows kept for later.", lambda: len(late))
     if isinstance(teacher, FarTeacher):
-        text = "1 while a far teacher is left alone, else 0."
+        text = "1 while the circuit to a far teacher is open, else 0."
         metrics.read("teacher_away", text, lambda: float(teacher.state != "closed"))
     for name, text in MONITORED.items():
         read = partial(lambda figure: monitor.readings()[figure], name)
         metrics.read(f"monitor_{name}", text, read, "monitor")
-    pays = "1 while it would pay to recalibrate, else 0."
+    pays = "1 while recalibrating would pay, else 0."
     metrics.read("recalibration_pays", pays, lambda: float(bool(monitor.why_recalibrate())))
-    asked = "Rows about which the teacher was asked after the fact"
-    differs = f"{asked}, and said something else."
+    asked = "Kept rows whose answer the teacher has audited"
+    differs = "Audited rows that the teacher answered otherwise."
     metrics.read("audited_rows", f"{asked}.", lambda: monitor.audits, counter=True)
     metrics.read("contradicted_rows", differs, lambda: monitor.contradicted, counter=True)
 
 
 def _add_spending(metrics: Metrics, spending: Spending) -> None:
-    dollars, no_use = partial(spending.of, "dollars"), "no answer of a model's that can be used."
+    dollars, no_use = partial(spending.of, "dollars"), "usable answer from a model."
     metrics.read("tokens", "Tokens of models.", spending.tokens, "stage", "direction", counter=True)
     metrics.read("dollars", "Dollars for tokens.", dollars, "stage", counter=True)
-    text = "Rows whose dollars are not known."
+    text = "Rows whose price is unknown."
     metrics.read("unpriced_rows", text, spending.unpriced, "stage", counter=True)
-    text = f"Rows that got {no_use}"
+    text = f"Rows without a {no_use}"
     metrics.read("unanswered_rows", text, spending.unanswered, "stage", counter=True)
-    text = f"1 while too many rows get {no_use}"
+    text = f"1 while too many rows have no {no_use}"
     metrics.read("unanswered_alarm", text, spending.alarms, "stage")
 
 
@@ -237,8 +233,8 @@ def _add_knob(metrics: Metrics, control: KnobControl) -> None:
 
     target = partial(pilot, lambda one: one.hold.target)
     measured = partial(pilot, lambda one: one.measured)
-    metrics.read("threshold", "The knob.", lambda: knob.threshold)
+    metrics.read("threshold", "The knob's threshold.", lambda: knob.threshold)
     metrics.read("knob_moves", "Moves of the knob.", lambda: dict(knob.moves), "who", counter=True)
-    metrics.read("promise_in_force", "1 while the threshold is a certified one, else 0.", promised)
-    metrics.read("autopilot_target", "What is held.", target, "quantity")
-    metrics.read("autopilot_measured", "What it is now.", measured, "quantity")
+    metrics.read("promise_in_force", "1 while the certificate covers the threshold.", promised)
+    metrics.read("autopilot_target", "The autopilot's target.", target, "quantity")
+    metrics.read("autopilot_measured", "The autopilot's last measurement.", measured, "quantity")

@@ -21,13 +21,13 @@ PIECE_BYTES = 64 * 2**10
 
 
 async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
-    """A request of a form's files: a BYTES tensor (n,) of images, outputs and parameters."""
+    """Read a form: its files as a BYTES tensor (n,) of images, its outputs and parameters."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         for start in range(0, len(body), PIECE_BYTES):
             yield body[start : start + PIECE_BYTES]
             if start + PIECE_BYTES < len(body):
-                await asyncio.sleep(0)  # other clients go on while a large form is read
+                await asyncio.sleep(0)  # let other clients in while a large form is parsed
 
     limits = {"max_files": MOST_FILES, "max_fields": MOST_FIELDS, "max_part_size": MOST_FIELD_BYTES}
     try:
@@ -47,7 +47,7 @@ async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
     finally:
         await form.close()
     if not files:
-        raise ProtocolError("the form must bring at least one image, as a file")
+        raise ProtocolError("a form must have at least one image, as a file")
     wanted = tuple(outputs.values()) or None
     return InferRequest({name: np.array(files, object)}, wanted, parameters=parameters)
 
@@ -55,17 +55,17 @@ async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
 def _parameter(field: str, value: str) -> float | str:
     if field not in REQUEST_PARAMETERS:
         known = ", ".join(("outputs", *REQUEST_PARAMETERS))
-        raise ProtocolError(f"the form's fields are files and {known}, not {field!r}")
+        raise ProtocolError(f"a form may have files and the fields {known}, not {field!r}")
     if field == "operating_point":
         return value
-    if field in ("timeout", "priority"):  # what is no whole number is refused as it came
+    if field in ("timeout", "priority"):  # other text is refused later, quoted as sent
         return int(value) if value.isascii() and value.isdecimal() else value
     try:
         number = float(value)
     except ValueError as error:
         raise ProtocolError(f"the form's {field} must be a number, not {value!r}") from error
     if math.isinf(number) and not value.strip("+- ").isalpha():
-        raise ProtocolError(f"the form's {field} is larger than a float holds: {value!r:.60}")
+        raise ProtocolError(f"the form's {field} is too large for a float: {value!r:.60}")
     return number
 
 

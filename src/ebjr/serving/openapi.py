@@ -1,4 +1,4 @@
-"""The OpenAPI document at ``/openapi.json``: ``openapi.json`` beside this, filled in and cut."""
+"""The OpenAPI document at ``/openapi.json``: the file ``openapi.json``, filled in and trimmed."""
 
 import json
 import re
@@ -21,18 +21,18 @@ MOVES = {
     "/v2/repository/models/{name}/load": "post",
     "/v2/repository/models/{name}/unload": "post",
 }
-"""What takes the token, if there is one."""
-QUERIED = re.compile("/v1/(router|status|both|late/.+)")  # with ?model= where there are several
-ANY_VERSION = "/versions/{version}"  # a path with it does as the path without it
+"""Operations that need the token, if there is one."""
+QUERIED = re.compile("/v1/(router|status|both|late/.+)")  # paths that take ?model=
+ANY_VERSION = "/versions/{version}"  # such a path behaves as the path without it
 
 
 def openapi(repository: Repository, routes: Sequence[BaseRoute]) -> Json:
-    """The document, OpenAPI 3.1, of what is served now and its routes."""
+    """Return the OpenAPI 3.1 document of the served models and the routes."""
     text = packaged_text("ebjr.serving", "openapi.json")
     services = repository.services
     names = _all([service.served.name] for service in services)
     points = _all(service.served.operating_points for service in services)
-    values = {  # what stands for each ``<...>`` of the file
+    values = {  # replaces each ``<...>`` of the file
         "<title>": f"{', '.join(names) or 'No model'}, served by EBJR",
         "<release>": repository.server_metadata()["version"],
         "<models>": names,
@@ -46,7 +46,7 @@ def openapi(repository: Repository, routes: Sequence[BaseRoute]) -> Json:
     }
     document = _filled(json.loads(text), values)
     schemas = document["components"]["schemas"]
-    if not points:  # nobody can ask for one
+    if not points:  # an empty enum would be invalid
         name = "operating_point"
         for schema in ("Form", "ChatRequest", "Parameters"):
             del schemas[schema]["properties"][name]
@@ -75,7 +75,7 @@ def openapi(repository: Repository, routes: Sequence[BaseRoute]) -> Json:
 
 
 def _guard(paths: Json) -> None:
-    """Say of all that asks a model that it needs a token."""
+    """Mark every operation that queries a model as needing a token."""
     for path, about in paths.items():
         if "post" in about and not path.startswith("/v2/repository/"):
             refused = "ChatRefused" if path == CHAT else "Refused401"

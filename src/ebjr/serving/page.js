@@ -19,12 +19,12 @@ async function ask(path, options = {}, seconds = 5) {
     if (error instanceof SyntaxError) return null;
     throw new Away("The server does not answer.");
   });
-  if (!response.ok) throw new Error(body?.error ?? `The server answers with status ${response.status}.`);
-  if (body === null) throw new Away("What answers is not the server.");
+  if (!response.ok) throw new Error(body?.error ?? `The server answered with status ${response.status}.`);
+  if (body === null) throw new Away("Another program answers in place of the server.");
   return body;
 }
 
-/* ---- which model, where there are several ---- */
+/* ---- choosing a model ---- */
 
 let query = new URLSearchParams(location.search).has("model") ? location.search.slice(1) : "";
 let looks = 0;
@@ -78,7 +78,7 @@ function connected(well, sentence = "") {
   const notice = get("connection");
   const words = well
     ? (misses ? "The server answers again." : "Connected.")
-    : `${sentence} These are the last figures it gave; trying again.`;
+    : `${sentence} The figures shown are the last ones; trying again.`;
   misses = well ? 0 : misses + 1;
   if (well && notice.dataset.well === "true") return;
   notice.dataset.well = String(well);
@@ -105,9 +105,9 @@ function quality(value) {
   return state.calibration.percent ? `${value.toFixed(2)} %` : short(value);
 }
 
-/* ---- what the calibration knows ---- */
+/* ---- the calibration ---- */
 
-/* Where a threshold lies among rising ones: a place between two of them. */
+/* The fractional index of a threshold among rising ones. */
 function placeOf(thresholds, threshold) {
   const next = thresholds.findIndex((value) => value >= threshold);
   if (next === -1) return thresholds.length - 1;
@@ -134,7 +134,7 @@ const threshold = () => number(state.router.threshold);
 
 let wish = null;
 let sending = false;
-let typed = false; /* whether the threshold in its box is somebody's own */
+let typed = false; /* the threshold in its box was typed, and must not be overwritten */
 
 async function move(change) {
   wish = change;
@@ -187,7 +187,7 @@ function showKnob() {
 
 const exact = (value) => (value === Infinity ? "inf" : String(value));
 
-/* In two digits, or as many as it takes to defer what the threshold itself does. */
+/* Rounded to two digits, or to as many as it takes to defer the same rows. */
 function rounded(value) {
   const thresholds = state.calibration.curve?.threshold.map(number);
   const near = (other) => !thresholds || Math.abs(placeOf(thresholds, other) - placeOf(thresholds, value)) < 0.1;
@@ -229,7 +229,7 @@ function showCards() {
   get("degraded-sub").textContent = `rows; ${live.refused} requests refused, ${live.failures} batches failed, ${waiting} rows waiting`;
 }
 
-/* A card whose figure stays as it was last, paler, while there is no traffic. */
+/* Without traffic a card keeps its last figure, paler. */
 function keep(id, figure, words) {
   const card = get(id);
   card.classList.toggle("last", figure === null);
@@ -237,7 +237,7 @@ function keep(id, figure, words) {
   get(`${id}-sub`).textContent = figure === null && card.textContent !== "–" ? `the last; ${words}` : words;
 }
 
-/* A minute of seconds under a card's words. */
+/* Draws the last minute, second by second, under a card. */
 function spark(id, values, most) {
   let path = "";
   let pen = "M";
@@ -250,7 +250,7 @@ function spark(id, values, most) {
 
 const called = (stage) => (["student", "teacher"].includes(stage) ? `the ${stage}` : stage);
 
-/* The latest times of each stage, which stay while there is no traffic. */
+/* The latest times of each stage, kept while there is no traffic. */
 const lately = {};
 
 function showStages() {
@@ -269,12 +269,12 @@ function showStages() {
 }
 
 function autopilotWords(pilot) {
-  if (!pilot) return ["Off.", "The knob stays where it is put."];
+  if (!pilot) return ["Off.", "The knob stays where you set it."];
   const kind = pilot.hold.split("=")[0];
   const figure = { deferral_rate: percent, flops: short, dollars }[kind] ?? time;
   const seen = pilot.measured === null ? "nothing measured yet" : `measured ${figure(pilot.measured)}`;
   const between = `between deferral rates of ${pilot.between.map((share) => percent(share)).join(" and ")}`;
-  return [`Holds ${pilot.hold}`, `${between}: ${seen}${pilot.at_bound ? ", and it can go no further" : ""}${pilot.still ? `; it holds still, as ${pilot.still}` : ""}. A hand on the knob switches it off.`];
+  return [`Holds ${pilot.hold}`, `${between}: ${seen}${pilot.at_bound ? ", at a bound" : ""}${pilot.still ? `; it pauses: ${pilot.still}` : ""}. Moving the knob by hand switches it off.`];
 }
 
 const WATCHED = { drift: "Scores", disagreement: "Disagreement", deferral_rate: "Deferral rate" };
@@ -288,7 +288,7 @@ function showState() {
     const away = promise.state === "in force" ? "" : ` It was made for threshold ${short(number(promise.threshold))}.`;
     rows.push(["Promise", `${capital(promise.state)}.`, promise.statement + away]);
   } else {
-    rows.push(["Promise", "None.", "This threshold was calibrated without a guarantee; ebjr calibrate --delta gives one."]);
+    rows.push(["Promise", "None.", "This threshold was calibrated without a guarantee; ebjr calibrate --delta adds one."]);
   }
   rows.push(["Autopilot", ...autopilotWords(state.router.autopilot)]);
   for (const [name, title] of Object.entries(WATCHED)) {
@@ -300,19 +300,19 @@ function showState() {
     }
   }
   if (state.monitor?.recalibrate?.length) {
-    rows.push(["Recalibration", "Would pay:", `${state.monitor.recalibrate.join("; ")}. ebjr recalibrate says how much.`]);
+    rows.push(["Recalibration", "Would pay:", `${state.monitor.recalibrate.join("; ")}. ebjr recalibrate shows how much.`]);
   }
   const far = state.far_teacher;
   if (far) {
     const late = far.late_rows === null ? "" : ` ${far.late_rows.toLocaleString("en")} rows are kept for it.`;
     rows.push(far.state === "closed"
       ? ["Teacher", "Reached.", `${far.name} answers over its link.${late}`]
-      : ["Teacher", "Away:", `${far.name} is left alone until it is there again; the student answers, marked as degraded.${late}`, true]);
+      : ["Teacher", "Away:", `${far.name} does not answer; the student answers in its place, marked as degraded.${late}`, true]);
   }
   rows.push(...spendingRows(state.spending));
   const alarms = rows.filter(([, , , alarm]) => alarm).map(([title, word]) => `${title.toLowerCase()} ${word.slice(0, -1).toLowerCase()}`);
   get("alarm").hidden = !alarms.length;
-  const sentence = alarms.length ? `Alarm: ${alarms.join(", ")}. The last section says more.` : "";
+  const sentence = alarms.length ? `Alarm: ${alarms.join(", ")}. Details are in the last section.` : "";
   if (get("alarm").textContent !== sentence) get("alarm").textContent = sentence;
   get("state").replaceChildren(...rows.flatMap(([name, word, words, alarm = false]) => [
     element("dt", {}, name),
@@ -326,7 +326,7 @@ function spendingRows(spending) {
   if (priced.length) {
     const sum = priced.reduce((sum, [, found]) => sum + found.dollars, 0);
     const unpriced = Object.values(spending).reduce((sum, found) => sum + found.unpriced_rows, 0);
-    const missing = unpriced ? ` Of ${unpriced.toLocaleString("en")} rows the price is not known.` : "";
+    const missing = unpriced ? ` The price of ${unpriced.toLocaleString("en")} rows is unknown.` : "";
     const parts = priced.map(([stage, found]) => `${stage} ${dollars(found.dollars)}`).join(", ");
     rows.push(["Spent", dollars(sum), `so far: ${parts}.${missing}`]);
   }
@@ -340,7 +340,7 @@ const dollars = (amount) => `$${amount.toLocaleString("en", { maximumSignificant
 
 /* ---- drawing ---- */
 
-/* Axes with their grid and titles; gives the scales and what has been drawn so far. */
+/* Draws axes, grid and titles; returns the scales and the parts drawn so far. */
 function axes(id, [left, right], [bottom, top], titles) {
   const chart = get(id);
   const { width, height } = chart.getBoundingClientRect();
@@ -402,7 +402,7 @@ function showScores() {
   const rows = state.live.scores.reduce((sum, count) => sum + count, 0);
   const seen = state.live.scores.map((count) => (rows ? count / rows : 0));
   const top = 108 * Math.max(...shares, ...seen);
-  const { chart, box, x, y, parts } = axes("scores", [edges[0], edges[edges.length - 1]], [0, top], { x: `score: ${state.score}`, y: "share of the rows, %" });
+  const { chart, box, x, y, parts } = axes("scores", [edges[0], edges[edges.length - 1]], [0, top], { x: `score: ${state.score}`, y: "share of rows, %" });
   seen.forEach((share, bin) => {
     if (!share) return;
     parts.push(draw("rect", { class: "live-bar", x: x(edges[bin]), y: y(100 * share), width: x(edges[bin + 1]) - x(edges[bin]), height: y(0) - y(100 * share) }));
@@ -413,8 +413,8 @@ function showScores() {
   parts.push(draw("path", { class: "rule", d: `M${place} ${box.top}V${box.bottom}` }));
   chart.replaceChildren(...parts);
   get("scores-words").textContent = rows
-    ? `${rows.toLocaleString("en")} rows of the last minute. What is left of the threshold is deferred. Bars that leave the outline say that the inputs are no longer those of calibration.`
-    : "No rows in the last minute. What is left of the threshold is deferred.";
+    ? `${rows.toLocaleString("en")} rows of the last minute. Rows left of the threshold are deferred. Bars outside the outline show that the inputs differ from those of calibration.`
+    : "No rows in the last minute. Rows left of the threshold are deferred.";
 }
 
 function show() {
@@ -423,7 +423,7 @@ function show() {
   document.title = `EBJR: ${model}`;
   get("title").textContent = `EBJR: ${model}`;
   const from = calibration.id ? `, calibration ${calibration.id}` : "";
-  const how = `What scores under the threshold is deferred to the teacher. Task: ${task}, score: ${score}${from}.`;
+  const how = `Inputs with a score below the threshold are deferred to the teacher. Task: ${task}, score: ${score}${from}.`;
   const verdict = calibration.verdict ? `As calibrated, at threshold ${short(number(calibration.threshold))}. ${calibration.verdict} ` : "";
   get("about").textContent = `${verdict}${how}`;
   showKnob();
@@ -466,18 +466,18 @@ function textRequest() {
   const { name, datatype, shape } = state.input;
   const text = get("numbers").value;
   const data = size(shape) === 1 ? [text] : text.split("\n");
-  if (data.length !== size(shape)) throw new Error(`A row has ${size(shape)} texts, one a line, and these are ${data.length}.`);
+  if (data.length !== size(shape)) throw new Error(`A row must have ${size(shape)} texts, one a line, and this one has ${data.length}.`);
   return { body: JSON.stringify({ inputs: [{ name, datatype, shape: [1, ...shape.slice(1)], data }] }), headers: {} };
 }
 
 function rowRequest() {
   if (isText()) return textRequest();
   const data = get("numbers").value.trim().split(/[\s,;]+/).filter(Boolean).map(Number);
-  if (!data.length || data.some((value) => !Number.isFinite(value))) throw new Error("A row is numbers with spaces or commas between them.");
+  if (!data.length || data.some((value) => !Number.isFinite(value))) throw new Error("A row must be numbers, separated by spaces or commas.");
   const { name, datatype, shape } = state.input;
   const open = shape.slice(1).filter((each) => each === -1).length;
   const rest = shape.slice(1).map((each) => (each !== -1 ? each : open === 1 ? data.length / Math.abs(size(shape)) : 1));
-  if (rest.reduce((product, each) => product * each, 1) !== data.length) throw new Error(`A row has ${size(shape)} numbers, and these are ${data.length}.`);
+  if (rest.reduce((product, each) => product * each, 1) !== data.length) throw new Error(`A row must have ${size(shape)} numbers, and this one has ${data.length}.`);
   return { body: JSON.stringify({ inputs: [{ name, datatype, shape: [1, ...rest], data }] }), headers: {} };
 }
 
@@ -512,14 +512,14 @@ function showAnswer(found) {
   const who = found.deferred ? "teacher" : "student";
   const compared = found.deferred || found.degraded ? "below" : "not below";
   const why = `The score, ${short(score)}, is ${compared} the threshold, ${short(limit)}`;
-  if (!found.answer) say("try-said", `${why}, and the teacher cannot answer: an error.`, true);
-  else if (found.degraded) say("try-said", `${why}, but the teacher cannot answer: the student's answer, ${named(found.answer)}, marked as degraded.`, true);
-  else say("try-said", `${named(found.answer)}, says the ${who}. ${why}${found.deferred && state.blend ? `; the student's answer is blended in with weight ${short(state.blend)}` : ""}.`);
+  if (!found.answer) say("try-said", `${why}, and the teacher cannot answer: the request fails.`, true);
+  else if (found.degraded) say("try-said", `${why}, but the teacher cannot answer: the student answers ${named(found.answer)}, marked as degraded.`, true);
+  else say("try-said", `The ${who} answers ${named(found.answer)}. ${why}${found.deferred && state.blend ? `; the student's answer is blended in with weight ${short(state.blend)}` : ""}.`);
   for (const role of ["student", "teacher"]) {
     const answered = role === who && Boolean(found.answer);
     const name = state.stages[found[role].stage] ?? role;
     get(role).classList.toggle("answered", answered);
-    get(`${role}-title`).textContent = answered ? `${name}, who answers` : name;
+    get(`${role}-title`).textContent = answered ? `${name} (answers)` : name;
     get(role).querySelector("div").replaceChildren(...side(found[role], role));
   }
   const fused = Boolean(found.deferred && state.blend && found.answer && boxesOf(found.answer));
@@ -550,7 +550,7 @@ function side(said, role) {
   return parts;
 }
 
-/* Score against threshold on the range of the calibration's scores. */
+/* Shows score and threshold on the range of calibration scores. */
 function gauge(score, limit) {
   const quantiles = (state.calibration.score_quantiles ?? []).map(number).filter(Number.isFinite);
   const finite = [...quantiles.slice(1, -1), score, limit].filter(Number.isFinite);
@@ -579,9 +579,9 @@ get("threshold").addEventListener("input", () => { typed = true; });
 get("threshold-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = get("threshold").value.trim();
-  if (!typed) say("knob-said", `The knob is at threshold ${exact(threshold())} already.`);
+  if (!typed) say("knob-said", `The knob is already at threshold ${exact(threshold())}.`);
   else if (text.toLowerCase() === "inf") move({ deferral_rate: 1 });
-  else if (text === "" || !Number.isFinite(Number(text))) say("knob-said", "A threshold is a number, or inf to defer everything.", true);
+  else if (text === "" || !Number.isFinite(Number(text))) say("knob-said", "A threshold must be a number, or inf to defer everything.", true);
   else move({ threshold: Number(text) });
 });
 get("hold-form").addEventListener("submit", (event) => {

@@ -1,4 +1,4 @@
-"""The page at ``/``: one HTML text, put together once, that loads nothing else."""
+"""The page at ``/``: one HTML text, built once, that loads nothing else."""
 
 import base64
 import hashlib
@@ -10,11 +10,10 @@ from ebjr.files import packaged_text
 
 @cache
 def page_and_headers() -> tuple[str, int, dict[str, str]]:
-    """The page, its status, and the headers that keep it to itself.
+    """Return the page, its status, and its headers.
 
-    It looks and draws like the report, whose style it shares. The policy lets run the script and
-    the style that are in the page, by their hashes, lets it talk to its own server, and nothing
-    else.
+    The page shares the report's style. Its policy allows only the script and style inside, by hash,
+    and requests to its own server.
     """
     own = partial(packaged_text, "ebjr.serving")
     shared = partial(packaged_text, "ebjr.evaluation")

@@ -1,4 +1,4 @@
-"""A thread that does a server's chores, again and again, until it is stopped."""
+"""A thread that repeats a server's chores until it is stopped."""
 
 import logging
 import threading
@@ -10,9 +10,9 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Periodic:
-    """Does chores in turn, again and again; one that fails is logged, and done again next time.
+    """Runs chores in turn, again and again; a failed chore is logged and retried next time.
 
-    `seconds` is from the end of one round to the next, and to the first unless it is `at_once`.
+    `seconds` pass between two rounds, and before the first unless `at_once` is set.
     """
 
     def __init__(self, seconds: float, *chores: Callable[[], None], at_once: bool = False) -> None:
@@ -22,24 +22,24 @@ class Periodic:
         self._failing: dict[Callable[[], None], str] = {}
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after the round that has begun."""
+        """End the thread, after the current round."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def do(self, chore: Callable[[], None]) -> None:
-        """Do a chore once; if it fails, that is logged, and no error."""
+        """Run a chore once; a failure is logged, not raised."""
         try:
             chore()
             self._failing.pop(chore, None)
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
-            if said != self._failing.get(chore):  # once, not for as long as a disk is full
-                words = "a chore of the server has failed and will be tried again"
+            if said != self._failing.get(chore):  # log once, not as long as a disk is full
+                words = "a background task failed and will be retried"
                 log.exception(words, extra={"kind": chore})
             self._failing[chore] = said
 

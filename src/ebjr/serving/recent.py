@@ -1,6 +1,6 @@
-"""The last minute of a pipeline, in constant memory: rates, latency percentiles, scores.
+"""The last minute of a model, in constant memory: rates, latency percentiles, scores.
 
-Everything is counted in slots of a second, which are used again and again.
+Everything is counted in slots of one second, which are reused.
 """
 
 import math
@@ -18,16 +18,16 @@ PERCENTILES = (50, 95, 99)
 COUNTS = ("rows", "deferred", "degraded", "requests", "refused", "failures")
 
 _FIRST = 1e-5  # seconds
-_PER_OCTAVE = 8  # so that a percentile is off by 4.5 % at most
+_PER_OCTAVE = 8  # limits the error of a percentile to 4.5 %
 _BINS = 24 * _PER_OCTAVE  # up to 168 s
 _EDGES = _FIRST * 2 ** (np.arange(1, _BINS) / _PER_OCTAVE)
 
 
 class Recent(Observer):
-    """Counts of the last seconds; told by many threads, read by any.
+    """Counts of the last seconds; many threads write and read them.
 
-    Scores are counted between the rising `score_edges` (k + 1,), those beyond in the outer bins.
-    `stages` are the names of the models; `timed` are a request, the wait for each, and its batch.
+    Scores are counted between the rising `score_edges` (k + 1,); scores beyond fall into the outer
+    bins. `stages` are the models' names; `timed` are the request, and each model's wait and batch.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Recent(Observer):
         self._stages = stages
         self._clock = clock
         self._began = clock()
-        self._now = 0  # the second that is being counted
+        self._now = 0  # the current second
         self._lock = threading.Lock()
         self._counts = np.zeros((seconds, len(COUNTS) + len(stages)), np.int64)
         self._times = np.zeros((seconds, len(self.timed), _BINS), np.int64)
@@ -67,7 +67,7 @@ class Recent(Observer):
         self._time(f"{batch.stage}_wait", np.array(batch.waited))
 
     def _scored(self, event: Scored) -> None:
-        """Count rows, and where their scores lie; NaN lies lowest, as it is deferred."""
+        """Count rows and their scores; NaN falls into the lowest bin, because it is deferred."""
         places = self._places(event.score) if self._scores.size else None
         with self._lock:
             slot = self._slot()
@@ -87,31 +87,31 @@ class Recent(Observer):
             self._counts[self._slot(), len(COUNTS) :] += event.rows_by(self._stages)
 
     def counts(self, seconds: int | None = None) -> dict[str, int]:
-        """How many of `COUNTS`, and rows by who answered, in the last seconds; None: all known."""
+        """Return `COUNTS` and the rows by model of the last seconds; None: of all kept seconds."""
         with self._lock:
             found = self._counts[self._last(seconds)].sum(axis=0)
         return dict(zip((*COUNTS, *self._stages), found.tolist(), strict=True))
 
     def covered(self, seconds: int | None = None) -> float:
-        """How much of the last seconds there has been, in seconds: the last one is still going."""
+        """Return how many of the last seconds have passed since the start, in fractions."""
         most = self.seconds if seconds is None else seconds
         alive = self._clock() - self._began
         return min(alive, most - 1 + alive % 1)
 
     def per_second(self, name: str) -> list[int]:
-        """One of `COUNTS` for each second that is over, the oldest first."""
+        """Return one of `COUNTS` for each full second, the oldest first."""
         with self._lock:
             slots = self._last(None)[:-1]
             return self._counts[slots, COUNTS.index(name)].tolist()
 
     def scores(self) -> np.ndarray:
-        """(k,): rows whose scores lie in each bin."""
+        """Return the rows in each bin of scores, (k,)."""
         with self._lock:
             self._slot()
             return self._scores.sum(axis=0)
 
     def percentile(self, what: str, percent: float, seconds: int | None = None) -> float | None:
-        """A percentile of one of `timed`, at most 4.5 % off; None where nothing was timed."""
+        """Return a percentile of one of `timed`, at most 4.5 % off; None without data."""
         with self._lock:
             counts = self._times[self._last(seconds), self.timed.index(what)].sum(axis=0)
         total = int(counts.sum())
@@ -119,10 +119,10 @@ class Recent(Observer):
             return None
         rank = max(math.ceil(percent / 100 * total), 1)
         place = int(np.searchsorted(np.cumsum(counts), rank))
-        return float(_FIRST * 2 ** ((place + 0.5) / _PER_OCTAVE))  # the bin's middle, in ratio
+        return float(_FIRST * 2 ** ((place + 0.5) / _PER_OCTAVE))  # the bin's geometric middle
 
     def as_dict(self, seconds: int = 10) -> dict[str, Any]:
-        """What a page shows: the last `seconds`, and every second that is kept."""
+        """Return the last `seconds`, and each kept second, for the page."""
         counts, covered = self.counts(seconds), self.covered(seconds)
         latency = {
             what: {f"p{p}": self.percentile(what, p, seconds) for p in PERCENTILES}
@@ -156,7 +156,7 @@ class Recent(Observer):
             self._times[self._slot(), self.timed.index(what)] += counts
 
     def _slot(self) -> int:
-        """The slot of this second, empty if it has just begun."""
+        """Return the slot of the current second; a slot that begins is emptied."""
         now = int(self._clock() - self._began)
         if now != self._now:
             first = max(self._now, now - self.seconds) + 1
@@ -167,7 +167,7 @@ class Recent(Observer):
         return now % self.seconds
 
     def _last(self, seconds: int | None) -> list[int]:
-        """The slots of the last seconds, the oldest first; those before the start are left out."""
+        """Return the slots of the last seconds since the start, the oldest first."""
         self._slot()
         most = self.seconds if seconds is None else min(seconds, self.seconds)
         first = max(self._now - most + 1, 0)

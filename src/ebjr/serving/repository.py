@@ -1,4 +1,4 @@
-"""The models of a server by name and version: loaded, reloaded, let go, and asked together."""
+"""The models of a server by name and version: loaded, reloaded, unloaded, and reported together."""
 
 import asyncio
 import ctypes
@@ -27,9 +27,9 @@ EXTENSIONS = (
     *("model_repository", "model_configuration", "statistics"),
 )
 NONE: Mapping[str, Any] = MappingProxyType({})
-DRAIN_SECONDS = 300.0  # that a model which was let go waits for its requests
-LOOK_SECONDS = 0.02  # how often it looks whether they are answered
-FORGETS = 10  # how often it is tried to forget one
+DRAIN_SECONDS = 300.0  # that an unloaded model waits for its requests
+LOOK_SECONDS = 0.02  # between checks whether they are answered
+FORGETS = 10  # attempts to free an unloaded model's memory
 UNLOADED = "unloaded"
 
 Models = Served | Sequence[Served] | Files | Folder
@@ -38,34 +38,37 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Slot:
-    """A place for one version of a model: its service, or why there is none."""
+    """One version of a model: its service, or the reason why there is none."""
 
     def __init__(self, name: str, found: Found | None = None) -> None:
         self.name, self.found = name, found
         self.version = "1" if found is None else found.version
         self.service: Service | None = None
         self.loading = False
-        self.reason: str | None = None  # also of a file that is not served in place of another
+        self.reason: str | None = None  # also set while a broken new file leaves the old model
 
     def about(self) -> dict[str, str]:
-        """What the index says of it."""
+        """Return the index entry."""
         state = "READY" if self.service else "LOADING" if self.loading else "UNAVAILABLE"
         known = {"name": self.name, "version": self.version, "state": state}
         return known if self.reason is None else {**known, "reason": self.reason}
 
 
 class Repository:
-    """Joint models by name and version, each with an engine, an admission and a knob of its own.
+    """Joint models by name and version, each with its own engine, admission and knob.
 
-    `models` are what is served, or say where it comes from; they are loaded at once, and started by
-    `start`. With `warm_up` each answers a first batch before it is served. `limits`, `audit_log`,
-    `tracing` and `doors` are those of the server; `state` is a folder for what the monitors know,
-    that of the audit log unless another is named. `options` are of each `Service`. What is changed
-    later is changed in the event loop.
+    `models` are loaded at once; `start` starts them. With `warm_up` each answers a first batch
+    before it is served. `limits`, `audit_log`, `tracing` and `doors` are those of the server. The
+    monitors keep their state in the folder `state`, by default that of the audit log. `options` go
+    to each `Service`. Later changes run in the event loop. Broken models of a `Folder` are skipped.
 
-    ValueError: two models have one name, or one of `options` is out of range. OSError: `audit_log`
-    or a model's file cannot be opened. Of a `Folder` the models that are wrong are not served; that
-    none can be is a ValueError.
+    Raises
+    ------
+    ValueError
+        Two models have one name, no model of a `Folder` can be served, or an option is out of
+        range.
+    OSError
+        `audit_log` or a model's file cannot be opened.
     """
 
     def __init__(
@@ -87,9 +90,9 @@ class Repository:
         self._state = Path(audit_log).parent if state is None and audit_log is not None else state
         self._options = options
         self._told: list[Callable[[], None]] = []
-        self._named: Mapping[str, Mapping[str, Service]] = {}  # of each name, the newest first
+        self._named: Mapping[str, Mapping[str, Service]] = {}  # by name, newest version first
         self._turn = asyncio.Lock()  # one change at a time
-        self._unloaded: set[str] = set()  # names, until one of their versions is loaded
+        self._unloaded: set[str] = set()  # names that only a new load brings back
         self._leaving: set[Service] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         unnamed = CollectorRegistry()
@@ -114,7 +117,7 @@ class Repository:
         self._set()
 
     def _fill(self, source: Files | Folder) -> None:
-        """Load what there is at first."""
+        """Load the models of a source at the start."""
         for found in source.find():
             if isinstance(source, Files):
                 config = found.read()
@@ -122,7 +125,7 @@ class Repository:
                 slot.service = self._service(slot, source.load(config))
                 continue
             slot = self._new(str(found.called), found)
-            with suppress(Refused):  # the log and the index say why
+            with suppress(Refused):  # logged, and in the index
                 slot.service = self._read(slot, found)
         if not any(slot.service for slot in self._slots):
             reasons = "; ".join(f"{slot.name}: {slot.reason}" for slot in self._slots)
@@ -138,7 +141,7 @@ class Repository:
         return slot
 
     def _service(self, slot: Slot, served: Served) -> Service:
-        """A service of a slot, after the one that it has."""
+        """Make the service of a slot, which continues the slot's present one."""
         state = self._state
         if slot.found is not None and slot.found.numbered:
             served.version = slot.version
@@ -152,16 +155,16 @@ class Repository:
         return Service(served, self.shared, state=state, **own, **self._options)
 
     def _read(self, slot: Slot, found: Found) -> Service | None:
-        """A service of what a file says now; None where it is the slot's own, or that took it over.
+        """Make a service of a file; None if the slot's own service adopts the file.
 
-        Refused: it cannot be served, and the slot is as it was.
+        Refused if the file cannot be served; the slot is then unchanged.
         """
         slot.loading = slot.service is None
         try:
             config = found.read()
             if config.name != slot.name:
                 raise ValueError(
-                    f"{found.file} now calls its model {config.name!r}: start the server again"
+                    f"{found.file} now calls its model {config.name!r}: restart the server"
                 )
             old = slot.service
             if old is not None and not old.served.differs(config):
@@ -178,7 +181,7 @@ class Repository:
             slot.reason = " ".join(f"{kind}{error}".split())
             what = f"{slot.name} cannot be loaded"
             if slot.service is not None:
-                what = f"{slot.name} stays as it is"
+                what = f"{slot.name} stays as it was"
             log.error("%s: %s", what, slot.reason, exc_info=not known)
             raise Refused(400, f"{what}: {slot.reason}") from error
         finally:
@@ -187,28 +190,31 @@ class Repository:
         return service
 
     def _set(self) -> None:
-        """Send requests to what the slots have from now on."""
+        """Route requests to the services in the slots."""
         named: dict[str, dict[str, Service]] = {}
         ready = [slot.service for slot in self._slots if slot.service is not None]
         for service in sorted(ready, key=lambda one: int(one.version), reverse=True):
             named.setdefault(service.served.name, {})[service.version] = service
-        self._named = dict(sorted(named.items()))
+        self._named = dict(sorted(named.items()))  # swapped whole: readers take no lock
         for tell in self._told:
             tell()
 
     async def load(self, name: str, parameters: Mapping[str, Any] = NONE) -> None:
-        """Load a model, or take over what its files say now, as far as that can be served.
+        """Load a model, or reload it from its files.
 
-        UnknownModel: there is none of this name. Refused: it cannot be, and what was served is.
+        UnknownModel if there is no model called `name`; Refused if it cannot be loaded, and what
+        was served stays.
         """
         if parameters:
             raise Refused(
-                400, "a model is loaded as its joint.toml says: change that, and send no parameters"
+                400, "a model is loaded as its joint.toml says: edit that, and send no parameters"
             )
         async with self._turn:
             known = [slot for slot in self._slots if slot.name == name]
             if self._source is None and known:
-                raise Refused(400, f"{name!r:.60} came from no joint.toml: there is none to load")
+                raise Refused(
+                    400, f"{name!r:.60} came from no joint.toml, so it cannot be reloaded"
+                )
             if isinstance(self._source, Folder) or self._source is None or not known:
                 source = self._source or Files()
                 found = await asyncio.to_thread(source.find_one, name)
@@ -217,7 +223,7 @@ class Repository:
             await self._take(found, known, again=True)
 
     async def look(self) -> None:
-        """Take over what all files say now; the log says what cannot be, and all that stays."""
+        """Reload all files; what cannot be served is logged, and the old model stays."""
         if self._source is None:
             return
         async with self._turn:
@@ -228,7 +234,7 @@ class Repository:
     async def _take(
         self, found: Sequence[Found], known: Sequence[Slot], again: bool = False
     ) -> None:
-        """Serve what was found of the slots that are `known`, and of new ones; let go of others."""
+        """Serve what was found, in the slots that are `known` or in new ones; unload the rest."""
         wrong: Refused | None = None
         left = {slot.found and slot.found.key: slot for slot in known}
         for each in found:
@@ -264,13 +270,14 @@ class Repository:
         return service
 
     async def unload(self, name: str, parameters: Mapping[str, Any] = NONE) -> None:
-        """Take no more requests for a model; those at work are answered, and it is let go of.
+        """Stop new requests to a model, answer those in progress, and free it.
 
-        Of `parameters` there is ``unload_dependents``: no model depends on another.
+        The only parameter is ``unload_dependents``, which has no effect: models do not depend on
+        each other.
         """
         own = parameters.get("unload_dependents", False)
         if parameters.keys() - {"unload_dependents"} or not isinstance(own, bool):
-            raise Refused(400, "to unload a model takes no parameter but unload_dependents")
+            raise Refused(400, "unloading takes no parameter but unload_dependents, true or false")
         async with self._turn:
             slots = [slot for slot in self._slots if slot.name == name]
             if not slots:
@@ -284,11 +291,11 @@ class Repository:
         service, slot.service = slot.service, None
         self._set()
         if service is not None:
-            log.info("%s is served no more, version %s", slot.name, slot.version)
+            log.info("%s was unloaded, version %s", slot.name, slot.version)
             self._let_go(service)
 
     def _let_go(self, service: Service, replaced: bool = False) -> None:
-        """Answer what a service has at work, and forget it; nobody asks it any more."""
+        """Drain and free a service that gets no new requests."""
         if replaced:
             service.monitor.yield_state()
         self._leaving.add(service)
@@ -306,33 +313,33 @@ class Repository:
         self._leaving.discard(service)
         gone = ref(service)
         del service
-        for _ in range(FORGETS):  # a thread that has done with it may know it for a moment
+        for _ in range(FORGETS):  # a finished thread may hold a reference for a moment
             await asyncio.sleep(LOOK_SECONDS)
             await asyncio.to_thread(_give_memory_back)
             if gone() is None:
                 return
-        log.warning("a model that is served no more is still known, and takes memory")
+        log.warning("an unloaded model is still referenced and keeps its memory")
 
     def watch(self, tell: Callable[[], None]) -> None:
-        """Call this now, and whenever other services are there."""
+        """Call `tell` now, and at each change of the services."""
         self._told.append(tell)
         tell()
 
     @property
     def services(self) -> list[Service]:
-        """All that is served now."""
+        """All services, by name, newest version first."""
         return [service for versions in self._named.values() for service in versions.values()]
 
     @property
     def alone(self) -> Service | None:
-        """The newest version of the one model, which requests need not name; None of several."""
+        """The newest version of the only model; None if there are several."""
         if len(self._named) != 1:
             return None
         (versions,) = self._named.values()
         return next(iter(versions.values()))
 
     def of(self, name: str, version: str = "") -> Service:
-        """The service of a model, of its newest version unless one is named; else UnknownModel."""
+        """Return the service of a model, by default its newest version; UnknownModel if none."""
         versions = self._named.get(name, {})
         if version in versions:
             return versions[version]
@@ -347,11 +354,11 @@ class Repository:
         raise UnknownModel(f"there is no model {name!r:.60} here; {self._names()}")
 
     def meant(self, name: str | None, version: str = "") -> Service:
-        """As `of`; where a request names no model, the one that there is."""
+        """Return the service as `of` does; without a name, that of the only model."""
         if name is not None:
             return self.of(name, version)
         if (alone := self.alone) is None:
-            raise ProtocolError(f"say which model is meant, with ?model=NAME: {self._names()}")
+            raise ProtocolError(f"name the model with ?model=NAME: {self._names()}")
         return self.of(alone.served.name, version)
 
     def _names(self) -> str:
@@ -366,37 +373,37 @@ class Repository:
             service.start()
 
     def stop(self) -> None:
-        """Answer what waits, and end."""
+        """Answer the queued requests, and stop."""
         for service in (*self.services, *self._leaving):
             service.stop()
         self.shared.close()
 
     @property
     def not_ready(self) -> str | None:
-        """Why the server is not ready for all that is asked; None where it is."""
+        """Why the server is not ready; None if it is."""
         return next((why for one in self.services if (why := one.not_ready) is not None), None)
 
     def server_metadata(self) -> dict[str, Any]:
-        """What the server says of itself."""
+        """Return the server's name, version and extensions."""
         from ebjr import __version__
 
         return {"name": "ebjr", "version": __version__, "extensions": [*EXTENSIONS]}
 
     def index(self, ready: bool = False) -> list[dict[str, str]]:
-        """Which models the server has; those alone that answer, if they are to be `ready`."""
+        """Return an entry for each model; with `ready`, only for those that answer."""
         slots = sorted(self._slots, key=lambda slot: (slot.name, int(slot.version)))
         return [slot.about() for slot in slots if slot.service or not ready]
 
     def model_metadata(self, name: str, version: str = "") -> dict[str, Any]:
-        """What the server says of a model; UnknownModel where there is none."""
+        """Return a model's metadata; UnknownModel if there is none."""
         return self.of(name, version).model_metadata(sorted(self._named[name], key=int))
 
     def model_config(self, name: str, version: str = "") -> dict[str, Any]:
-        """What a model takes and gives, as Triton's clients ask it."""
+        """Return inputs and outputs as Triton's clients read them."""
         return self.of(name, version).model_config()
 
     def model_statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
-        """What a model, or each, has done so far, by version unless one is named."""
+        """Return statistics of one model or all, in one version or each."""
         if name:
             self.of(name, version)
         services = [
@@ -408,28 +415,28 @@ class Repository:
         return {"model_stats": [service.model_statistics() for service in services]}
 
     def refuse(self, error: BaseException) -> tuple[int, str]:
-        """As `Service.refuse`, of a request that has not named its model."""
+        """Count an error as `Service.refuse` does, for a request whose model is not known."""
         status, sentence = told_of(error)
         self.refused(status)
         return status, sentence
 
     def refused(self, status: int) -> None:
-        """A request that has not named its model was answered with an error."""
+        """Count an error answer to a request whose model is not known."""
         if (alone := self.alone) is not None and not self.many:
             alone.refused(status)
         else:
             self._unnamed.labels("", str(status)).inc()
 
     def prometheus(self) -> tuple[bytes, str]:
-        """All metrics as Prometheus reads them, and the type of that text."""
+        """Return all metrics in Prometheus' text format, and its content type."""
         for service in self.services:
             service.engine.tell()
         return generate_latest(self), CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Any]:
-        """The families of all models, each once, for prometheus-client.
+        """Yield each metric family once, for prometheus-client.
 
-        Where versions are numbered, samples have them as a label, too.
+        Samples of numbered versions carry the version as a label.
         """
         known: dict[str, Any] = {}
         numbered = {slot.service: slot.found and slot.found.numbered for slot in self._slots}
@@ -449,9 +456,9 @@ class Repository:
 
 
 def _give_memory_back() -> None:
-    """Forget services, which know themselves, and let the system have what their weights took."""
+    """Free services, which are reference cycles, and return their memory to the system."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc keeps what is free in pieces
+    with suppress(OSError, AttributeError):  # glibc keeps freed memory otherwise
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 

@@ -1,6 +1,8 @@
-"""Rows that wait for a model: clients take turns, however much one of them has asked.
+"""Rows of many requests, batched again for each model: those that arrive, and those deferred.
 
-Nothing here locks: the engine's lock is held by whoever calls.
+Clients take turns, however many rows each has queued.
+
+Nothing here locks: the caller holds the engine's lock.
 """
 
 import math
@@ -17,11 +19,11 @@ if TYPE_CHECKING:
     from ebjr.serving.engine import Ticket
 
 
-YIELD_SECONDS = 5.0  # rows let those of a lower number pass so long, from when their request came
+YIELD_SECONDS = 5.0  # age of a request at which its rows stop yielding to lower priorities
 
 
 class Said(NamedTuple):
-    """What models have said of n rows, in columns of n; `output` is a list where answers are lists.
+    """The models' answers to n rows, as columns of n; `output` is a list if answers are lists.
 
     `degraded`, `stage`, `features` and `spent` are those of `ebjr.model.Answer`; the last two may
     be None.
@@ -35,23 +37,23 @@ class Said(NamedTuple):
 
 
 class Part:
-    """Some rows of a ticket, (k,); for a later model, what those before `said` of them."""
+    """Some rows of a ticket, (k,); for a later model, with what the earlier models `said`."""
 
     __slots__ = ("count", "rows", "said", "since", "ticket")
 
     def __init__(self, ticket: "Ticket", rows: Any, said: Any = None) -> None:
         self.ticket, self.rows, self.said = ticket, rows, said
         self.count = len(rows)
-        self.since = time.perf_counter()  # when they began to wait
+        self.since = time.perf_counter()  # when the rows were queued
 
     @property
     def inputs(self) -> Batch:
-        """Its rows as they came."""
+        """The rows' inputs, as the request sent them."""
         inputs, rows = self.ticket.inputs, self.rows
         return inputs if self.count == self.ticket.rows else take_rows(inputs, index_of(rows))
 
     def cut(self, start: int, stop: int | None) -> "Part":
-        """Some of its rows."""
+        """Return a slice of the rows, as old as the whole."""
         said = self.said and some(self.said, slice(start, stop))
         found = Part(self.ticket, self.rows[start:stop], said)
         found.since = self.since
@@ -59,14 +61,14 @@ class Part:
 
 
 class _Lines:
-    """Parts that wait, in a line for each client; the first line is next."""
+    """Queued parts, one line for each client; the first line is next."""
 
     __slots__ = ("counts", "lines", "rows")
 
     def __init__(self) -> None:
         self.rows = 0
         self.lines: dict[Any, deque[Part]] = {}
-        self.counts: dict[Any, int] = {}  # of each line, in rows
+        self.counts: dict[Any, int] = {}  # rows in each line
 
     def put(self, part: Part) -> None:
         """Add a part to its client's line."""
@@ -79,22 +81,22 @@ class _Lines:
         self.rows += part.count
 
     def take_all(self) -> list[Part]:
-        """All rows that somebody waits for."""
+        """Take all rows of open requests."""
         lines, self.lines, self.counts, self.rows = self.lines, {}, {}, 0
         return [part for line in lines.values() for part in line if part.ticket.open]
 
     def take(self, most: int, taken: list[Part]) -> int:
-        """Take up to `most` rows, of all clients alike as far as they go; how many more may be."""
+        """Take up to `most` rows, shared equally by the clients; return how many more fit."""
         while most and self.lines:
             share = max(1, most // len(self.lines))
-            # whose turn it is, and then those who ask for least
+            # the client whose turn it is goes first, then the smallest lines
             first, *others = self.lines
             others.sort(key=self.counts.__getitem__)
             for client in (first, *others):
                 line, count = self.lines.pop(client), self.counts.pop(client)
                 before = self.rows
                 most -= self._take_of(line, min(share, most), taken)
-                if line:  # behind the others
+                if line:  # to the end of the round
                     self.lines[client] = line
                     self.counts[client] = count - (before - self.rows)
                 if not most:
@@ -102,11 +104,11 @@ class _Lines:
         return most
 
     def _take_of(self, line: deque[Part], most: int, taken: list[Part]) -> int:
-        """Take up to `most` rows of one client; how many they were."""
+        """Take up to `most` rows of one client; return how many were taken."""
         left = most
         while line and left:
             part = line.popleft()
-            if not part.ticket.open:  # nobody waits for it any more
+            if not part.ticket.open:  # canceled, or answered already
                 self.rows -= part.count
                 continue
             if part.count > left:
@@ -118,7 +120,7 @@ class _Lines:
         return most - left
 
     def take_older(self, since: float) -> list[Part]:
-        """Take the parts whose requests came before `since`."""
+        """Take the parts of requests that arrived before `since`."""
         found = []
         for client, line in [*self.lines.items()]:
             while line and line[0].ticket.since < since:
@@ -132,19 +134,19 @@ class _Lines:
 
 
 class RowQueue:
-    """Parts that wait for a model, counted in rows; within a client the first in first.
+    """Parts queued for a model, counted in rows; first in, first out for each client.
 
-    Rows of priority 2 and more yield to those of a lower number, and count as of priority 1 once
-    their request is `YIELD_SECONDS` old. Where `wait` is above 0 a batch is not `ready` for that
-    many seconds, if more rows arrive fast enough to fill it by then.
+    Rows of priority 2 and above yield to lower numbers until their request is `YIELD_SECONDS` old.
+    With `wait` above 0, a batch is not `ready` for that many seconds if more rows arrive fast
+    enough to fill it by then.
     """
 
     def __init__(self, wait: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
         self.rows = 0
         self._first = _Lines()
-        self._later: dict[int, _Lines] = {}  # by priority, from 2 on
+        self._later: dict[int, _Lines] = {}  # by priority, 2 and above
         self._wait, self._clock = wait, clock
-        self._gap, self._size = math.inf, 1.0  # seconds between parts and their rows, smoothed
+        self._gap, self._size = math.inf, 1.0  # seconds between parts, rows in each; smoothed
         self._last = clock()
 
     def put(self, part: Part) -> None:
@@ -162,7 +164,7 @@ class RowQueue:
             self._size = 0.9 * self._size + 0.1 * part.count
 
     def take(self, most: int) -> list[Part]:
-        """Up to `most` rows that somebody waits for, by priority and then of all clients alike."""
+        """Take up to `most` rows of open requests, by priority, then equally by client."""
         if self._later:
             return self._take_by_priority(most)
         if self.rows <= most:  # the common case
@@ -183,25 +185,25 @@ class RowQueue:
         return taken
 
     def _yielding(self) -> list[_Lines]:
-        """What yields to others, in the order of priority."""
+        """Return the lines that yield, in the order of their priority."""
         return [self._later[priority] for priority in sorted(self._later)]
 
     def _age(self) -> None:
-        """Rows that have yielded for long enough yield no more."""
+        """Move rows that have yielded long enough to the first lines."""
         since = self._clock() - YIELD_SECONDS
         for lines in self._yielding():
             for part in lines.take_older(since):
                 self._first.put(part)
 
     def largest(self) -> int:
-        """The most rows that one client has waiting."""
+        """Return the most rows that one client has queued."""
         found = max(self._first.counts.values()) if self._first.counts else 0
         if self._later:
             found = max(found, *(max(lines.counts.values()) for lines in self._later.values()))
         return found
 
     def age(self) -> float:
-        """How long the part that is next has waited, in seconds."""
+        """Return the seconds that the next part has waited."""
         lines = self._first.lines
         if not lines and self._later:
             lines = self._yielding()[0].lines
@@ -210,30 +212,30 @@ class RowQueue:
         return self._clock() - next(iter(lines.values()))[0].since
 
     def ready(self, most: int) -> bool:
-        """Whether a batch of at most so many rows had better be taken now."""
+        """Whether a batch of at most `most` rows should start now."""
         if not self._wait or self.rows >= most or not self.rows:
             return self.rows > 0
         soon = self._gap / self._size * (most - self.rows) <= self._wait
         return not soon or self.age() >= self._wait
 
     def holds(self) -> float:
-        """In how many seconds it will be ready, whatever comes; infinity where it is, or empty."""
+        """Return the seconds until a batch is ready at the latest; infinity if ready or empty."""
         left = self._wait - self.age()
         return left if self.rows and left > 0 else math.inf
 
 
 def index_of(rows: Any) -> Any:
-    """Rows as NumPy had better take them."""
+    """Return an index for NumPy: a slice for a range, which takes a view and copies nothing."""
     return slice(rows.start, rows.stop) if isinstance(rows, range) else rows
 
 
 def form_of(inputs: Any) -> Any:
-    """What the rows of one batch have in common: the shape of a row and its type."""
+    """Return what the rows of one batch share: the shape of a row, and the type."""
     return getattr(inputs, "shape", ())[1:], getattr(inputs, "dtype", None)
 
 
 def alike(parts: Sequence[Part]) -> list[list[Part]]:
-    """Parts whose rows can be one batch: arrays of the same shape and type, or lists."""
+    """Group parts into batches: arrays of one row shape and type, or lists."""
     groups: dict[Any, list[Part]] = {}
     for part in parts:
         groups.setdefault(part.ticket.form, []).append(part)
@@ -241,7 +243,7 @@ def alike(parts: Sequence[Part]) -> list[list[Part]]:
 
 
 def spans(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
-    """Each part, and where its rows are in the batch of all."""
+    """Yield each part with the slice of the batch that holds its rows."""
     end = 0
     for part in parts:
         start, end = end, end + part.count
@@ -249,7 +251,7 @@ def spans(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
 
 
 def pick(parts: Sequence[Part], yes: np.ndarray, said: Said | None = None) -> list[Part]:
-    """Parts of the rows that are marked, with what is `said` of the batch, or was of each part."""
+    """Return parts of the marked rows, with what is `said` of the batch, or each part's own."""
     found = []
     for part, own in spans(parts):
         if len(rows := np.flatnonzero(yes[own])):
@@ -259,12 +261,12 @@ def pick(parts: Sequence[Part], yes: np.ndarray, said: Said | None = None) -> li
 
 
 def some(said: Said, rows: Any) -> Said:
-    """What was said of some rows."""
+    """Return the columns at some rows."""
     return Said._make([None if column is None else take_rows(column, rows) for column in said])
 
 
 def join(parts: Sequence[Part]) -> Said:
-    """What was said of all parts, as one."""
+    """Join what was said of all parts into one."""
     if len(parts) == 1:
         return parts[0].said
     columns = zip(*[part.said for part in parts], strict=True)
@@ -275,14 +277,14 @@ def _joined(column: Sequence[Any], parts: Sequence[Part]) -> Any:
     like = next((one for one in column if one is not None), None)
     if like is None:
         return None
-    both = zip(column, parts, strict=True)  # a model that mostly says what it spends may say none
+    both = zip(column, parts, strict=True)  # a model that reports spending may skip a batch
     return join_rows(
         [np.zeros((p.count, *like.shape[1:])) if one is None else one for one, p in both]
     )
 
 
 def put(known: Said | None, size: int, rows: Any, said: Said) -> Said:
-    """What is known of `size` rows, with what was said of some of them."""
+    """Write what was said of some rows into what is `known` of `size` rows."""
     columns = Said(None, None, None) if known is None else known
     return Said._make([_put(own, size, rows, new) for own, new in zip(columns, said, strict=True)])
 
@@ -301,5 +303,5 @@ def _put(known: Any, size: int, rows: Any, new: Any) -> Any:
 
 
 def total(spent: Any, more: Any) -> Any:
-    """What is spent on rows, (n, 3) or None, with what another model has spent."""
+    """Add what another model spent to the spending so far, (n, 3); either may be None."""
     return more if spent is None else spent if more is None else spent + to_numpy(more)

@@ -24,20 +24,20 @@ from ebjr.router import Router, check_threshold
 from ebjr.task import Tensor
 from ebjr.tasks.classification import JointClassifier
 
-KNOBS = ("threshold", "deferral_rate", "operating_point")  # how to say where the threshold is
-CALIBRATED = ("threshold", "calibration", "operating_points")  # of a `JointConfig`
-SCORE_BINS = 40  # even bins in which live scores are counted
+KNOBS = ("threshold", "deferral_rate", "operating_point")  # ways to name a threshold
+CALIBRATED = ("threshold", "calibration", "operating_points")  # fields of `JointConfig`
+SCORE_BINS = 40  # bins that live scores are counted in
 
 
 @dataclass
 class Served:
-    """A joint model under the name that clients call it by, and what its calibration knows.
+    """A joint model with the name that clients use, and what its calibration knows.
 
-    `operating_points` are thresholds by name. `score_quantiles`, of the scores on the calibration
-    half and evenly spaced from 0 to 1, turn a deferral rate into a threshold. `calibration_id` is
-    told with every answer, `certificate` is what is promised and at which thresholds, `costs` are
-    those of student and teacher per row, and `calibration` is all that ``joint.toml`` says of it.
-    `version` is its number, where there are several.
+    `operating_points` maps names to thresholds. `score_quantiles`, evenly spaced from 0 to 1 on the
+    calibration half, translate a deferral rate into a threshold. Every answer carries
+    `calibration_id`. `certificate` states the promise and the thresholds it covers, `costs` are the
+    student's and the teacher's per row, and `calibration` is all that ``joint.toml`` records of it.
+    `version` is the model's number, where versions are numbered.
     """
 
     joint: JointModel
@@ -49,71 +49,65 @@ class Served:
     certificate: Certificate | None = None
     costs: tuple[Cost, Cost] = (Cost(), Cost())
     calibration: Mapping[str, Any] = field(default_factory=dict)
-    config: JointConfig | None = None  # what ``joint.toml`` said, all of it
+    config: JointConfig | None = None  # the whole ``joint.toml``
     version: str | None = None
 
     @property
     def about(self) -> dict[str, str]:
-        """Which model it is, for a line of the log."""
+        """Which model this is, as fields of a log line."""
         version = {} if self.version is None else {"version": self.version}
         return {"model": self.name, **version}
 
     def differs(self, config: JointConfig) -> list[str]:
-        """What else than the calibration differs from what is served, by the names of its fields.
-
-        ValueError: what is served came from no ``joint.toml``.
-        """
+        """Return the names of fields, other than the calibration's, in which `config` differs."""
         if self.config is None:
-            raise ValueError("what is served came from no joint.toml")
+            raise ValueError("the model was not loaded from a joint.toml")
         names = {one.name for one in fields(JointConfig)} - {*CALIBRATED}
         return sorted(name for name in names if getattr(config, name) != getattr(self.config, name))
 
     def recalibrate(self, config: JointConfig) -> None:
-        """Take over another calibration of the same models.
-
-        ValueError: `config` differs from what is served in more than that.
-        """
+        """Adopt another calibration; ValueError if `config` differs in more than that."""
         if other := self.differs(config):
             raise ValueError(
-                f"joint.toml now has another {', '.join(other)}, and only another calibration of "
-                "the same models is taken over"
+                f"joint.toml now has another {', '.join(other)}; only another calibration of the "
+                "same models can replace the one that is served"
             )
         config.check()
         vars(self).update(_calibrated(config), config=config)
 
     def threshold_at(self, deferral_rate: float) -> float:
-        """The threshold that defers this share of the calibration half; ValueError if unknown."""
+        """Return the threshold that defers this share of the calibration half."""
         if not 0 <= deferral_rate <= 1:
             raise ValueError(f"deferral_rate must lie between 0 and 1, not {deferral_rate!r:.60}")
         if not self.score_quantiles:
             raise ValueError(
-                "deferral_rate needs a joint.toml with the scores' quantiles; calibrate again, or "
-                "give a threshold"
+                "deferral_rate needs a joint.toml with score quantiles: calibrate again, or give a "
+                "threshold"
             )
         return math.inf if deferral_rate == 1 else float(np.interp(deferral_rate, *self._grid()))
 
     def rate_at(self, threshold: float) -> float | None:
-        """The share of the calibration half that a threshold defers; None where it is not known."""
+        """Return the share of the calibration half that a threshold defers; None if unknown."""
         if not self.score_quantiles:
             return None
         rates, scores = self._grid()
         return 1.0 if threshold > scores[-1] else float(np.interp(threshold, scores, rates))
 
     def _grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Deferral rates, and the finite thresholds that defer so much of the calibration half."""
+        """Return deferral rates, and the finite thresholds that defer these shares."""
         known = np.asarray(self.score_quantiles, np.float64)
         finite = np.where(np.isneginf(known), np.finfo(np.float64).min, known)
         return np.linspace(0, 1, len(known)), finite
 
     def score_deciles(self) -> list[float]:
-        """The calibration's scores at 10, 20, ..., 90 %, each once; none if not known."""
+        """Return the calibration scores at 10, 20, ..., 90 %, without repeats; [] if unknown."""
         if not self.score_quantiles:
             return []
         found = {round(self.threshold_at(tenth / 10), 6) for tenth in range(1, 10)}
         return sorted(value for value in found if abs(value) < 1e300)
 
     def score_edges(self) -> list[float]:
-        """Edges of even bins between the calibration's scores at 1 and 99 %; none if not known."""
+        """Return edges of even bins from the 1 % to the 99 % calibration score; [] if unknown."""
         known = np.asarray(self.score_quantiles, np.float64)[1:-1]
         known = known[np.isfinite(known)]
         if not len(known) or known[0] == known[-1]:
@@ -121,16 +115,16 @@ class Served:
         return np.linspace(known[0], known[-1], SCORE_BINS + 1).tolist()
 
     def point(self, name: str) -> float:
-        """The threshold of a named operating point; ValueError where none has that name."""
+        """Return the threshold of a named operating point; ValueError if `name` is unknown."""
         if name not in self.operating_points:
             known = ", ".join(self.operating_points) or "none"
             raise ValueError(f"there is no operating point {name!r:.60}; there are: {known}")
         return self.operating_points[name]
 
     def chosen(self, wish: Mapping[str, Any]) -> float | None:
-        """The threshold that a request or the knob asks for; None where it asks for none.
+        """Return the threshold that a request or the knob asks for; None if it asks for none.
 
-        ValueError: it asks for two, or for one that is not possible.
+        ValueError if `wish` names more than one of `KNOBS`, or a value out of range.
         """
         asked = [name for name in KNOBS if name in wish]
         if len(asked) > 1:
@@ -146,24 +140,24 @@ class Served:
 
     @cached_property
     def identity(self) -> Mapping[str, str]:
-        """The hashes of what answers, see `identities`."""
+        """The hashes of the models and their configuration, see `identities`."""
         entries = () if self.config is None else (self.config.student, self.config.teacher)
         return identities(self.joint, *entries)
 
     @property
     def takes_images(self) -> bool:
-        """Whether inputs are images, which each model prepares for itself."""
+        """Whether inputs are images, which each model preprocesses itself."""
         return self.joint.kind.takes_images or isinstance(models_of(self.joint)[0], Preprocessed)
 
     @property
     def takes_texts(self) -> bool:
-        """Whether inputs are known to be texts."""
+        """Whether inputs are declared to be texts."""
         dtype = facts(models_of(self.joint)[0]).input_dtype
         return dtype is not None and dtype.kind in "OU"
 
     @property
     def columns(self) -> tuple[str, ...] | None:
-        """What the columns of a row are called, where a model or ``joint.toml`` says it."""
+        """The names of a row's columns, if a model or ``joint.toml`` gives them."""
         own = facts(models_of(self.joint)[0]).columns
         return own or (None if self.config is None else self.config.columns)
 
@@ -178,13 +172,13 @@ class Served:
         return TensorMetadata.of(known.input_name, known.input_dtype or np.float32, shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What an answer says, by name; `outputs` adds how it came about."""
+        """Return the task's tensors by name; `outputs` adds score and flags."""
         classes = None if self.labels is None else len(self.labels)
         return self.joint.kind.tensors(classes, self.names)
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """What its classes are called, where that says more than their numbers."""
+        """The class names, if they are more than numbers."""
         return self.labels if are_names(self.labels) else None
 
     def outputs(self) -> tuple[TensorMetadata, ...]:
@@ -196,9 +190,9 @@ class Served:
 
 
 def served_of(config: JointConfig, **options: Any) -> Served:
-    """What a ``joint.toml`` describes, loaded; `options` are those of `load_model`.
+    """Load what a ``joint.toml`` describes; `options` are those of `load_model`.
 
-    A ModelError says that a model file has changed, or cannot be loaded.
+    ModelError if a model file has changed, or cannot be loaded.
     """
     return Served(
         joint=config.load(**options),
@@ -211,7 +205,7 @@ def served_of(config: JointConfig, **options: Any) -> Served:
 
 
 def _calibrated(config: JointConfig) -> dict[str, Any]:
-    """What a calibration says, as fields of `Served`."""
+    """Return a calibration's facts as fields of `Served`."""
     points = config.operating_points
     return {
         "operating_points": {name: float(one["threshold"]) for name, one in points.items()},
@@ -225,9 +219,9 @@ def _calibrated(config: JointConfig) -> dict[str, Any]:
 def served_alone(
     path: str | os.PathLike[str], preprocess: Preprocess | None = None, **options: Any
 ) -> Served:
-    """A classifier alone, for clients that have the student: a joint model that defers nothing.
+    """Return a classifier as a joint model that defers nothing, for clients that run the student.
 
-    `preprocess` is how a decoded image becomes its input; None where inputs are arrays already.
+    `preprocess` turns a decoded image into its input; None: inputs are arrays already.
     """
     model = load_model(path, **options)
     model = model if preprocess is None else prepared(model, preprocess)

@@ -1,6 +1,6 @@
-"""What the protocols of a server share: a request is checked, asked and answered in one place.
+"""What all protocols share: one place checks a request, asks the model, and makes the answer.
 
-Mistakes are raised as errors, and `status_of` gives their HTTP status.
+Errors are raised, and `status_of` gives their HTTP status.
 """
 
 import asyncio
@@ -65,16 +65,16 @@ from ebjr.serving.statistics import Statistics
 from ebjr.serving.status import describe
 from ebjr.task import Tensor
 
-READY = ("student", "teacher")  # who must be there for a server to be ready
-LOOK_SECONDS = 5.0  # how often a teacher at an address is looked for, where readiness asks for it
-SHORT_ID = 12  # digits of a hash that each answer carries
-STOP_SECONDS = 20.0  # for what waits when the server ends
-DECODERS = 1  # images are decoded by so many threads: it takes memory, and the models' cores
+READY = ("student", "teacher")  # the models that readiness can require
+LOOK_SECONDS = 5.0  # between looks at a remote teacher that readiness requires
+SHORT_ID = 12  # digits of the model's hash in each answer
+STOP_SECONDS = 20.0  # that a model may take to finish queued requests at shutdown
+DECODERS = 1  # threads that decode images: each takes memory, and time from the models
 REQUEST_PARAMETERS = (*KNOBS, "timeout_seconds", "timeout", "priority")
-MOST_SECONDS = 3600  # that a request may give itself
+MOST_SECONDS = 3600  # the longest timeout that a request may set
 
 BROKEN = "the server failed on this request; its log says why"
-"""What a client is told of our own mistake, over any protocol."""
+"""What a client reads of an internal error, over any protocol."""
 
 STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
     (UnknownModel, 404),
@@ -90,14 +90,14 @@ log = logging.getLogger("ebjr.serving")
 
 
 def status_of(error: EbjrError) -> int:
-    """The HTTP status that an error is answered with; other protocols translate it."""
+    """Return the HTTP status of an error; other protocols translate it."""
     if isinstance(error, Refused):
         return error.status
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
 def told_of(error: BaseException) -> tuple[int, str]:
-    """The status of a request that ends in an error, and what its client is told."""
+    """Return the status of a request that ends in an error, and the sentence for its client."""
     if isinstance(error, EbjrError):
         return status_of(error), " ".join(str(error).split())
     log.error("a request failed", exc_info=error)
@@ -105,17 +105,17 @@ def told_of(error: BaseException) -> tuple[int, str]:
 
 
 class Service:
-    """A joint model behind any protocol.
+    """Answers requests to one joint model, whatever the protocol.
 
-    `version` is that of the model, a number. Of a server with several, all have what is `shared`.
-    `after` is the service that it takes the place of, whose monitor's state and autopilot go on.
+    `version` is the model's version, a number. All services of a server have `shared` in common.
+    `after` is the service that this one replaces: it continues its monitor's state and autopilot.
 
-    Defaults: `timeout_seconds` for requests that name none; the knob is moved by hand unless `hold`
-    (and its bounds, `between`) switches the autopilot on; the monitor keeps its state in the folder
-    `state`, if any. With `ready` ``"teacher"`` it is not ready while a teacher at an address is
-    away; with ``"student"`` it is. `chore_seconds` is how often autopilot and monitor look;
-    `queue_rows` may be at work or wait; `knob` is one shared with other servers; `options` are
-    those of the `Engine`.
+    `timeout_seconds` holds for requests that set none. The knob is moved by hand unless `hold`
+    turns the autopilot on, within the bounds `between`. The monitor keeps its state in the folder
+    `state`, if given. With `ready` ``"teacher"`` the service is not ready while a remote teacher is
+    away; with ``"student"`` it is. The autopilot and the monitor run every `chore_seconds`. At most
+    `queue_rows` rows are in progress. `knob` is one shared with other servers. `options` go to
+    `Engine`.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Service:
         self.metrics = Metrics(served.name, served.score_deciles(), stages_of(served.joint))
         self.recent = Recent(served.score_edges(), stages_of(served.joint))
         if after is not None:
-            after.monitor.save()
+            after.monitor.save()  # the new monitor resumes from this file
         self.monitor: LiveMonitor = LiveMonitor(served, audit_rate=audit_rate, folder=state)
         self.spending = Spending(stages_of(served.joint), served.about)
         self.statistics = Statistics()
@@ -170,12 +170,12 @@ class Service:
             beside=shared.admission,
         )
         self.engine.bell = self.bell.ring
-        self.forsaken: dict[Call, None] = {}  # whose clients may be gone: they make room first
+        self.forsaken: dict[Call, None] = {}  # calls whose clients may be gone: first to be dropped
         before = None if after is None else after.knob
         self.knob: Knob = Knob(served, shared.journal, before) if knob is None else knob
         self.control = KnobControl(self.knob, self.observers, lambda: self.spending.silence)
         if between is not None and hold is None:
-            raise ValueError("between bounds the autopilot: say what it is to hold")
+            raise ValueError("between sets the autopilot's bounds: give hold, its target, too")
         pilot = None if after is None else after.control.pilot
         target = hold if after is None else None if pilot is None else pilot.hold
         if target is not None:
@@ -187,7 +187,7 @@ class Service:
         add_sources(self.metrics, self.engine, self.control, self.monitor, self.spending)
         self.input = served.input()
         self._wanted = facts(models_of(served.joint)[0]).input_dtype
-        self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
+        self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one: clients' requests come first
         self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
         self._outputs = served.outputs()
         self._outputs_of = {name: _made_by(tensor) for name, tensor in self._tensors.items()}
@@ -199,7 +199,7 @@ class Service:
         self.output_names = tuple(output.name for output in self._outputs)
 
     def start(self) -> None:
-        """Start to answer, and to fetch what was kept for later."""
+        """Start to answer, and to fetch late answers for kept rows."""
         self.engine.start()
         self._periodic.start()
         if self._far:
@@ -208,7 +208,7 @@ class Service:
             late.start(self.served.joint)
 
     def stop(self) -> None:
-        """Answer what waits, and end."""
+        """Answer the queued requests, and stop."""
         self._periodic.stop()
         self._far_looks.stop()
         self.engine.stop(STOP_SECONDS)
@@ -220,14 +220,15 @@ class Service:
         self._periodic.do(self.monitor.save)
 
     def rest(self) -> None:
-        """Let knob and monitor be: nobody new asks."""
+        """Stop the autopilot and the monitor of a service that gets no new requests."""
         self._periodic.stop()
 
     def reload(self, config: JointConfig) -> None:
-        """Take over another calibration of the models served, its threshold as well.
+        """Adopt another calibration of the same models, and its threshold.
 
-        The autopilot, where it is on, keeps the knob, and goes by the new figures. ValueError:
-        more has changed; OSError: the audit log cannot be written. All stays as it was then.
+        If the autopilot is on, it keeps the knob and uses the new figures. ValueError if `config`
+        differs in more than the calibration, OSError if the audit log cannot be written; the
+        service is then as it was.
         """
         before = self.served.config
         self.served.recalibrate(config)
@@ -246,7 +247,7 @@ class Service:
             known.cache_clear()
 
     def model_metadata(self, versions: Sequence[str] = ()) -> dict[str, Any]:
-        """What the server says of the model, which it may have in other `versions`, too."""
+        """Return the model's metadata, which lists its `versions`."""
         tensors = (self.input,), self._outputs
         versions = tuple(versions) or (self.version,)
         about = ModelMetadata(self.served.name, versions, "ebjr_joint", *tensors).as_dict()
@@ -255,11 +256,11 @@ class Service:
 
     @property
     def not_ready(self) -> str | None:
-        """Why the model is not ready for all that is asked; None where it is."""
+        """Why the model is not ready; None if it is."""
         return next((why for far in self._far if (why := far.away) is not None), None)
 
     def model_config(self) -> dict[str, Any]:
-        """What the model takes and gives, as Triton's clients ask it; the rows are no dimension."""
+        """Return inputs and outputs as Triton's clients read them; shapes omit the rows."""
 
         def table(tensor: TensorMetadata) -> dict[str, Any]:
             kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
@@ -279,13 +280,13 @@ class Service:
         }
 
     def model_statistics(self) -> dict[str, Any]:
-        """What the model has done so far, as Triton's clients ask it."""
+        """Return the model's statistics as Triton's clients read them."""
         self.engine.tell()
         own = {"name": self.served.name, "version": self.version}
         return {**own, **self.statistics.as_dict()}
 
     def check_model(self, name: str) -> None:
-        """Raise UnknownModel unless this name is what is served."""
+        """Raise UnknownModel unless `name` is the served model."""
         if name != self.served.name:
             own = self.served.name
             raise UnknownModel(f"there is no model {name!r:.60} here; the model is called {own!r}")
@@ -293,12 +294,12 @@ class Service:
     def question(
         self, asked: InferRequest, write: "Write" = lambda response, plan: response
     ) -> "Question":
-        """What a request of the protocol asks; `write` makes its answer."""
+        """Turn a request of the protocol into a question; `write` makes its answer."""
         inputs, plan = self.inputs(asked), self.plan(asked)
         return self.planned(plan, inputs, write)
 
     def planned(self, plan: "Plan", inputs: Any, write: "Write") -> "Question":
-        """As `question`, of inputs and a plan that are known already."""
+        """Make a question of inputs and a plan that are known already."""
 
         def written(ticket: Ticket) -> Any:
             return write(self.response(plan, ticket), plan)
@@ -313,11 +314,11 @@ class Service:
         within: float | None = None,
         began: "Callable[[Call], None]" = lambda call: None,
     ) -> Any:
-        """What a question's `write` makes of its answer; `began` is told the call."""
+        """Ask a question and return what its `write` makes of the answer; `began` gets the call."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def done(found: Any) -> None:
-            if future.done():  # it was cancelled just now
+            if future.done():  # canceled in the meantime
                 return
             if isinstance(found, Exception):
                 future.set_exception(found)
@@ -330,7 +331,7 @@ class Service:
         try:
             found = await future
         finally:
-            call.cancel()  # where this is cancelled, as its client has gone
+            call.cancel()  # releases the rows if the client has gone
         if (notes := NOTES.get()) is not None and call.ticket is not None:
             said = call.ticket.result()
             notes |= {"rows": call.ticket.rows, "deferred": int(said.deferred.sum())}
@@ -339,9 +340,9 @@ class Service:
         return found
 
     def admit(self, hold: Hold, inputs: Any, size: int) -> None:
-        """Hold the rows of a request, and what the models are expected to spend on them."""
+        """Hold a request's rows, bytes and expected seconds; drop forsaken calls to make room."""
         rows = row_count(inputs)
-        # an estimate may be far off: it never fills more than half of what there is for all
+        # an estimate may be far off: alone, it must not fill the server
         seconds = min(self.engine.expected_seconds(rows), self.admission.limits[2] / 2)
         wishes = size, rows, seconds
         try:
@@ -354,7 +355,7 @@ class Service:
             hold.add(*wishes)
 
     def plan(self, asked: InferRequest) -> "Plan":
-        """What is to be done for a request, whatever its inputs are."""
+        """Return what a request asks for, apart from its inputs."""
         asked.check_outputs(self.output_names)
         outputs = self._usual
         if asked.outputs is not None:
@@ -363,57 +364,52 @@ class Service:
         return Plan(asked, outputs, self.wishes(asked.parameters))
 
     def _output(self, wanted: RequestedOutput) -> "Output":
-        """What makes an output that is asked for; of the logits perhaps the best classes alone."""
+        """Return the function that makes a requested output, perhaps its best classes alone."""
         make, count = self._outputs_of[wanted.name], wanted.classes
         if count is None:
             return make
         if wanted.name != "output" or not self.served.joint.kind.targets_are.startswith("label"):
             raise ProtocolError(
-                f"'classification' names the best classes of logits, and the output "
-                f"{wanted.name!r} of this model is none"
+                f"'classification' ranks the classes of logits, and the output {wanted.name!r} of "
+                "this model has no logits"
             )
         names = self.served.names or ()
         return lambda ticket: best_classes(make(ticket), count, names)
 
     async def explain(self, asked: InferRequest, hold: Hold) -> dict[str, Any]:
-        """What both models say of one input, not counted as load, see `ebjr.serving.explain`."""
+        """Return what both models say of one input, see `explain`; it does not count as load."""
         inputs = self.inputs(asked)
         if row_count(inputs) != 1:
-            raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
-        threshold, timeout, _ = self.wishes(asked.parameters)
+            raise ProtocolError(f"send one input to ask both models, not {row_count(inputs)}")
+        wishes = self.wishes(asked.parameters)
         if isinstance(inputs, list):
             decode = partial(decoded_images, inputs, self.limits.image_pixels, hold)
             inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
-        at = self.knob.threshold if threshold is None else threshold
+        at = self.knob.threshold if wishes.threshold is None else wishes.threshold
         asking = asyncio.get_running_loop().run_in_executor(
             self._looking,
             partial(explain, tell=self.observers.observe),
             *(self.served.joint, inputs, at, self.served.labels),
         )
         try:
-            return json_number(await asyncio.wait_for(asking, timeout))
+            return json_number(await asyncio.wait_for(asking, wishes.timeout))
         except TimeoutError:
-            raise _too_late(timeout) from None
+            raise _too_late(wishes.timeout) from None
 
     def refuse(self, error: BaseException) -> tuple[int, str]:
-        """Count a request that ends in an error: its status, and what its client is told."""
+        """Count a request that ends in an error; return its status and its client's sentence."""
         status, sentence = told_of(error)
         self.refused(status)
         return status, sentence
 
     def refused(self, status: int) -> None:
-        """A request was answered with an error."""
+        """Count a request that was answered with an error."""
         self.metrics.refused(status)
         self.recent.refused()
         self.statistics.failed += 1
 
-    def prometheus(self) -> tuple[bytes, str]:
-        """All metrics as Prometheus reads them, and the type of that text."""
-        self.engine.tell()
-        return self.metrics.text()
-
     def status(self) -> dict[str, Any]:
-        """The knob and its promise, what the calibration knows, and the last seconds."""
+        """Return the knob and its promise, the calibration's facts, and the last seconds."""
         self.engine.tell()
         return {
             **self._described(),
@@ -432,33 +428,33 @@ class Service:
         return {"name": joint.teacher.name, "state": joint.teacher.state, "late_rows": late}
 
     def late(self, id: str) -> dict[str, Any]:
-        """What is known of rows kept for later, like an answer's message; else NothingKept."""
+        """Return the late answers kept under an id, as outputs; NothingKept if there are none."""
         joint = self.served.joint
         if joint.late is None:
             raise NothingKept(
-                "nothing is kept for later here: that takes when_unavailable = 'queue'"
+                "this model keeps no rows for later: that needs when_unavailable = 'queue'"
             )
         found = joint.late.find(id, joint)
         if found is None:
-            raise NothingKept(f"nothing is kept under {id[:40]!r}, or no longer")
+            raise NothingKept(f"nothing is kept under {id[:40]!r}; it may have been deleted")
         own = {name: tensor.of(found) for name, tensor in self._tensors.items()}
         outputs = {"row": found.rows, **own}
         body, _ = write_response(InferResponse(outputs, self.served.name, self.version, id=id))
         return {**json.loads(body), "waiting": list(found.waiting), "errors": found.errors}
 
     def inputs(self, asked: InferRequest) -> Any:
-        """The one input of a request, checked; of encoded images a list of their files."""
+        """Check and return the one input of a request; encoded images come as a list of files."""
         name = self.input.name
         if list(asked.inputs) != [name]:
             raise ProtocolError(
-                f"this model has one input, {name!r}, but the request brings "
+                f"this model has one input, {name!r}, but the request has "
                 f"{', '.join(map(repr, asked.inputs))}"
             )
         (array,) = asked.inputs.values()
         return self.inputs_of(array)
 
     def inputs_of(self, array: np.ndarray) -> Any:
-        """The input, checked, as `inputs`."""
+        """Check and convert one input, as `inputs` does."""
         name = self.input.name
         if self.served.takes_images:
             return _images(array)
@@ -482,7 +478,7 @@ class Service:
         return array if wanted is None else array.astype(wanted, copy=False)
 
     def wishes(self, parameters: Mapping[str, Any]) -> "Wishes":
-        """What a request's parameters ask for; ProtocolError where they cannot."""
+        """Return what a request's parameters ask for; ProtocolError if they are invalid."""
         if not parameters:
             return self._no_wishes
         unknown = set(parameters) - set(REQUEST_PARAMETERS)
@@ -499,7 +495,7 @@ class Service:
         return Wishes(threshold, self._seconds(parameters), priority)
 
     def _seconds(self, parameters: Mapping[str, Any]) -> float:
-        """A request's own time: ``timeout_seconds``, or Triton's ``timeout`` in microseconds."""
+        """Return the timeout in seconds; Triton's ``timeout`` is in microseconds."""
         own, theirs = (parameters.get(name) for name in ("timeout_seconds", "timeout"))
         if own is not None and theirs is not None:
             raise ProtocolError("give one of timeout_seconds and timeout, not both")
@@ -519,20 +515,20 @@ class Service:
         return float(theirs / 10**6)
 
     def response(self, plan: "Plan", ticket: Ticket) -> InferResponse:
-        """The outputs that a request asks for, of its answer."""
-        ticket.result()  # or its error
+        """Return the outputs that a request asks for."""
+        ticket.result()  # raises the error, if there is one
         outputs = {name: make(ticket) for name, make in plan.outputs}
         told = self.told(ticket)
         return InferResponse(outputs, self.served.name, self.version, plan.asked.id, told)
 
     def told(self, ticket: Ticket) -> dict[str, Any]:
-        """What is said of a whole answer: its threshold, and what that means."""
+        """Return the parameters of an answer: its threshold, promise and calibration."""
         assert ticket.threshold is not None
         told, late = self._said(ticket.threshold), ticket.result().late
         return told if late is None else {**told, "late": late}
 
     def _said_of(self, threshold: float) -> dict[str, Any]:
-        """What every answer by a threshold says of it."""
+        """Return the parameters that all answers at one threshold share."""
         told = {
             "threshold": json_number(threshold),
             "promise": self.knob.promise(threshold),
@@ -543,9 +539,9 @@ class Service:
 
 
 class Wishes(NamedTuple):
-    """What a request asks for beside its outputs; its `timeout` is in seconds.
+    """A request's parameters; `timeout` is in seconds.
 
-    A `threshold` of None is the knob's, and `priority` is that of `Engine.submit`.
+    `threshold` is None if the knob decides, and `priority` is that of `Engine.submit`.
     """
 
     threshold: float | None
@@ -557,7 +553,7 @@ Output = Callable[[Ticket], np.ndarray]
 
 
 class Plan(NamedTuple):
-    """What is to be done for a request: what makes each of its outputs, and its wishes."""
+    """What a request asks for: the function that makes each output, and its parameters."""
 
     asked: InferRequest
     outputs: tuple[tuple[str, Output], ...]
@@ -568,7 +564,7 @@ Write = Callable[[InferResponse, Plan], Any]
 
 
 class Question(NamedTuple):
-    """What a request of any protocol asks; `write` makes its answer of its ticket."""
+    """What a request of any protocol asks; `write` makes the answer from the ticket."""
 
     inputs: Any
     wishes: Wishes
@@ -576,11 +572,10 @@ class Question(NamedTuple):
 
 
 class Call:
-    """One question at work: admitted, decoded, answered in its time, and let go.
+    """One question in progress: admitted, decoded, answered within its timeout, and released.
 
-    In the event loop `done` is called once with what `write` made of the answer in a thread, or
-    with the error that there is in its place; not after `cancel`. `start` raises what is wrong with
-    the request: ProtocolError, TooLarge or Overloaded.
+    `done` is called once, in the event loop, with what `write` made of the answer in a thread, or
+    with the error; it is not called after `cancel`.
     """
 
     __slots__ = (
@@ -607,7 +602,7 @@ class Call:
         self._open = True
 
     def start(self, inputs: Any, size: int = 0) -> None:
-        """Begin, in the event loop; `size` bytes more are held."""
+        """Begin, in the event loop, holding `size` more bytes; raises the request's errors."""
         service = self._service
         service.admit(self._hold, inputs, size)
         tracing = service.tracing
@@ -643,9 +638,9 @@ class Call:
             client=self._hold.client,
             reply=self._reply,
             trace=self._trace,
-            here=service.admission.rows <= 1,  # nobody else is kept waiting meanwhile
+            here=service.admission.rows <= 1,  # answering in the loop keeps no other request back
         )
-        if not self._open:  # a client has gone while its images were decoded
+        if not self._open:  # the client left while its images were decoded
             self.ticket.cancel()
 
     def _reply(self, ticket: Ticket) -> None:
@@ -663,18 +658,18 @@ class Call:
         self._service.bell.post(self._end)
 
     def _end(self) -> None:
-        found, self._found = self._found, None  # an error knows the frames that know this
+        found, self._found = self._found, None  # an error's frames refer to this call
         if self._open:
             self.cancel()
             self._done(found)
 
     def _expire(self) -> None:
-        """Its time is over: what the student has said is the answer, if that is the policy."""
-        if self._found is not None:  # it is on its way
+        """Answer a timeout: with what the student said, if the policy allows that."""
+        if self._found is not None:  # the answer is queued for the loop
             return
         if self._service.served.joint.late is None:
             self._hurry()
-        else:  # rows are written to a disk
+        else:  # keeping rows writes to the disk, which must not block the loop
             asyncio.get_running_loop().run_in_executor(None, self._hurry)
 
     def _hurry(self) -> None:
@@ -688,17 +683,17 @@ class Call:
         service.bell.ring()
 
     def forsake(self) -> None:
-        """Its client may be gone: it is the first to make room for others."""
+        """Mark the call as the first to drop when there is no room: its client may be gone."""
         if self._open:
             self._service.forsaken[self] = None
 
     def give_way(self) -> None:
-        """Make room for others; its client, who is there after all or is not, is told."""
+        """Drop the call to make room, and tell its client, who may still be there."""
         self.cancel()
-        self._done(Overloaded("there is no room for a client that may be gone", 1.0))
+        self._done(Overloaded("the server needed room, and this client seemed to be gone", 1.0))
 
     def cancel(self) -> None:
-        """Let go of all that it holds; nobody waits for it any more."""
+        """Release everything, and drop the answer."""
         if self._open:
             self._open = False
             if self.ticket is not None:
@@ -710,7 +705,7 @@ class Call:
 
 
 def _images(array: np.ndarray) -> Any:
-    """Images (n, h, w, 3) uint8, or a list of n encoded ones."""
+    """Return images (n, h, w, 3) uint8, or a list of n encoded ones."""
     if array.dtype == object:
         if array.ndim != 1 or not len(array):
             raise ProtocolError(
@@ -734,7 +729,7 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 def _too_late(seconds: float) -> DeadlineExceeded:
     short = " (timeout is in microseconds, timeout_seconds in seconds)" if seconds < 0.01 else ""
-    return DeadlineExceeded(f"no answer within {seconds:g} s{short}; try again, or give it longer")
+    return DeadlineExceeded(f"no answer within {seconds:g} s{short}; retry, or raise the timeout")
 
 
 def _made_by(tensor: Tensor) -> Output:
@@ -742,10 +737,10 @@ def _made_by(tensor: Tensor) -> Output:
 
 
 def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
-    """Scores (n,) in single precision, on the side of the threshold on which they really are."""
+    """Round scores (n,) to single precision, each on its own side of the threshold."""
     with np.errstate(over="ignore"):
         single = score.astype(np.float32)
-    if (single == score).all():  # the common case: it was computed so
+    if (single == score).all():  # the common case: single-precision models
         return single
     deferred = is_deferred(score.astype(np.float64), threshold)
     crossed = is_deferred(single.astype(np.float64), threshold) != deferred
@@ -761,6 +756,6 @@ OUTPUTS: Mapping[str, Output] = {
     "degraded": lambda ticket: to_numpy(ticket.result().degraded),
     "stage": lambda ticket: to_numpy(ticket.result().stage),
 }
-"""How an answer of any task came about, each made where it is asked for."""
+"""The outputs that tell how an answer of any task came about, each made on request."""
 
-RARE = {"stage"}  # of these, what comes only where it is asked for
+RARE = {"stage"}  # outputs that a request must name

@@ -1,4 +1,4 @@
-"""What all services of a server share: limits, bytes, the audit log, traces, and the event loop."""
+"""What all services of a server share: limits, memory, the audit log, traces, the event loop."""
 
 import math
 import os
@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # an extra
 
 
 class Shared:
-    """What there is once in a server, however many models it has.
+    """The parts that a server has once, for all its models.
 
-    `admission` holds requests until it is known which model they ask; its bytes are those of all.
-    OSError: `audit_log` cannot be written.
+    `admission` holds requests until their model is known; its bytes count for the whole server.
+    OSError if `audit_log` cannot be written.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Shared:
         self.admission = Admission(bytes=self.limits.held_bytes, rows=math.inf, seconds=math.inf)
 
     def close(self) -> None:
-        """End the log and the traces."""
+        """Close the audit log and the traces."""
         if self.journal is not None:
             self.journal.close()
         if self.tracing is not None:

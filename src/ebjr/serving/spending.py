@@ -1,7 +1,7 @@
-"""What the models of a server have spent, and whether they still say what is asked of them.
+"""What a server's models have spent, and whether they still return usable answers.
 
-A provider may drop log-probabilities without a word. Every row is deferred then, or nobody's, and
-the bill is the teacher's, so that this raises an alarm.
+A provider may drop log-probabilities without notice. Then every row is deferred, or none, and the
+teacher's bill grows; this raises an alarm.
 """
 
 import logging
@@ -13,9 +13,9 @@ import numpy as np
 
 from ebjr.serving.events import Asked, Batched, Observer
 
-ALLOWED = 0.05  # of a model's rows may be without an answer, time and again
-EXCESS = 50.0  # rows beyond these raise the alarm: it takes 100 at most where a tenth has none
-BESIDE = ("audit", "both")  # who asks models, too, beside the engine: `Asked.stage`
+ALLOWED = 0.05  # share of a model's rows that may lack an answer without an alarm
+EXCESS = 50.0  # rows above that share raise the alarm: at most 100 unanswered rows at one in ten
+BESIDE = ("audit", "both")  # stages of `Asked` outside the engine
 UNITS = ("tokens_in", "tokens_out", "dollars")
 
 log = logging.getLogger("ebjr.serving")
@@ -23,19 +23,19 @@ log = logging.getLogger("ebjr.serving")
 
 @dataclass
 class _Model:
-    """What one model has spent (`UNITS`), on how many rows that is unknown, and its silence."""
+    """One model's spending (`UNITS`), its rows of unknown price, and its unanswered rows."""
 
     spent: np.ndarray
     unknown: np.ndarray
-    asked: bool = False  # something of what it spent is known
+    asked: bool = False  # the model reports its spending
     unanswered: int = 0
     excess: float = 0.0
-    missed: int = 0  # since the excess was 0
+    missed: int = 0  # unanswered rows since the excess was 0
     alarm: str | None = None
 
 
 class Spending(Observer):
-    """Adds up what is spent, by stage, and counts the rows to which a model said nothing of use."""
+    """Adds up the spending of each stage, and counts rows without a usable answer."""
 
     def __init__(self, stages: Sequence[str], about: Mapping[str, str] | None = None) -> None:
         self._extra = {"figures": about or {}}  # of which model
@@ -61,7 +61,7 @@ class Spending(Observer):
             self._look(event.stage, own, -ALLOWED * event.rows)
 
     def _look(self, stage: str, own: _Model, more: float) -> None:
-        """Raise the alarm, or end it, after rows without an answer, or others."""
+        """Raise or end the alarm; `more` counts rows without an answer, or minus the allowance."""
         own.excess = min(own.excess + more, EXCESS)
         own.missed += max(0, int(more))
         if own.excess <= 0:
@@ -70,13 +70,13 @@ class Spending(Observer):
             own.excess, own.missed, own.alarm = 0.0, 0, None
         elif own.excess >= EXCESS and own.alarm is None:
             own.alarm = (
-                f"{own.missed} rows lately got no answer of the {stage}'s that can be used: its "
-                "server fails, or leaves log-probabilities out"
+                f"the {stage} gave no usable answer to {own.missed} rows lately: its server fails, "
+                "or leaves out log-probabilities"
             )
             log.error("alarm: %s", own.alarm, extra=self._extra)
 
     def of(self, unit: str) -> dict[str, float | None]:
-        """One of `UNITS` so far, by stage; nothing of those that say of no row what it took."""
+        """Return one of `UNITS` by stage, without models that report nothing."""
         place = UNITS.index(unit)
         return {
             stage: float(own.spent[place])
@@ -85,25 +85,25 @@ class Spending(Observer):
         }
 
     def tokens(self) -> dict[tuple[str, str], float | None]:
-        """Tokens so far, by stage and direction."""
+        """Return the tokens so far, by stage and direction."""
         both = {"in": self.of("tokens_in"), "out": self.of("tokens_out")}
         return {(stage, way): n for way, found in both.items() for stage, n in found.items()}
 
     def unpriced(self) -> dict[str, float]:
-        """Rows so far whose dollars are not known, by stage."""
+        """Return the rows of unknown price so far, by stage."""
         return {stage: float(own.unknown[2]) for stage, own in self._of.items() if own.asked}
 
     def unanswered(self) -> dict[str, float]:
-        """Rows so far to which a model gave no answer that can be used, by stage."""
+        """Return the rows without a usable answer so far, by stage."""
         return {stage: float(own.unanswered) for stage, own in self._engine().items()}
 
     def alarms(self) -> dict[str, float]:
-        """By stage: 1 while the alarm is on, else 0."""
+        """Return 1 for each stage whose alarm is on, else 0."""
         return {stage: float(own.alarm is not None) for stage, own in self._engine().items()}
 
     @property
     def silence(self) -> str | None:
-        """The alarm of a model that rows are scored by; None: these say what is asked of them."""
+        """The alarm of a model whose answers are scored; None if all of them answer."""
         *before, _last = self._engine().values()
         return next((own.alarm for own in before if own.alarm is not None), None)
 
@@ -111,7 +111,7 @@ class Spending(Observer):
         return {stage: own for stage, own in self._of.items() if stage not in BESIDE}
 
     def status(self) -> dict[str, Any]:
-        """What is known, for JSON: figures by stage, where there are some, and alarms."""
+        """Return figures and alarms for JSON, by stage, for stages that have any."""
         figures = {unit: self.of(unit) for unit in UNITS}
         return {
             stage: {

@@ -1,4 +1,4 @@
-"""What Triton's clients ask of a model's past: requests, rows and batches, and what they took."""
+"""Statistics of a model as Triton's clients read them: requests, rows, batches, and times."""
 
 import time
 from collections import defaultdict
@@ -8,10 +8,10 @@ from ebjr.serving.events import Answered, Batched, Observer, Scored
 
 
 class Statistics(Observer):
-    """Counts and times since a model was loaded, told as the protocol's statistics have them.
+    """Counts and times since a model was loaded, in the protocol's terms.
 
-    An execution is a batch of any of its models, and `compute_infer` is their time; `queue` is the
-    wait for each. The time of requests that fail is not known.
+    An execution is a batch of any model of the pair; `compute_infer` is the time of these batches,
+    `queue` the wait before them. The time of failed requests is not measured.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Statistics(Observer):
         self._rows += len(event.score)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, as in the protocol's JSON, without the model's name."""
+        """Return the statistics as in the protocol's JSON, without the model's name."""
         batches = [(rows, span) for rows, span in sorted(self._batches.items())]
         infer = _Span()
         for _, span in batches:
@@ -59,7 +59,7 @@ class Statistics(Observer):
 
 
 class _Span:
-    """How often something was done, and how long it took."""
+    """A count of events, and their total time."""
 
     def __init__(self) -> None:
         self.count, self.seconds = 0, 0.0

@@ -1,6 +1,6 @@
-"""What a server tells of itself: the knob, what its calibration knows, and the last seconds.
+"""A server's report on a model: the knob, the calibration's facts, and the last seconds.
 
-`GET /v1/status` is this, for the page and for anybody with curl.
+`GET /v1/status` returns it, for the page and for people.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from ebjr.serving.served import Served
 
 
 def describe(served: Served) -> dict[str, Any]:
-    """What is known from calibration, as JSON: it does not change while the server runs.
+    """Return the calibration's facts as JSON; they do not change until a reload.
 
-    What joint.toml does not know is left out. Of the curve, `quality` and `cost` are as drawn.
+    Facts that joint.toml lacks are left out. The curve's `quality` and `cost` are as plotted.
     """
     kept, calibration = served.calibration, dict[str, Any]()
     figures = kept.get("held_out", kept.get("chosen_on"))
@@ -51,7 +51,7 @@ def describe(served: Served) -> dict[str, Any]:
 
 
 def shares_between(quantiles: Sequence[float], edges: Sequence[float]) -> list[float]:
-    """The share of the calibration's scores in each of k bins; those beyond lie in the outer ones.
+    """Return the share of calibration scores in each of k bins; the outer bins take the rest.
 
     `quantiles` (q,) are evenly spaced from 0 to 1; `edges` (k + 1,) rise.
     """

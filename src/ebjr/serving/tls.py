@@ -1,6 +1,6 @@
-"""What a server shows and asks of its clients in TLS, and secrets in files that change meanwhile.
+"""A server's TLS certificates, and secrets in files that are read again when they change.
 
-Files are looked at once a second. Connections that are open go on as they began.
+Files are checked once a second. Open connections keep what they started with.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from typing import Any
 from ebjr.certificates import File, server_context, stamp_of
 from ebjr.files import read_text
 
-HANDSHAKE_SECONDS = 10.0  # as long as for the head of a request
+HANDSHAKE_SECONDS = 10.0  # the same as for a request's head
 
 log = logging.getLogger("ebjr.serving")
 
 
 class Kept:
-    """What was read from files, and is read again when they change.
+    """Something read from files, and read again when they change.
 
-    What is wrong at first is raised by `read`, as OSError or ValueError; later it is logged, and
-    all stays as it was.
+    The first `read` raises its OSError or ValueError. Later errors are logged, and the old content
+    stays.
     """
 
     def __init__(self, what: str, read: Callable[[], None], *paths: File) -> None:
@@ -35,9 +35,9 @@ class Kept:
         read()
 
     def look(self, *, again: bool = False) -> None:
-        """Read the files if they have changed, or in any case with `again`."""
+        """Read the files if they have changed, or always with `again`."""
         with self._lock:
-            now = stamp_of(self._paths)  # before reading: a change meanwhile is seen next time
+            now = stamp_of(self._paths)  # before reading: a later change is seen next time
             if now == self._seen and not again:
                 return
             self._seen = now
@@ -50,9 +50,9 @@ class Kept:
 
 
 class Tls:
-    """A server's certificate and key, and the authorities of its clients' certificates, if asked.
+    """A server's certificate and key, and the authorities that sign its clients' certificates.
 
-    Each handshake is made by what the files said last. OSError and ValueError are those of
+    Each handshake uses the newest files. OSError and ValueError are those of
     `ebjr.certificates.server_context`.
     """
 
@@ -82,22 +82,23 @@ class Tls:
     def _check_plain(self, key: bytes | None) -> None:
         if self._plain and b"ENCRYPTED" in (key or b""):
             raise ValueError(
-                f"gRPC takes no key with a password: openssl pkey -in {self._key} -out plain.pem"
+                f"gRPC takes no key with a password; decrypt it: openssl pkey -in {self._key} "
+                "-out plain.pem"
             )
 
     def context(self) -> ssl.SSLContext:
-        """What a port listens by, which hands each handshake to the newest context."""
+        """Return a listening port's context, which hands each handshake to the newest one."""
         how: Any = {"password": self._password, "ca_certs": self.ca_certs}
         context = server_context(self._cert, self._key, **how)
 
         def newest(connection: Any, _name: str | None, _context: ssl.SSLContext) -> None:
             connection.context = self._newest
 
-        context.sni_callback = newest  # which is called for clients that name no server, too
+        context.sni_callback = newest  # called even if the client names no server
         return context
 
     def for_grpc(self) -> Any:
-        """The credentials of a port of gRPC; ValueError: the key has a password."""
+        """Return the credentials of a gRPC port; ValueError if the key has a password."""
         import grpc
 
         self._plain, known = True, 0
@@ -115,7 +116,7 @@ class Tls:
 
 
 def impatient_loop() -> asyncio.AbstractEventLoop:
-    """An event loop whose servers wait for a handshake no longer than for the head of a request."""
+    """Return an event loop whose servers limit a handshake to `HANDSHAKE_SECONDS`."""
     kind: Any = asyncio.SelectorEventLoop
     with suppress(ImportError):
         import uvloop
@@ -133,8 +134,8 @@ def impatient_loop() -> asyncio.AbstractEventLoop:
 
 
 def secrets_of(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a file of secrets that are not empty; ValueError: there is none."""
+    """Return the lines of a file of secrets, without empty ones; ValueError if `path` has none."""
     found = [line.strip() for line in read_text(path).splitlines()]
     if not (found := [line for line in found if line]):
-        raise ValueError(f"{path} must hold a token in each line, and is empty")
+        raise ValueError(f"{path} is empty: it must hold one token a line")
     return found

@@ -1,6 +1,6 @@
-"""OpenTelemetry traces of a server: requests, their waits, and the batches that they were in.
+"""OpenTelemetry traces of a server: requests, their waits, and their batches.
 
-The extra ``otel``; nothing here is imported without ``ebjr serve --otel``.
+Needs the extra ``otel``; only ``ebjr serve --otel`` imports it.
 """
 
 import time
@@ -22,11 +22,11 @@ CARRIED = ("traceparent", "tracestate")
 
 
 class Tracing(Observer):
-    """Spans of what a server does.
+    """Spans of requests, and of the batches that answer them.
 
-    Each request is a span, the child of the one that its ``traceparent`` names. Its children
-    are, for either model that was asked: ``student wait``, the time in the queue, and ``student
-    batch``, the batch with other requests' rows; the same of the teacher.
+    A request's span is a child of the span in its ``traceparent``. Its own children are, for each
+    model that was asked, ``student wait``, the time in the queue, and ``student batch``, the batch
+    shared with other requests; likewise for the teacher.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -39,7 +39,7 @@ class Tracing(Observer):
 
     @classmethod
     def to_collector(cls, name: str) -> Self:
-        """Send spans over OTLP, as the variables ``OTEL_EXPORTER_OTLP_...`` say."""
+        """Send spans over OTLP, configured by the variables ``OTEL_EXPORTER_OTLP_...``."""
         with needs("otel", "tracing"):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         about = Resource.create({"ebjr.model": name})
@@ -53,7 +53,7 @@ class Tracing(Observer):
     def request(
         self, name: str, headers: Mapping[str, str], about: Mapping[str, str]
     ) -> Iterator[None]:
-        """The span of a request in work; `headers`, in lower case, may name its parent."""
+        """Open a request's span; `headers`, in lower case, may name its parent."""
         with self._tracer.start_as_current_span(
             name,
             context=extract({key: headers[key] for key in CARRIED if key in headers}),
@@ -63,7 +63,7 @@ class Tracing(Observer):
             yield
 
     def current(self) -> Any:
-        """The request in work, for its ticket; None where it is not sampled."""
+        """Return the current request's context for its ticket; None if it is not sampled."""
         span = trace.get_current_span()
         sampled = span.get_span_context().trace_flags.sampled
         return trace.set_span_in_context(span) if sampled else None
@@ -79,7 +79,7 @@ class Tracing(Observer):
                 self._span(f"{batch.stage} batch", ticket.trace, began, ended, about)
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
     def _span(self, name: str, context: Any, start: int, end: int, about: dict[str, int]) -> None:

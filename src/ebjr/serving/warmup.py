@@ -1,4 +1,4 @@
-"""The first batches of a joint model, before a client waits for them or meets a broken one."""
+"""The first batches of a joint model: clients do not wait for them, or meet a broken model."""
 
 import time
 from types import SimpleNamespace
@@ -12,23 +12,22 @@ from ebjr.link.far import FarTeacher
 from ebjr.model import Answer, Model, answer, facts, model_name
 from ebjr.serving.served import Served
 
-MOST_SECONDS = 2.0  # that a full batch is expected to take, or one row is enough
+MOST_SECONDS = 2.0  # expected time of a full batch above which a single row must do
 
 WORD = "a"  # a text that every tokenizer knows
 
 
 def warm_up(served: Served, rows: int = 64) -> None:
-    """Have each model that runs here answer one row, and then `rows` of them, before others ask.
+    """Let each local model answer one row, and then `rows` rows, before clients ask.
 
-    They are zeros, black images or one-letter texts; where the form of the input is not known
-    nothing is asked. A slow model is asked about one row alone. Nothing of it is counted.
-
-    ModelError: a model fails, both do not answer alike, or the labels are not those of the answers.
+    The rows are zeros, black images or one-letter texts; if the form of the input is unknown,
+    nothing runs. A slow model answers one row only. No metric counts these rows. ModelError if a
+    model fails, the two models' answers do not match, or the labels do not match the answers.
     """
     inputs = _inputs(served)
     if inputs is None:
         return
-    with np.errstate(all="ignore"):  # of zeros little can be said
+    with np.errstate(all="ignore"):  # zeros may overflow or divide by zero
         if (said := _ask(served.joint, inputs)) is not None:
             _check_written(served, said.output)
         began = time.perf_counter()
@@ -39,7 +38,7 @@ def warm_up(served: Served, rows: int = 64) -> None:
 
 
 def _inputs(served: Served) -> Any:
-    """The simplest input, as a batch of one; None where its form is not known."""
+    """Return the simplest input, a batch of one; None if its form is unknown."""
     if served.takes_images:
         known = [facts(model).preprocess for model in models_of(served.joint)]
         sizes = [None if one is None else one.get("size") for one in known]
@@ -48,7 +47,7 @@ def _inputs(served: Served) -> Any:
             return None
         height, width = (size, size) if isinstance(size, int) else size
         return [np.zeros((height, width, 3), np.uint8)]
-    if served.takes_texts:  # what may stand in one of several columns, only the model knows
+    if served.takes_texts:  # only the model knows which values its columns take
         return np.array([WORD], object) if len(served.columns or ("",)) == 1 else None
     shape = facts(models_of(served.joint)[0]).input_shape
     if shape is None or None in shape[1:]:
@@ -58,7 +57,7 @@ def _inputs(served: Served) -> Any:
 
 
 def _ask(joint: JointModel, inputs: Any) -> Answer | None:
-    """The raw output of a joint model where its student answers; None where that is elsewhere."""
+    """Ask a joint model, and return its student's raw output; None if the student is remote."""
     student = joint.student
     own = (
         _ask(student, inputs) if isinstance(student, JointModel) else _said(joint, student, inputs)
@@ -79,7 +78,7 @@ def _ask(joint: JointModel, inputs: Any) -> Answer | None:
 
 
 def check_labels(served: Served) -> None:
-    """Check that there are as many labels as models name classes of their own; else ModelError."""
+    """Raise ModelError if labels and the models' own class names differ in number."""
     joint = served.joint
     if not joint.kind.targets_are.startswith("label"):
         return
@@ -91,13 +90,13 @@ def check_labels(served: Served) -> None:
 def _check_count(served: Served, classes: int, who: str) -> None:
     if served.labels is not None and len(served.labels) != classes:
         raise ModelError(
-            f"{len(served.labels)} labels are named, and {who} answers {classes} classes: name "
+            f"there are {len(served.labels)} labels, but {who} answers {classes} classes: name "
             "each class once, in the model's order"
         )
 
 
 def _check_written(served: Served, output: Any) -> None:
-    """Check that every output can be written of what the models say."""
+    """Raise ModelError unless every output of the answer can be written."""
     joint, form = served.joint, served.joint.kind.form(output)
     if joint.kind.targets_are != "numbers" and len(form) == 1:
         _check_count(served, form[0], model_name(joint.student))
@@ -120,8 +119,8 @@ def _said(joint: JointModel, model: Model, inputs: Any) -> Answer | None:
 def _tried(model: Model, ask: Any) -> Any:
     try:
         return ask()
-    except Exception as error:  # whatever a model does; a client would meet it
+    except Exception as error:  # any error of a model: a client would meet it
         raise ModelError(
-            f"{model_name(model)} fails on its first batch: {one_line(error)}; mend it, or start "
-            "with --no-warm-up where it cannot take zeros or a text of one letter"
+            f"{model_name(model)} fails on its first batch: {one_line(error)}; fix the model, or "
+            "use --no-warm-up if it cannot take zeros or a one-letter text"
         ) from error

@@ -1,1 +1,1 @@
-"""Training: heads and students that make a pair out of a single model. Needs the extra torch."""
+"""Training heads and students that turn a single model into a pair. Needs the extra torch."""

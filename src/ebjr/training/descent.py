@@ -1,4 +1,4 @@
-"""Descent: the loop that both trainings share, with a learning rate that falls along a cosine."""
+"""Descent: the training loop, with a cosine learning rate."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ def descend(
     loss: Callable[[Any], torch.Tensor],
     progress: Callable[[int, float], None] | None,
 ) -> None:
-    """Lower the mean `loss` of rows, an epoch's in `count` batches; `progress` is told of each."""
+    """Minimize the mean `loss`; an epoch has `count` batches, after which `progress` is called."""
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * count, 1))
     for epoch in range(epochs):
         total, seen = 0.0, 0
@@ -32,7 +32,7 @@ def descend(
             seen += len(rows)
         if not math.isfinite(total):
             raise ModelError(
-                f"the loss is no number after epoch {epoch}: check the inputs, or lower "
+                f"the loss is not finite after epoch {epoch}: check the inputs, or lower "
                 f"learning_rate, which is {optimizer.defaults['lr']:g}"
             )
         if progress is not None:

@@ -1,11 +1,11 @@
 """An energy head ``S(x, y)`` on the frozen features of a trained regressor (eq. 8).
 
-The regressor stays as it is: a small network of its features and of y, measured from the point
+The regressor stays unchanged. A small network of its features and of y, relative to the point
 prediction, learns ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'``.
 
-Neither a likelihood nor noise contrast changes when a function of x alone is added to S. So the
-free energy ``-F(x)`` of such a head is not learned, as the levels of a classifier's logits are not;
-how *sharp* the density is, `density_entropy` or `density_std`, is. ``score="auto"`` measures both.
+Adding a function of x alone to S changes neither the likelihood nor the noise-contrastive loss. So
+the free energy ``-F(x)`` of such a head is not learned, like the level of a classifier's logits;
+the *sharpness* of the density, `density_entropy` or `density_std`, is. ``score="auto"`` tries both.
 
 Source: Gustafsson et al., "Energy-based models for deep probabilistic regression", ECCV 2020;
 "How to train your energy-based model for regression", BMVC 2020.
@@ -35,13 +35,13 @@ class EnergyHead:
     """A trained ``S(x, y)``; `train_energy_head` makes it."""
 
     network: torch.nn.Module  # standardized features (n, d) and offsets (n, m) to energies (n, m)
-    center: np.ndarray  # (d,), of the features, as is `spread`
-    spread: np.ndarray
+    center: np.ndarray  # (d,), the features' means
+    spread: np.ndarray  # (d,), their standard deviations
     scale: float  # of the residuals, in the unit of y
-    proposal: GaussianMixture  # fitted to the residuals: for `sample_energy`
+    proposal: GaussianMixture  # fitted to the residuals, for `sample_energy`
 
     def __call__(self, features: Array, prediction: Array, y: Array) -> Array:
-        """``S(x, y)``, (n, m), in nats: of features (n, d), predictions (n,) and y (n, m)."""
+        """Return ``S(x, y)``, (n, m), in nats, for features (n, d), predictions (n,), y (n, m)."""
         rows = (to_numpy(features) - self.center) / self.spread
         offset = (to_numpy(y) - to_numpy(prediction)[:, None]) / self.scale
         with torch.no_grad():
@@ -56,12 +56,12 @@ class EnergyHead:
     def regressor(
         self, trunk: Callable[[Any], tuple[Array, Array]], offsets: Grid, points: int = 64
     ) -> Callable[[Any], Array]:
-        """The regressor with its head as a model, (n, 1 + points).
+        """Return the regressor and its head as one model with raw output (n, 1 + points).
 
-        The prediction comes first, then the energies on the grid with their log-weights, as
-        ``regression_energy``, ``density_entropy`` and ``density_std`` read them without parameters.
-        `trunk` takes a batch to its features (n, d) and predictions (n,). `offsets` is the grid,
-        measured from the prediction: its y, or ``(low, high)`` for `points` of them.
+        The prediction comes first, then the energies on the grid with their log-weights, for
+        ``regression_energy``, ``density_entropy`` and ``density_std``. `trunk` maps a batch to
+        features (n, d) and predictions (n,). `offsets` is the grid relative to the prediction: its
+        y, or ``(low, high)`` for `points` of them.
         """
         steps = grid_points(offsets, points if len(offsets) == 2 else None)
         weights = grid_log_weights(steps)
@@ -92,21 +92,26 @@ def train_energy_head(
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> EnergyHead:
-    """Fit ``S(x, y)`` to targets, given a regressor's features and predictions. Minutes on a CPU.
+    """Fit ``S(x, y)`` to targets, given a regressor's features and predictions: minutes on a CPU.
 
-    ValueError: `features`, `prediction` and `targets` do not match or are not finite, or `loss` is
-    unknown.
-
-    - `features`: (n, d): of examples that the regressor was not fitted to, or barely.
+    - `features`: (n, d), of examples that the regressor was not fitted to, or barely.
     - `prediction`, `targets`: (n,).
-    - `loss`: ``"nce"``: tell the target among `samples` draws of the proposal (ranking noise
-      contrast). ``"importance"``: the likelihood, its integral by importance sampling.
-    - `hidden`: Units in each of both layers.
-    - `epochs`, `batch_size`, `learning_rate`: Of Adam, the rate falling to 0 along a cosine.
-    - `samples`: For each example.
-    - `proposal`: Where y is drawn; fitted to the residuals if left out.
-    - `seed`: Same seed, same head.
-    - `progress`: Told the epoch and its mean loss.
+    - `loss`: ``"nce"``: find the target among `samples` draws of the proposal (ranking
+      noise-contrastive estimation). ``"importance"``: the likelihood, with its integral by
+      importance sampling.
+    - `hidden`: Units in each of the two layers.
+    - `epochs`, `batch_size`, `learning_rate`: For Adam, with a cosine learning rate.
+    - `samples`: Draws for each example.
+    - `proposal`: The distribution of the draws; fitted to the residuals if left out.
+    - `seed`: The same seed gives the same head.
+    - `progress`: Called with the epoch and its mean loss.
+
+    Raises
+    ------
+    ValueError
+        `features`, `prediction` and `targets` do not match or are not finite, or `loss` is unknown.
+    ModelError
+        The loss is not finite.
 
     Examples
     --------
@@ -153,13 +158,13 @@ def train_energy_head(
 def _draws(
     proposal: GaussianMixture, rows: int, samples: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """(rows, samples): other draws for each row."""
+    """Draw from the proposal, (rows, samples)."""
     scale = rng.choice(proposal.scales, (rows, samples), p=proposal.weights)
     return scale * rng.standard_normal((rows, samples))
 
 
 def _network(width: int, hidden: int, generator: torch.Generator) -> torch.nn.Module:
-    """Features (n, d) and offsets (n, m) to energies (n, m)."""
+    """Make a network from features (n, d) and offsets (n, m) to energies (n, m)."""
 
     class Network(torch.nn.Module):
         def __init__(self) -> None:
@@ -174,7 +179,7 @@ def _network(width: int, hidden: int, generator: torch.Generator) -> torch.nn.Mo
             seen = torch.stack([offset, size, torch.log1p(10 * size)], dim=-1)
             mixed = self.of_features(features)[:, None] + self.of_offset(seen)
             found: torch.Tensor = self.last(torch.relu(self.middle(torch.relu(mixed))))[..., 0]
-            # far from the prediction the density must fall, whatever the features
+            # the density must fall far from the prediction, or its integral diverges
             return found - 0.01 * offset**2
 
     network = Network()

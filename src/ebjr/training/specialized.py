@@ -1,8 +1,8 @@
 """A specialized student: a small network of the popular classes plus "other" (section 2.4).
 
-Two ways, one function: a small architecture of your own is trained as a whole, or a head on the
-features of a backbone that stays as it is, which takes seconds. The student sees all the data, and
-learns where its knowledge ends. Where a teacher is at hand, no labels are needed.
+Train a small network as a whole, or in seconds a head on the features of a frozen backbone. The
+student sees all the data, and so learns what it does not know. With a teacher, no labels are
+needed.
 
 Source: section 2.4 of the paper; distillation: Hinton, Vinyals & Dean, "Distilling the knowledge
 in a neural network", 2015.
@@ -48,32 +48,36 @@ def train_specialized(
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> torch.nn.Module:
-    """Train a network on some classes and "other". Minutes on a CPU, if the network is small.
+    """Train a network on some classes and "other": minutes on a CPU, if it is small.
 
-    ValueError: `inputs`, `labels` and `teacher` do not fit together, a known class or "other" has
-    no example, or `distillation`, `temperature` or `popular` is out of range. ModelError: `network`
-    does not answer (n, C + 1), or what it answers is not finite.
+    - `network`: A module with output (n, C + 1), "other" last; `small_head` makes one for features.
+      It is trained in place.
+    - `inputs`: (n, ...), inputs of the network, or of the backbone.
+    - `labels`: (n,), in the teacher's numbering. None takes the teacher's own answers.
+    - `known_classes`: The labels that the student learns, in its order: see `top_classes`.
+    - `backbone`: A trained module from inputs to features. It stays frozen and runs once on each
+      input; `augment` then works on its features.
+    - `teacher`: (n, classes), the teacher's logits for the same inputs, for distillation.
+    - `distillation`: The weight of the teacher's distribution, compared at `temperature`; the
+      labels have 1 minus that.
+    - `popular`: The known classes' share of the traffic, to which the examples are weighted. None
+      leaves them unweighted.
+    - `augment`: A function of a batch and a generator that returns a batch.
+    - `epochs`, `batch_size`, `learning_rate`, `weight_decay`: For AdamW, with a cosine learning
+      rate.
+    - `seed`: The same seed and the same initial weights give the same student.
+    - `progress`: Called with the epoch and its mean loss.
 
-    - `network`: A module whose output is (n, C + 1), "other" last; `small_head` makes one for
-      features. It is trained in place.
-    - `inputs`: (n, ...), as the network takes them, or as the backbone does.
-    - `labels`: (n,): the teacher's labels. None where nobody knows them: the teacher's own answers.
-    - `known_classes`: The labels that the student is to know, in its order: see `top_classes`.
-    - `backbone`: A trained module, inputs to features. It stays as it is and runs once on each
-      input, so that `augment` then works on its features.
-    - `teacher`: (n, classes): the teacher's logits of the same inputs, to learn from.
-    - `distillation`: With a teacher: the weight of its distribution, compared at `temperature`,
-      beside 1 minus that for the labels.
-    - `popular`: The share of the traffic that is of known classes: the examples are weighted so.
-      None leaves them as they are.
-    - `augment`: A batch and a generator to a batch.
-    - `epochs`, `batch_size`, `learning_rate`, `weight_decay`: Of AdamW, the rate falling to 0 along
-      a cosine.
-    - `seed`: Same seed and same start, same student.
-    - `progress`: Told the epoch and its mean loss.
+    Returns a module from inputs to (n, C + 1), ready for inference: the network, behind the
+    backbone if given.
 
-    Returns: Inputs to (n, C + 1), ready for inference: the network, behind the backbone where there
-    is one.
+    Raises
+    ------
+    ValueError
+        `inputs`, `labels` and `teacher` do not match, a known class or "other" has no example, or
+        `distillation`, `temperature` or `popular` is out of range.
+    ModelError
+        `network` does not return (n, C + 1), or the loss is not finite.
 
     Examples
     --------
@@ -89,7 +93,7 @@ def train_specialized(
     task = Specialized(known)
     taught = None if teacher is None else np.asarray(to_numpy(teacher), np.float32)
     if labels is None and taught is None:
-        raise ValueError("give the labels, or the teacher's logits, whose answers take their place")
+        raise ValueError("give labels=, or teacher= with logits, whose answers replace the labels")
     if taught is not None and (taught.ndim != 2 or not np.isfinite(taught).all()):
         raise ValueError(
             f"the teacher's logits must be (n, classes) and finite, not {taught.shape}"
@@ -136,14 +140,14 @@ def train_specialized(
 
 
 def small_head(features: int, known: int, hidden: int = 0, seed: int = 0) -> torch.nn.Module:
-    """A head for features (n, features): standardized, then linear, or with one hidden layer.
+    """Make a head from standardized features (n, features) to (n, known + 1).
 
-    It answers (n, known + 1). `hidden` is how many units are between; 0 makes a linear head.
+    It has one layer of `hidden` units; with 0 it is linear.
     """
     if features < 1 or known < 1 or hidden < 0:
         raise ValueError(
-            "a head needs at least one feature and one known class, and no fewer than 0 hidden "
-            f"units, not {features}, {known} and {hidden}"
+            "a head needs at least 1 feature, 1 known class and 0 hidden units, not "
+            f"{features}, {known} and {hidden}"
         )
     layers: list[torch.nn.Module] = [torch.nn.BatchNorm1d(features, affine=False)]
     with torch.random.fork_rng(devices=[]):
@@ -164,13 +168,11 @@ def _check_numbers(distillation: float, popular: float | None, temperature: floa
 
 
 def _weights(own: np.ndarray, known: tuple[int, ...], popular: float | None) -> np.ndarray:
-    """(n,), of mean 1: what an example counts, so that the known classes make up their share."""
+    """Return weights (n,) of mean 1 that give the known classes their share."""
     other = other_class(known)
     count = np.bincount(own, minlength=other + 1)
     if not count[other]:
-        raise ValueError(
-            "there is no example of any other class, so that nothing can teach what 'other' is"
-        )
+        raise ValueError("labels must include other classes, from which 'other' is learned")
     if not count[:other].all():
         absent = known[int(np.argmin(count[:other]))]
         raise ValueError(f"known class {absent} has no example among the {len(own)}")

@@ -1,8 +1,8 @@
-"""Within a promise: all rows of a batch answered, the teacher asked about as few as will do.
+"""Within a promise: answer all rows of a batch with as few teacher calls as the promise allows.
 
-Nothing needs a label. The teacher is asked about a uniform sample of this very data, which decides
-about the threshold; `ebjr.calibration.budget` has the promises and their proof. What the teacher
-has said is paid for, so it is kept in a file until all is answered, and never asked again.
+No labels are needed. The teacher answers a uniform sample of the batch, which decides the
+threshold; `ebjr.calibration.budget` has the promises and their proof. The teacher's answers are
+paid for, so they are kept in a file until all rows are answered, and never asked for again.
 """
 
 import math
@@ -49,46 +49,46 @@ def answer_within(
     keep: Journal | None = None,
     progress: Told | None = None,
 ) -> PromisedAnswers:
-    """Answer all rows of a batch, and promise something of these answers; no labels are needed.
+    """Answer all rows of a batch, and promise something about these answers, without labels.
 
     The teacher is asked about a uniform sample of the rows, and then about every other row whose
-    score is below the threshold that the sample allows. Give the promise, and as few rows are asked
-    as will do; give `teacher_calls` alone, and `at_least` of the certificate says what is promised;
-    give both, and an error says, mostly before anything is paid for, that they do not go together.
-    With a budget, precision or recall alone is kept by turning answers that the teacher is not
-    asked about: those that are not sure enough to be positive, or to be negative. For precision a
-    quarter of the budget chooses the threshold, and the rest tests it; for recall what the sample
-    leaves goes to the rows next to the threshold, where most is gained.
+    score is below the threshold that the sample allows. Give the promise, and as few rows as
+    possible are asked about. Give `teacher_calls` alone, and the certificate's `at_least` says what
+    is promised. Give both, and an error says, usually before anything is paid for, that the budget
+    is too small. With a budget, a single promise of precision or recall is kept by turning answers
+    that the teacher is not asked about: those not sure enough to be positive, or to be negative.
+    For precision a quarter of the budget chooses the threshold and the rest tests it; for recall
+    what the sample leaves goes to the rows next to the threshold, where it gains most.
 
     Parameters
     ----------
     student, teacher
-        Models: a batch in, raw output out. A joint model may be the student.
+        Models: batch in, raw output out. The student may be a joint model.
     inputs
-        Array (n, ...), a list of n inputs, or what `ebjr.data.open.open_data` opened.
+        An array (n, ...), a list of n inputs, or what `ebjr.data.open.open_data` returned.
     promise, at_least, delta, teacher_calls, positive
-        As of `Wanted`: ``"agreement"`` with the teacher, of all rows; ``"precision"`` or
-        ``"recall"`` of the class `positive`, the teacher's answers being right, of which both may
-        be promised (``{"precision": 0.9, "recall": 0.8}``); or ``"accuracy"``, with `targets`.
+        As in `Wanted`: ``"agreement"`` with the teacher; ``"precision"`` or ``"recall"`` of the
+        class `positive`, by the teacher's answers, or both (``{"precision": 0.9, "recall": 0.8}``);
+        or ``"accuracy"``, with `targets`.
     targets
-        Of accuracy: labels of rows by number, or by the name that the data give a row. They must be
-        a uniform sample.
+        For accuracy: labels of rows by number, or by the data's name of a row. The rows must be a
+        uniform sample.
     score
-        Defers the rows of the lowest first; None takes the task's first. Precision and recall of
-        classifiers take the log-odds of the class instead, with a threshold for each answer.
+        Rows with the lowest score are deferred; None is the task's first score. Precision and
+        recall of classifiers use the log-odds of the class, with a threshold for each answer.
     task
         ``"classification"``, ``"multilabel"``, or ``"detection"`` for precision and recall of
         boxes.
     batch_size
-        How many inputs a model gets at once.
+        Inputs per model call.
     seed
-        Of the draw.
+        The seed of the sample.
     keep
-        A `Journal` that keeps what the teacher said; the same call goes on after an error or a
-        kill, and one with another promise asks nothing twice, see `BatchCertificate.tried`. Call
-        its `remove` at the end.
+        A `Journal` that keeps the teacher's answers. The same call resumes after an error or a
+        kill; another promise asks for no answer twice, see `BatchCertificate.tried`. Call its
+        `remove` at the end.
     progress
-        Called with what is being done, how much of it is done, and of how much.
+        Called with the current work, how much is done, and the total.
 
     Raises
     ------
@@ -96,16 +96,16 @@ def answer_within(
         A promise, `delta`, `teacher_calls` or `positive` is out of range or missing, or the task
         has no such promise.
     CalibrationError
-        The promise cannot be kept within `teacher_calls`; or without a budget it takes more than
-        nine rows in ten; or labels do not show that the teacher itself is right so often. The
-        message has what can be had.
+        `teacher_calls` are too few for the promise; without a budget it needs more than nine rows
+        in ten; or labels do not show that the teacher itself is right that often. The message says
+        what is possible.
     TeacherUnavailable
-        The teacher gave no sound answer to a row; such a row never counts as agreement.
+        The teacher gave no valid answer to a row; such a row never counts as agreement.
 
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> clear = rng.normal(size=4000) * 4                 # the teacher sees all of it
+    >>> clear = rng.normal(size=4000) * 4                 # the teacher sees it clearly
     >>> teacher = lambda x: np.stack([x, -x], axis=1)
     >>> student = lambda x: teacher(x + np.sin(9e4 * x))  # the student sees it blurred
     >>> answers = answer_within(student, teacher, clear, at_least=0.97, delta=0.1)
@@ -122,10 +122,10 @@ def answer_within(
 
 @dataclass
 class PromisedRun:
-    """A joint model's student and teacher at work on batches, each with its own promise.
+    """Answers batches with a joint model's student and teacher, each batch with its own promise.
 
-    The router's score is used, its threshold and blend are not. What the teacher says of one batch
-    tells how large a sample of the next should be.
+    It uses the router's score, but not its threshold or blend. The teacher's answers to one batch
+    help to size the sample of the next.
     """
 
     joint: JointModel
@@ -134,31 +134,31 @@ class PromisedRun:
     targets: Mapping[Any, Any] | None = None
     batch_size: int = 64
     seed: int = 0
-    about: Mapping[str, Any] = field(default_factory=dict)  # what tells these models from others
-    window: int | None = None  # rows that a promise is of, where it is not of all
+    about: Mapping[str, Any] = field(default_factory=dict)  # identifies these models
+    window: int | None = None  # rows per promise; None: all
     beliefs: dict[str, Belief] = field(default_factory=dict)
-    paid: Paid | None = field(default=None, init=False)  # with a journal that a window has read
+    paid: Paid | None = field(default=None, init=False)  # the first window's, with its journal
 
     def __post_init__(self) -> None:
         check_at_least(1, batch_size=self.batch_size)
         kind, promised = self.joint.kind, self.wanted.promised
         boxes, sets = kind.targets_are == "boxes", kind.targets_are == "label sets"
         if kind.targets_are == "numbers" or (boxes and not promised.keys() <= {*LABELS}):
-            can = "precision and recall of boxes" if boxes else "nothing"
-            raise ValueError(f"of {kind.name} {can} can be promised, not {', '.join(promised)}")
+            can = "only precision and recall of boxes" if boxes else "nothing"
+            raise ValueError(
+                f"{', '.join(promised)} cannot be promised: {kind.name} can promise {can}"
+            )
         self.positive = self._place_of(self.wanted.positive)
         if promised.keys() & {*LABELS} and self.positive is None and not boxes:
-            raise ValueError(
-                f"{', '.join(promised)} is about one class: say which with positive= (--positive)"
-            )
+            raise ValueError(f"{', '.join(promised)} needs a class: give positive= (--positive)")
         if promised.keys() - {*LABELS} and self.wanted.positive is not None:
             raise ValueError(f"positive is for precision and recall, not for {', '.join(promised)}")
         if ("accuracy" in promised) != (self.targets is not None):
             raise ValueError(
-                "accuracy and targets, the labels of some rows, go together (--labels)"
+                "accuracy and targets (labels of some rows, --labels) go together: give both"
             )
         if "accuracy" in promised and sets:
-            raise ValueError("accuracy is promised of single labels, not of label sets")
+            raise ValueError("accuracy is for single labels, not for label sets: promise agreement")
 
     def answer(
         self,
@@ -168,7 +168,7 @@ class PromisedRun:
         keep: Journal | None = None,
         progress: Told | None = None,
     ) -> PromisedAnswers:
-        """The answers to one batch, all inputs or some `rows` of them, see `answer_within`."""
+        """Answer one batch, all inputs or some `rows` of them, see `answer_within`."""
         check_columns(inputs, self.joint)
         tell = progress or (lambda what, done, total: None)
         batch = PromisedBatch(self, Rows(inputs, rows), tell)
@@ -178,18 +178,18 @@ class PromisedRun:
         return batch.answers(tuple(found))
 
     def windows(self, inputs: Batch | Data, window: int, **how: Any) -> Iterator[PromisedAnswers]:
-        """The answers to each `window` rows, one after another, with a promise of their own.
+        """Answer each `window` rows, one window after another, each with its own promise.
 
-        The last window has what is left. Each promise is broken with probability `delta`. `how` is
-        as of `answer`.
+        The last window has the rest. Each promise is broken with probability `delta` at most.
+        `how` is as in `answer`.
         """
         check_at_least(1, window=window)
         self.window = window
         n = len(inputs) if isinstance(inputs, Data) else row_count(inputs)
         if self.targets is not None and window < n:
             raise ValueError(
-                "accuracy is promised of all rows at once, as targets are of some of all rows: "
-                "leave window (--window) out"
+                "accuracy is promised for all rows at once, because targets cover a sample of all "
+                "rows: remove window (--window)"
             )
         for start in range(0, n, window):
             rows = range(start, min(start + window, n))
@@ -212,7 +212,7 @@ class PromisedRun:
         raise ValueError(f"positive must be a class, not {positive!r}: {known}")
 
     def read(self, raw: Batch) -> tuple[np.ndarray, Batch]:
-        """What orders a batch's rows, (n,), and what the student says of them."""
+        """Return what orders a batch's rows, (n,), and the student's answers to them."""
         output = self.joint.of_student(raw)
         if self.positive is None or self.joint.kind.targets_are == "boxes":
             return to_numpy(self.joint.router.score(raw)).astype(np.float64), output
@@ -225,7 +225,7 @@ class PromisedRun:
         return np.where(self.is_positive(self.joint.predict(output)), odds, -odds), output
 
     def turned(self, output: Batch) -> np.ndarray:
-        """(n, ...): answers that are positive where the student's are not, and negative else."""
+        """Return the opposite of the student's answers, (n, ...): negative for positive ones."""
         said = to_numpy(self.joint.predict(output)).copy()
         if said.ndim == 2:
             said[:, self.positive] ^= True
@@ -237,14 +237,14 @@ class PromisedRun:
         return turned
 
     def is_positive(self, prediction: Any) -> np.ndarray:
-        """(n,): which answers are the positive class."""
+        """Return which answers, (n,), are the positive class."""
         listed = isinstance(prediction, list) and len(prediction) > 0
         said = to_numpy(np.stack(prediction) if listed else prediction)
         return said[:, self.positive] if said.ndim == 2 else said == self.positive
 
     @property
     def title(self) -> str | None:
-        """What to call the positive class."""
+        """The positive class's name or number."""
         if self.positive is None:
             return None
         names = self.labels or facts(self.joint.teacher).labels

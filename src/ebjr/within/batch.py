@@ -1,4 +1,4 @@
-"""One batch: rows are drawn and asked about, a threshold is found, and all are answered."""
+"""One batch: draw rows, ask the teacher about them, find a threshold, and answer all rows."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 MOST_UNASKED = 0.9
-"""Without a budget a promise that takes a larger share of the rows is refused: it saves little."""
+"""Without a budget, a promise that needs a larger share of the rows is refused: it saves little."""
 
 
 class PromisedBatch:
-    """One batch: what the student says of it, and what the teacher has said so far."""
+    """One batch: the student's answers, and the teacher's so far."""
 
     def __init__(self, run: PromisedRun, rows: Rows, tell: Told) -> None:
         self.run, self.kind = run, run.joint.kind
@@ -66,42 +66,42 @@ class PromisedBatch:
         self.paid = Paid(run.joint, rows, form, run.batch_size, tell)
         self.start = rows.rows.start
         self.rng = self._stream()
-        self.before = 0  # rows that were paid for before
+        self.before = 0  # rows that an earlier promise paid for
 
     def _stream(self) -> np.random.Generator:
-        """Another one than ``default_rng(seed)``, by which the rows may have been shuffled."""
+        """Return a generator unlike ``default_rng(seed)``, which may have shuffled the rows."""
         return np.random.default_rng([self.run.seed, 0xB0D6E7, self.paid.attempt, self.start])
 
     def take_up(self, keep: Journal) -> None:
-        """Go on from what a journal holds: it is known, or of this very draw."""
+        """Resume from a journal: its rows are known, or belong to this draw."""
         run, before = self.run, self.run.paid
         if before and before.keep is keep and before.rows.inputs is self.paid.rows.inputs:
-            self.paid = before.of(self.paid)  # a window before has read the journal
+            self.paid = before.of(self.paid)  # an earlier window has read the journal
         else:
             own = {"score": str(run.joint.router.score), "seed": run.seed, "window": run.window}
             self.paid.take_up(keep, {**run.wanted.as_dict(), **own}, run.about)
             paid = run.paid = self.paid
             if paid.spent + (run.wanted.delta or 0.0) >= 1:
                 raise CalibrationError(
-                    f"{paid.attempt} other promises were tried on these rows, and their deltas add "
-                    f"up to {paid.spent:g}: with that of this one (--delta) no probability is left "
-                    "to promise anything with"
+                    f"{paid.attempt} other promises were tried on these rows, and their deltas sum "
+                    f"to {paid.spent:g}: with this one's (--delta) no probability is left, so use "
+                    "smaller deltas or other rows"
                 )
         self.known |= np.isin(self.numbers, self.paid.earlier)
         self.before = int(self.known.sum())
         self.rng = self._stream()
 
     def ask(self, rows: np.ndarray) -> None:
-        """Ask the teacher about rows by their places here, which are known from then on."""
+        """Ask the teacher about rows, by their places here; they are known from then on."""
         self.paid.ask(self.numbers[rows])
         self.known[rows] = True
 
     def taught(self, rows: np.ndarray) -> list[Any]:
-        """What the teacher says of known rows."""
+        """Return the teacher's answers to known rows."""
         return [self.paid.said[row] for row in self.numbers[rows].tolist()]
 
     def answers(self, certificates: tuple[BatchCertificate, ...]) -> PromisedAnswers:
-        """What is answered: known rows as the teacher answers them, the others by the student."""
+        """Return all answers: the teacher's for known rows, the student's for the others."""
         said, known = list(self.said), self.known
         rows = np.flatnonzero(known)
         for row, answer in zip(rows.tolist(), self.taught(rows), strict=True):
@@ -124,10 +124,10 @@ class PromisedBatch:
         )
 
     def promise(self, name: str, at_least: float | None) -> BatchCertificate:
-        """Ask the teacher what one promise takes, and say what is promised."""
+        """Ask the teacher about the rows that one promise needs, and return the certificate."""
         question = Question(self, name)
         left, calls = len(question.open()), question.calls
-        if not left:  # as of the precision of a class that the student never answers
+        if not left:  # like the precision of a class that the student never answers
             return self._certificate(question, at_least or 1.0, 0, 1.0)
         if name == "precision" and question.turns and at_least and calls and calls < left:
             return self._precise(question, at_least, calls)
@@ -135,6 +135,7 @@ class PromisedBatch:
             drawn = question.labeled()
         elif at_least is None:
             size = self._lowest(question)
+            # the number of rows does not depend on the answers, as the proof requires
             drawn = self.rng.choice(question.open(), size, replace=False)
         else:
             drawn = self._draw(question, self._size(question, at_least), at_least)
@@ -149,7 +150,7 @@ class PromisedBatch:
                 raise CalibrationError(question.teacher_short(sample, at_least))
             self._defer(question, sample, rows, kept, at_least)
         question.learn(sample, rows)
-        if name == "accuracy":  # what is kept is answered as it was judged
+        if name == "accuracy":  # the student answers the kept rows, as they were judged
             self.known &= question.key <= question.cut(rows, kept)
         return self._certificate(question, at_least, len(rows), sample.observed(kept))
 
@@ -172,9 +173,9 @@ class PromisedBatch:
         )
 
     def _precise(self, question: Question, at_least: float, calls: int) -> BatchCertificate:
-        """Precision within a budget: some calls choose the threshold, and the others are its test.
+        """Promise a precision within a budget: a pilot chooses the threshold, the rest test it.
 
-        What is left below it is turned: other rows than the positive ones are then answered so.
+        The rest of the rows below the threshold are turned: answered other than positive.
         """
         pilot = question.pilot(at_least, calls)
         tried, rows = question.ask(self.rng.choice(question.open(), pilot, replace=False))
@@ -196,13 +197,13 @@ class PromisedBatch:
         return self._certificate(question, at_least, pilot + len(drawn), observed)
 
     def _turn(self, question: Question, rows: np.ndarray) -> None:
-        """Turn what is left of rows once the budget is spent on those next to the threshold."""
+        """Spend the budget on the rows next to the threshold, and turn the rest of `rows`."""
         if len(rows):
             self.ask(np.sort(question.nearest(rows)[: question.calls]))
             self.turned[rows[~self.known[rows]]] = True
 
     def _draw(self, question: Question, size: int, at_least: float) -> np.ndarray:
-        """Rows in random order: `size` of them, or of recall as many as it takes, up to 4 times."""
+        """Draw `size` rows in random order; for recall as many as needed, up to 4 times that."""
         if question.name != "recall" or question.boxes is not None:
             return self.rng.choice(question.open(), size, replace=False)
         enough = question.plan().likely_counted(size).max()
@@ -210,33 +211,34 @@ class PromisedBatch:
         order, done = self.rng.permutation(question.open())[:most], 0
         while done < most:
             done = min(done + max(size // 8, 1), most)
+            # sorted: data are read forward, and which rows are asked does not change
             self.paid.ask(self.numbers[np.sort(order[:done])])
             if self.run.is_positive(self.taught(order[:done])).sum() >= enough:
                 break
         return order[:done]
 
     def _lowest(self, question: Question) -> int:
-        """Defer the lowest scores that the budget is for; how many rows are left to sample."""
+        """Defer the lowest scores that the budget allows; return how many rows to sample."""
         calls = self.run.wanted.teacher_calls
         assert calls is not None
         rows = np.flatnonzero(question.deferrable & ~self.known)
         rows = rows[np.argsort(question.key[rows], kind="stable")]
-        never = int((question.key[rows] == -math.inf).sum())  # kept at no threshold
+        never = int((question.key[rows] == -math.inf).sum())  # deferred at every threshold
         first = max(never, question.plan().split(calls))
         if first >= calls:
             raise CalibrationError(
-                f"teacher_calls is {calls} (--teacher-calls), and {never} rows have no score, so "
-                "that the teacher must answer them: give more"
+                f"teacher_calls is {calls} (--teacher-calls), but the teacher must answer {never} "
+                "rows that have no score: give more calls"
             )
         self.ask(np.sort(rows[:first]))
         return min(calls - first, len(question.open()))
 
     def _size(self, question: Question, at_least: float) -> int:
-        """How many rows to sample for a promise; CalibrationError: no number will do."""
+        """Return how many rows to sample for a promise; CalibrationError if no number works."""
         plan, most = question.plan(), question.most
         size = plan.sample_size(at_least, question.calls)
         if size is None and plan.deferrable < most:
-            return 1  # no sample is evidence, and all that may be deferred are asked about
+            return 1  # no sample is evidence, so every deferrable row is asked about
         if size is None or size > most:
             raise CalibrationError(question.too_few(at_least, most))
         return size
@@ -244,7 +246,7 @@ class PromisedBatch:
     def _defer(
         self, question: Question, sample: Sample, rows: np.ndarray, kept: int, at_least: float
     ) -> None:
-        """Have the teacher answer what is below the threshold, if it may be asked so much."""
+        """Ask the teacher about the rows below the threshold, if the budget allows it."""
         more = question.below(rows, kept)
         if question.turns and question.name == "recall" and kept >= 0:
             self._turn(question, more)
@@ -255,7 +257,7 @@ class PromisedBatch:
 
 
 class Question:
-    """One promise about one batch: which rows are drawn, which are deferred, and which are bad."""
+    """One promise about one batch: which rows are drawn, deferred, and bad."""
 
     def __init__(self, batch: PromisedBatch, name: str) -> None:
         self.batch, self.name, self.boxes = batch, name, None
@@ -265,7 +267,8 @@ class Question:
         if batch.kind.targets_are == "boxes":
             shown = batch.kind.count_boxes(batch.said, batch.said, batch.run.positive)[0]
             self.boxes = max(float(shown.max()), 1.0)
-            self.counted = max(float(shown.mean()) / self.boxes / 4, 0.02)  # bets take more
+            # a quarter, because bets need larger samples
+            self.counted = max(float(shown.mean()) / self.boxes / 4, 0.02)
         elif name in LABELS:
             positive = batch.run.is_positive(batch.said)
             if name == "precision":
@@ -276,13 +279,13 @@ class Question:
 
     @property
     def calls(self) -> int | None:
-        """How many rows more the teacher may be asked about."""
+        """How many more rows the teacher may be asked about; None without a budget."""
         calls = self.batch.run.wanted.teacher_calls
         return None if calls is None else calls - int(self.batch.known.sum()) + self.batch.before
 
     @property
     def most(self) -> int:
-        """The same; without a budget what `MOST_UNASKED` leaves."""
+        """The same; without a budget, what `MOST_UNASKED` leaves."""
         if self.calls is not None:
             return self.calls
         return int(MOST_UNASKED * self.batch.n) - int(self.batch.known.sum())
@@ -293,12 +296,12 @@ class Question:
         return self.batch.run.wanted.turns and self.boxes is None
 
     def open(self) -> np.ndarray:
-        """The rows that may be drawn, or might have been: labels are of known rows as well."""
+        """Return the rows that may be drawn; for accuracy, labels cover known rows as well."""
         known = self.batch.known & (self.name != "accuracy")
         return np.flatnonzero(self.pool & ~known)
 
     def plan(self) -> Plan:
-        """What the size of a sample is chosen by."""
+        """Return what the size of the sample depends on."""
         deferrable = int((self.deferrable & ~self.batch.known).sum())
         belief = self.batch.run.beliefs.get(self.name, usual_pairs())
         promise, population = self.name if self.boxes is None else "boxes", len(self.open())
@@ -306,7 +309,7 @@ class Question:
         return Plan(promise, self.delta, population, deferrable, share, known, belief)
 
     def known(self) -> int:
-        """How many counted rows are right whatever the threshold: the teacher answers them."""
+        """Return how many counted rows the teacher has answered, which are right in any case."""
         if self.boxes is not None or self.name == "accuracy":
             return 0
         rows = np.flatnonzero(self.batch.known)
@@ -315,7 +318,7 @@ class Question:
         return int(self.batch.run.is_positive(self.batch.taught(rows)).sum())
 
     def labeled(self) -> np.ndarray:
-        """The rows that have labels; `right` are these labels."""
+        """Return the rows that have labels, and keep these labels in `right`."""
         batch, targets = self.batch, self.batch.run.targets or {}
         keys: Sequence[Any] = batch.numbers.tolist()
         keys = batch.names if any(isinstance(key, str) for key in targets) else keys
@@ -323,21 +326,21 @@ class Question:
         if len(rows) < len(targets) or not rows:
             strange = next((key for key in targets if key not in {*keys}), "none")
             raise ValueError(
-                f"targets are labels of some of the {batch.n} rows, each by its number or its name "
-                f"(--labels), but {strange} is none of these"
+                f"targets must be labels of some of the {batch.n} rows, by number or name "
+                f"(--labels), but {strange} is not one of them"
             )
         self.right = {row: targets[keys[row]] for row in rows}
         classes = range(batch.paid.form.shape[1])
         for row, label in self.right.items():
             if label not in classes:
                 raise ValueError(
-                    f"targets must be labels from 0 to {classes[-1]} (--labels), not {label!r}, as "
-                    f"of row {keys[row]}"
+                    f"targets must be labels from 0 to {classes[-1]} (--labels), not {label!r} for "
+                    f"row {keys[row]}"
                 )
         return np.array(rows)
 
     def ask(self, drawn: np.ndarray) -> tuple[Sample, np.ndarray]:
-        """The sample that rows make, in the order in which they were drawn; and they, by score."""
+        """Ask about drawn rows; return the sample they make, and these rows by score."""
         known, population = self.known(), len(self.open())
         by_score = np.argsort(-self.key[drawn], kind="stable")
         rows = drawn[by_score]
@@ -347,7 +350,7 @@ class Question:
         return Sample(self.name, **how, order=np.argsort(by_score)), rows
 
     def _judged(self, rows: np.ndarray) -> dict[str, Any]:
-        """Which rows are bad if the student answers, and which count."""
+        """Return which rows are bad if the student answers, and which count."""
         batch, run = self.batch, self.batch.run
         said, taught = [batch.said[row] for row in rows], batch.taught(rows)
         if self.boxes is not None:
@@ -369,20 +372,20 @@ class Question:
         return {"bad": ~same, "counted": np.ones(len(rows), bool)}
 
     def cut(self, rows: np.ndarray, kept: int) -> float:
-        """The highest key that is deferred where so many of the sampled rows are kept."""
+        """Return the highest key that is deferred if this many sampled rows are kept."""
         if kept < 0:
             return math.inf
         return -math.inf if kept == len(rows) else float(self.key[rows[kept]])
 
     def below(self, rows: np.ndarray, kept: int) -> np.ndarray:
-        """The rows that are deferred there and that the teacher has not answered yet."""
+        """Return the rows deferred at that cut that the teacher has not answered yet."""
         deferred = self.key <= self.cut(rows, kept)
         return np.flatnonzero(self.deferrable & ~self.batch.known & deferred)
 
     def pilot(self, at_least: float, calls: int) -> int:
-        """How many of `calls` are to choose the threshold of a precision, the rest being its test.
+        """Return how many of `calls` choose the threshold of a precision; the rest test it.
 
-        CalibrationError: they are no evidence.
+        Raises CalibrationError if all of them together are not enough evidence.
         """
         how = {"bad": 0, "population": len(self.open()), "known": 0}
         spare = [
@@ -395,9 +398,9 @@ class Question:
         return min(calls // 4, spare[0])
 
     def nearest(self, more: np.ndarray) -> np.ndarray:
-        """The rows that may be asked about beyond a threshold, the nearest to it first.
+        """Return the rows that may be asked about beyond a threshold, the nearest first.
 
-        Those are `more`, and rows that the student answers the other way.
+        These are `more`, and rows that the student answers the other way.
         """
         batch = self.batch
         rows = np.append(more, np.flatnonzero(~self.deferrable & ~batch.known))
@@ -405,7 +408,7 @@ class Question:
         return rows[np.argsort(-surely, kind="stable")]
 
     def learn(self, sample: Sample, rows: np.ndarray) -> None:
-        """Keep what the sample tells of the next batch."""
+        """Keep what the sample shows for the next batch."""
         if self.name in ("agreement", "precision") and self.boxes is None:
             rank = np.empty(self.batch.n)
             rank[np.argsort(self.key, kind="stable")] = np.arange(self.batch.n)
@@ -413,38 +416,38 @@ class Question:
             self.batch.run.beliefs[self.name] = usual_pairs().seen(place, sample.bad.astype(bool))
 
     def too_few(self, at_least: float, most: int) -> str:
-        """Why no sample of that size is evidence: what it would take, and what can be had."""
+        """Explain that no sample of this size is enough, what would be, and what is possible."""
         plan, calls = self.plan(), self.calls
         least = plan.least_sample(at_least)
         needs = f"a sample of about {least}" if least and least > most else "nearly all"
         left = "" if calls is None else f", and {calls:,} teacher calls are left"
         return (
-            f"{self.asked_for(at_least)} takes {needs} of {self.batch.n:,} rows{left}: give more "
-            f"(--teacher-calls), or promise less; on {most:,} calls the most that can be promised "
-            f"is about {plan.most(most):.3g}"
+            f"{self.asked_for(at_least)} needs {needs} of {self.batch.n:,} rows{left}: give more "
+            f"(--teacher-calls), or promise less; {most:,} calls can promise about "
+            f"{plan.most(most):.3g} at most"
         )
 
     def not_shown(self, at_least: float, **found: int) -> str:
-        """Why a precision is not shown above the threshold that was chosen for it."""
+        """Explain why a precision is not shown above its threshold, and what would be."""
         low = bisect(lambda one: shows_precision(1 - one, self.delta, **found), 0.0, 1.0, 1e-3)
         return (
             f"{self.asked_for(at_least)} is not shown: {found['bad']} of {found['drawn']:,} rows "
-            f"drawn above the threshold are bad, which would do for about {1 - low:.3g}; give more "
+            f"drawn above the threshold are bad, enough for about {1 - low:.3g}; give more "
             "(--teacher-calls), or promise less"
         )
 
     def teacher_short(self, sample: Sample, at_least: float) -> str:
-        """Why an accuracy is not shown even of the teacher alone."""
+        """Explain that not even the teacher alone shows an accuracy."""
         assert sample.deferred_bad is not None
         best = bisect(lambda one: bool(sample.passed(1 - one, self.delta)[0]), 0.0, 1.0, 1e-3)
         return (
-            f"{self.asked_for(at_least)} is not shown even where the teacher answers all rows: it "
-            f"is wrong in {int(sample.deferred_bad.sum())} of {len(sample.bad)} labeled rows, "
-            f"which would do for about {1 - best:.3g}; promise less, or label more rows"
+            f"{self.asked_for(at_least)} is not shown even if the teacher answers all rows: it is "
+            f"wrong in {int(sample.deferred_bad.sum())} of {len(sample.bad)} labeled rows, enough "
+            f"for about {1 - best:.3g}; promise less, or label more rows"
         )
 
     def nothing(self, sample: Sample) -> str:
-        """Why a sample certifies nothing at all."""
+        """Explain why a sample certifies nothing."""
         if not sample.counted.any():
             return self._absent(sample)
         return (
@@ -454,16 +457,16 @@ class Question:
 
     def _absent(self, sample: Sample) -> str:
         return (
-            f"the sample of {len(sample.bad)} rows holds none of class {self.batch.run.title}, so "
-            f"that its {self.name} cannot be judged: give more teacher_calls (--teacher-calls)"
+            f"the sample of {len(sample.bad)} rows has none of class {self.batch.run.title}, so "
+            f"its {self.name} cannot be judged: give more teacher_calls (--teacher-calls)"
         )
 
     def asked_for(self, at_least: float) -> str:
-        """The promise in words."""
+        """Return the promise in words."""
         return f"{self.name} of at least {at_least:g} at delta {self.delta:g}"
 
     def refusal(self, sample: Sample, rows: np.ndarray, at_least: float, more: int) -> str:
-        """Why a promise is not kept: what it would take, and what can be had."""
+        """Explain why a promise cannot be kept, what it needs, and what is possible."""
         if self.name in LABELS and not sample.counted.any():
             return self._absent(sample)
         calls = self.calls
@@ -476,7 +479,7 @@ class Question:
         spent = int(self.batch.known.sum()) - self.batch.before
         given = "" if calls is None else f", and teacher_calls is {spent + calls:,}"
         return (
-            f"{self.asked_for(at_least)} takes {spent + more:,} teacher calls for "
-            f"{self.batch.n:,} rows{given}: give more (--teacher-calls), or promise less; on this "
-            f"sample {spent + allowed:,} calls would do for about {max(1 - best, 0):.3g}"
+            f"{self.asked_for(at_least)} needs {spent + more:,} teacher calls for "
+            f"{self.batch.n:,} rows{given}: give more (--teacher-calls), or promise less; with "
+            f"this sample {spent + allowed:,} calls are enough for about {max(1 - best, 0):.3g}"
         )

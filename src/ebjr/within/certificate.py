@@ -1,4 +1,4 @@
-"""What is wanted of the answers to a batch, what is promised, and these answers."""
+"""What is wanted of the answers to a batch, what is promised about them, and the answers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,21 @@ LABELS = ("precision", "recall")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is promised of each batch, and the budget.
+    """The promise about each batch, and the budget.
 
     Parameters
     ----------
     promise
-        One of `PROMISES`, or a mapping of some to what they are to be at least.
+        One of `PROMISES`, or a mapping of promises to the share that each is to reach.
     at_least
-        What `promise` is to be at least, in (0, 1]; None: as much as `teacher_calls` allow.
+        The share that `promise` is to reach, in (0, 1]; None: as much as `teacher_calls` allow.
     delta
-        The chance that a promise is broken, in (0, 1).
+        The probability that a promise is broken, in (0, 1).
     teacher_calls
-        The most rows of a batch that the teacher may be asked about, sampled ones included.
+        The most rows of a batch to ask the teacher about, with the sample.
     positive
-        The class of precision and recall: its number, or its name where a model names classes. Of
-        detectors None is all classes.
+        The class for precision and recall, by number, or by name if a model names its classes. For
+        detection None is all classes.
     """
 
     promise: str | Mapping[str, float | None] = "agreement"
@@ -43,7 +43,7 @@ class Wanted:
     def __post_init__(self) -> None:
         given = self.promise
         if self.at_least is not None and not isinstance(given, str):
-            raise ValueError("a promise that says what each is to be takes no at_least beside it")
+            raise ValueError("at_least goes with one promise: remove it, or name one promise")
         promised = {given: self.at_least} if isinstance(given, str) else {**given}
         object.__setattr__(self, "promised", promised)
         for name, share in promised.items():
@@ -52,8 +52,8 @@ class Wanted:
                 raise ValueError(f"{name} must be promised above 0 and up to 1, not {share:g}")
         if self.delta is None or not 0 < self.delta < 1:
             raise ValueError(
-                "a promise needs delta, the chance that it is broken, between 0 and 1 (--delta 0.1)"
-                f", not {self.delta}"
+                "a promise needs delta, the probability that it is broken, between 0 and 1 "
+                f"(--delta 0.1), not {self.delta}"
             )
         check_at_least(1, teacher_calls=self.teacher_calls)
         self._check_together()
@@ -62,58 +62,58 @@ class Wanted:
         promised = self.promised
         if None in promised.values() and (len(promised) > 1 or self.teacher_calls is None):
             raise ValueError(
-                f"say what {next(name for name, one in promised.items() if one is None)} is to be "
-                "at least (--promise agreement=0.97), or give one promise and a budget, "
+                f"say how much {next(name for name, one in promised.items() if one is None)} to "
+                "promise (--promise agreement=0.97), or give one promise and a budget, "
                 "teacher_calls (--teacher-calls)"
             )
         if len(promised) > 1 and not promised.keys() <= {*LABELS}:
             raise ValueError(
-                "precision and recall may be promised together, any other promise alone, not "
+                "precision and recall can be promised together, every other promise alone, not "
                 f"{', '.join(promised)}"
             )
         if "accuracy" in promised and promised["accuracy"] is None:
-            raise ValueError("say what accuracy is to be at least: --promise accuracy=0.9")
+            raise ValueError("say how much accuracy to promise: --promise accuracy=0.9")
 
     @property
     def turns(self) -> bool:
-        """Whether answers may be turned: the promise is of one class, alone, and has a budget."""
+        """Whether answers may be turned: one promise about one class, with a budget."""
         alone = len(self.promised) == 1 and self.promised.keys() <= {*LABELS}
         return alone and self.teacher_calls is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """All that was asked, for JSON."""
+        """Return everything that was asked, for JSON."""
         asked = {"delta": self.delta, "teacher_calls": self.teacher_calls}
         return {"of": self.promised, **asked, "positive": self.positive}
 
     @property
     def share_of_delta(self) -> float:
-        """The chance of each promise to be broken."""
+        """The probability that each promise is broken."""
         assert self.delta is not None
         return self.delta / len(self.promised)
 
 
 @dataclass(frozen=True)
 class BatchCertificate:
-    """What is promised of the answers to one batch.
+    """The promise about the answers to one batch.
 
     Attributes
     ----------
     promise, at_least, delta
-        The share `promise` is `at_least` this with probability at least ``1 - delta``.
+        With probability at least ``1 - delta``, the share `promise` is at least `at_least`.
     rows, sampled
-        How many rows there are, and how many of them were drawn.
+        The number of rows, and how many of them were drawn.
     threshold
-        Of the score; for precision and recall of the log-odds of `positive`, the sign as the
-        student answers. Rows below it are deferred; ``inf`` defers all.
+        Of the score; for precision and recall of the log-odds of `positive`, signed by the
+        student's answer. Rows below it are deferred; ``inf`` defers all.
     observed
         The share in the sample, with that threshold.
     positive
-        The class of precision and recall.
+        The class for precision and recall.
     most_boxes
-        Of detectors: no image counts for more boxes.
+        For detection: the most boxes that an image counts for.
     tried, tried_delta
-        How many other promises about these rows were tried before, and the sum of their `delta`:
-        each had its chance to be issued and broken, which the statement adds.
+        How many other promises about these rows were tried before, and the sum of their `delta`.
+        Each could have been issued and broken, so the statement adds them.
 
     Examples
     --------
@@ -159,8 +159,8 @@ class BatchCertificate:
             )
             sure += f" and of those of {self.tried} promises tried before," if self.tried else ","
         else:
-            sure = "As the student alone gives none of the answers in question,"
-        percent = math.floor(1e6 * self.at_least + 1e-6) / 1e4  # no more than is promised
+            sure = "Because the student alone gives none of these answers,"
+        percent = math.floor(1e6 * self.at_least + 1e-6) / 1e4  # rounded down
         return f"{sure} at least {percent:.6g} % {images}{cut}."
 
     @property
@@ -169,35 +169,36 @@ class BatchCertificate:
         return self.promise == "accuracy"
 
     def as_dict(self) -> dict[str, Any]:
-        """Every figure, with the statement, for JSON."""
+        """Return every figure, with the statement, for JSON."""
         figures = {**asdict(self), "statement": self.statement}
         return {name: value for name, value in figures.items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
 class PromisedAnswers:
-    """The answers to a batch of n rows, and what is promised of them.
+    """The answers to a batch of n rows, and the promises about them.
 
     Attributes
     ----------
     prediction
-        As of `JointAnswer`: (n,) labels, (n, labels) bool, or a list of n `Detections`.
+        As in `JointAnswer`: (n,) labels, (n, labels) bool, or a list of n `Detections`.
     score
         (n,): the student's score, or the log-odds, by which rows were deferred.
     deferred
-        (n,) bool: the teacher answered, of the sampled rows as well; of accuracy the student
-        answers those of them that are kept.
+        (n,) bool: the teacher answered, also sampled rows; for accuracy the student answers the
+        sampled rows that are kept.
     sampled
         (n,) bool: the row was drawn.
     turned
-        (n,) bool: neither model answers so: a budget did not reach for the row, and the student's
-        answer was not sure enough for the promise. It is the next best, or the class itself.
+        (n,) bool: the answer is neither model's. The budget did not reach the row, and the
+        student's answer was not sure enough for the promise, so it became the next best class, or
+        the positive class.
     certificates
-        One for each promise; delta is shared out among them.
+        One per promise; they share delta.
     degraded, stage, spent
-        As of `JointAnswer`.
+        As in `JointAnswer`.
     names
-        (n,): what data call the rows; of arrays their numbers.
+        (n,): the data's names of the rows, or the numbers of an array's rows.
     """
 
     prediction: Any

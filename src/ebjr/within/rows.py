@@ -1,4 +1,4 @@
-"""The rows of a batch, and what the teacher has said of them, which is paid for."""
+"""The rows of a batch, and the teacher's answers to them, which are paid for."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Told = Callable[[str, int, int | None], None]
 
 
 class Rows:
-    """The rows of a batch, in batches from the first on and by their numbers."""
+    """The rows of a batch, in order or by number."""
 
     def __init__(self, inputs: Batch | Data, rows: range | None = None) -> None:
         n = len(inputs) if isinstance(inputs, Data) else row_count(inputs)
         self.inputs, self.rows = inputs, range(n) if rows is None else rows
 
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, Batch, Sequence[str]]]:
-        """Numbers, inputs and names of the rows that can be read."""
+        """Yield numbers, inputs and names of the readable rows."""
         start = self.rows.start
         if not isinstance(self.inputs, Data):
             for first in range(start, self.rows.stop, size):
@@ -42,7 +42,7 @@ class Rows:
                 if unreadable:
                     told = len(self.inputs.unreadable)
                     rows = self.inputs.take(rows.tolist())[1]
-                    del self.inputs.unreadable[told:]  # which were told before
+                    del self.inputs.unreadable[told:]  # they were reported before
                 if len(here := np.flatnonzero(rows < self.rows.stop)):
                     names = [batch.names[row] for row in here]
                     yield rows[here], take_rows(batch.inputs, here), names
@@ -50,7 +50,7 @@ class Rows:
                 return
 
     def take(self, rows: np.ndarray) -> Batch:
-        """The inputs of some rows, rising."""
+        """Return the inputs of some rows, in ascending order."""
         if not isinstance(self.inputs, Data):
             return take_rows(self.inputs, rows)
         found, where = self.inputs.take(rows.tolist())
@@ -59,32 +59,32 @@ class Rows:
         return found.inputs
 
     def whose(self) -> dict[str, Any]:
-        """What tells these rows from others."""
+        """Return what identifies these rows."""
         data = self.inputs
         return {CONTENTS: data.fingerprint() if isinstance(data, Data) else fingerprint(data, None)}
 
 
 class Paid:
-    """What the teacher has said of rows, by number: in memory and, if one is given, a journal."""
+    """The teacher's answers by row number: in memory, and in a journal if one is given."""
 
     def __init__(self, joint: JointModel, rows: Rows, form: Batch, size: int, tell: Told) -> None:
         self.joint, self.rows, self.size, self.tell = joint, rows, size, tell
-        self.form = form  # of the student's answers, which the teacher's are held to
+        self.form = form  # the form of the student's answers, which the teacher's must have
         self.said: dict[int, Any] = {}
-        self.bills: dict[int, Sequence[float]] = {}  # tokens in and out, and dollars, if they said
+        self.bills: dict[int, Sequence[float]] = {}  # tokens in and out, and dollars, if known
         self.keep: Journal | None = None
-        self.attempt, self.spent = 0, 0.0  # how many other promises were tried, and their deltas
-        self.earlier: list[int] = []  # the rows that these have asked about
+        self.attempt, self.spent = 0, 0.0  # other promises tried, and the sum of their deltas
+        self.earlier: list[int] = []  # the rows that these asked about
         self.promise: dict[str, Any] = {}
 
     def of(self, other: Paid) -> Paid:
-        """What was said, and its journal, for the rows of another window."""
+        """Return the same answers and journal for the rows of another window."""
         own = copy(self)
         own.rows, own.form = other.rows, other.form
         return own
 
     def take_up(self, keep: Journal, promise: dict[str, Any], about: Mapping[str, Any]) -> None:
-        """Go on with a journal."""
+        """Resume from a journal."""
         keep.resume({**about, **self.rows.whose(), "task": self.joint.kind.name})
         self.keep, self.promise, earlier, deltas = keep, promise, [], {}
         for told, content in keep.records():
@@ -98,7 +98,7 @@ class Paid:
         self.earlier = [row for attempt, rows in earlier if attempt < self.attempt for row in rows]
 
     def ask(self, numbers: np.ndarray) -> None:
-        """Have the teacher's answers to rows, each asked once; TeacherUnavailable: it gave none."""
+        """Get the teacher's answers to rows, each once; TeacherUnavailable if one is missing."""
         missing = np.array([row for row in numbers.tolist() if row not in self.said], np.int64)
         for start in range(0, len(missing), self.size):
             self._ask(missing[start : start + self.size])
@@ -127,11 +127,11 @@ class Paid:
             raise TeacherUnavailable(
                 f"the teacher answered {len(there)} of {len(numbers)} rows, not row {first}"
                 f"{': ' + found.why if found.why else ''}; a promise needs its answer to every row "
-                "that it is asked about: ask again, or leave such rows out of the data"
+                "that it is asked about: try again, or leave such rows out of the data"
             )
 
     def spent_on(self, numbers: np.ndarray) -> np.ndarray | None:
-        """(k, 3): what each of some rows has cost, NaN where unknown; None where none says it."""
+        """Return the cost of some rows, (k, 3), NaN if unknown; None if no cost is known."""
         found = [self.bills.get(row, [math.nan] * 3) for row in numbers.tolist()]
         return np.reshape(found, (-1, 3)) if self.bills else None
 

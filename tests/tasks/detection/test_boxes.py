@@ -131,21 +131,21 @@ def test_scores_become_log_odds_so_that_their_sigmoid_is_the_score():
         ({"boxes": [0, 0, 1, 1]}, r"boxes must have shape \(b, 4\), not \(4,\)"),
         ({"boxes": [["a"] * 4]}, "must be numbers"),
         ({"logits": [1.0, 2.0]}, r"logits must have shape \(1, classes\)"),
-        ({"logits": [[1.0], [2.0]]}, "one row for each box"),
-        ({"logits": [[np.nan, 1.0]]}, r"under infinity, but 1 of 1 do not, .* box 0: \[nan, 1.0\]"),
-        ({"logits": [[np.inf, 1.0]]}, r"under infinity, .* box 0: \[inf, 1.0\]"),
+        ({"logits": [[1.0], [2.0]]}, "one row per box"),
+        ({"logits": [[np.nan, 1.0]]}, r"below infinity, but 1 of 1 do not, .* box 0: \[nan, 1.0\]"),
+        ({"logits": [[np.inf, 1.0]]}, r"below infinity, .* box 0: \[inf, 1.0\]"),
         ({"size": (0, 4)}, r"size must be \(height, width\)"),
         ({"size": 4}, r"size must be \(height, width\)"),
         ({"size": (4.5, 4)}, "whole pixels"),
         ({"labels": [2]}, r"labels must lie in 0\.\.1, but 1 of 1 do not, the first is 2"),
         ({"labels": [-1]}, r"labels must lie in 0\.\.1"),
         ({"labels": [0.5]}, "whole numbers"),
-        ({"labels": [0, 1]}, "one for each box"),
+        ({"labels": [0, 1]}, "one per box"),
         ({"scores": [1.5]}, r"scores must lie in 0\.\.1"),
         ({"scores": [np.nan]}, r"scores must lie in 0\.\.1"),
         ({"scores": [[0.5]]}, r"scores must have shape \(1,\)"),
         ({"bins": np.zeros((1, 3, 8))}, r"bins must have shape \(1, 4, bins\)"),
-        ({"bins": np.full((1, 4, 8), np.nan)}, "bins must hold numbers"),
+        ({"bins": np.full((1, 4, 8), np.nan)}, "bins must be numbers"),
         ({"bin_width": [0.0]}, "bin_width must be 1 positive numbers"),
     ],
 )
@@ -176,7 +176,7 @@ def test_scores_that_are_none_are_refused(scores, more, message):
     [
         ([[3, 0, 1, 1]], [0], None, "x1 <= x2"),
         (BOX, [-1], None, "labels must lie in"),
-        (BOX, [0, 1], None, "one for each box"),
+        (BOX, [0, 1], None, "one per box"),
         (BOX, [0], [True, False], r"crowd must have shape \(1,\)"),
     ],
 )
@@ -223,7 +223,7 @@ def test_detections_that_do_not_belong_together_are_refused():
         pack_detections([])
     with pytest.raises(TypeError, match="must be a list of Detections"):
         pack_detections(few)
-    with pytest.raises(TypeError, match="one for each image, not dict"):
+    with pytest.raises(TypeError, match="one per image, not dict"):
         pack_detections([{}])
 
 

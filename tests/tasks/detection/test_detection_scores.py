@@ -45,7 +45,7 @@ def test_no_boxes_is_not_easy(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("empty", [math.inf, math.nan])
 def test_no_boxes_cannot_be_the_easiest_of_all(name, empty):
-    with pytest.raises(ValueError, match="empty must be a number under infinity"):
+    with pytest.raises(ValueError, match="empty must be a number below infinity"):
         DETECTIONS.scores[name]([NOTHING], empty=empty)
 
 
@@ -137,7 +137,7 @@ def test_no_images_have_no_scores(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"above": 1.0}, "above must lie"), ({"above": -0.1}, "above must lie"), ({"top": 0}, "top")],
+    [({"above": 1.0}, "above must be"), ({"above": -0.1}, "above must be"), ({"top": 0}, "top")],
 )
 def test_a_selection_that_is_none_is_refused(name, change, message):
     with pytest.raises(ValueError, match=message):

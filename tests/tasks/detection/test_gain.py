@@ -74,7 +74,7 @@ def test_no_images_have_no_features():
     [
         (40, np.zeros(39), "gains must be 40 finite numbers"),
         (40, np.full(40, np.nan), "gains must be 40 finite numbers"),
-        (29, np.zeros(29), "needs 30 images or more, not 29"),
+        (29, np.zeros(29), "needs at least 30 images, not 29"),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(n, gains, message):
@@ -83,5 +83,5 @@ def test_what_cannot_be_learned_from_is_refused(n, gains, message):
 
 
 def test_weights_of_other_features_are_refused():
-    with pytest.raises(ValueError, match="a constant and one for each feature"):
+    with pytest.raises(ValueError, match="a constant and one per feature"):
         learned_gain(images(3), [0.0, 1.0])

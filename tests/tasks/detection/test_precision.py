@@ -190,7 +190,7 @@ def test_a_map_that_does_not_rise_is_refused(numbers):
 
 def test_no_map_can_be_fitted_to_detections_that_are_all_right():
     matches = match_detections([ONE], [GroundTruth([[0, 0, 4, 4]], [0])])
-    with pytest.raises(ValueError, match="some that are wrong, but 1 detections came, 1 of them"):
+    with pytest.raises(ValueError, match="some wrong detections, but of 1 detections 1 are"):
         fit_confidence_map(matches)
 
 
@@ -231,7 +231,7 @@ def test_101_rates_over_5000_images_take_less_than_30_seconds():
 @pytest.mark.parametrize(
     ("detections", "truth", "error", "message"),
     [
-        ([ONE], [], ValueError, "must have the same length, one for each image, not 1 and 0"),
+        ([ONE], [], ValueError, "must have the same length, one per image, not 1 and 0"),
         ([], [], ValueError, "there are no images"),
         ([ONE], [GroundTruth([], [])], ValueError, "none of the 1 images has a labeled box"),
         (
@@ -242,7 +242,7 @@ def test_101_rates_over_5000_images_take_less_than_30_seconds():
         ),
         (ONE, [GroundTruth([], [])], TypeError, "must be a list of Detections"),
         ([ONE], GroundTruth([], []), TypeError, "must be a list of GroundTruth"),
-        ([ONE], [None], TypeError, "GroundTruth, one for each image, not NoneType"),
+        ([ONE], [None], TypeError, "GroundTruth, one per image, not NoneType"),
     ],
 )
 def test_what_cannot_be_matched_is_refused(detections, truth, error, message):
@@ -266,7 +266,7 @@ def test_matches_of_different_images_make_no_joint_model():
     joint = JointPrecision(first, first)
     with pytest.raises(ValueError, match="deferred must be 12 booleans"):
         joint(np.zeros(12))
-    with pytest.raises(ValueError, match="score must hold 12 numbers"):
+    with pytest.raises(ValueError, match="score must be 12 numbers"):
         joint.curve(np.zeros(3))
     with pytest.raises(ValueError, match=r"rates must lie in 0\.\.1"):
         joint.curve(np.zeros(12), [1.5])

@@ -110,11 +110,11 @@ def test_outcomes_survive_a_file(tmp_path):
     ("changed", "message"),
     [
         ({"targets": np.zeros(600)}, r"targets must have shape \(n, labels\)"),
-        ({"targets": np.full((600, 4), 2)}, "0 or 1 for each label, but one is 2"),
-        ({"targets": np.zeros((600, 3))}, "must have 4 columns, one for each label"),
+        ({"targets": np.full((600, 4), 2)}, "0 or 1 per label, but one is 2"),
+        ({"targets": np.zeros((600, 3))}, "must have 4 columns, one per label"),
         ({"targets": np.full((600, 4), np.nan)}, "targets are NaN"),
         ({"teacher": np.zeros((600, 5))}, "must answer the same labels"),
-        ({"student": np.zeros((600, 0))}, r"shape \(n, labels\), one for each label"),
+        ({"student": np.zeros((600, 0))}, r"shape \(n, labels\), one per label"),
         ({"metric": "accuracy"}, "one of subset_accuracy, micro_f1"),
     ],
 )

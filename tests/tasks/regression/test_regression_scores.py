@@ -213,7 +213,7 @@ def test_bad_parameters_are_one_sentence(text, message):
 
 def test_raw_output_that_does_not_fit_a_score_is_refused(asarray):
     for name in PREDICTIONS.scores:
-        with pytest.raises(ValueError, match="predictions alone"):
+        with pytest.raises(ValueError, match="only predictions"):
             as_score(name)(asarray(np.ones(3)))
         with pytest.raises(ValueError, match="must have shape"):
             as_score(name)(asarray(np.ones((3, 2, 2))))
@@ -247,6 +247,6 @@ def test_a_grid_that_does_not_cover_the_data_says_how_much_is_outside():
     with pytest.raises(ValueError, match=r"3 of 10 targets \(30.0 %\) lie outside, from 0 to 9"):
         check_grid((0.0, 6.5), np.arange(10.0))
     flat = columns(np.zeros((4, 11)))
-    with pytest.raises(ValueError, match=r"5.0 % of its mass lies in the first cell and 5.0 %"):
+    with pytest.raises(ValueError, match=r"5.0 % of it lies in the first cell and 5.0 %"):
         check_grid((0.0, 10.0), np.arange(10.0), flat)
     check_grid(GRID, np.arange(5.0), columns(energy(GRID)))

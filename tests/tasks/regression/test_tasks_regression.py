@@ -68,7 +68,7 @@ GOOD = {"student": np.ones((3, 2)), "teacher": np.ones(3), "targets": np.arange(
         ({"targets": ["a", "b", "c"]}, "targets must be numbers, not <U1"),
         ({"targets": np.ones((3, 1))}, r"targets must have shape \(n,\), not \(3, 1\)"),
         ({"targets": [0.0, 1.0]}, "must have the same length"),
-        ({"labels": ("a", "b")}, "0 classes need 0 labels, not 2"),
+        ({"labels": ("a", "b")}, "labels must name 0 classes, not 2"),
         ({"metric": "accuracy"}, "metric of regression must be one of rmse"),
     ],
 )

@@ -107,17 +107,17 @@ def test_a_share_takes_the_fewest_classes_that_hold_it(labels, share):
 @pytest.mark.parametrize(
     ("labels", "how", "message"),
     [
-        ([0, 1, 1], {"count": 3}, "at most 2, the classes among the labels, not 3"),
-        ([0, 1, 1], {"count": 0}, "count must be a whole number, at least 1"),
-        ([0, 1, 1], {"count": 0.5}, "not 0.5; a share of the labels is given as share="),
-        ([0, 1, 1], {"count": 1.5}, "count must be a whole number, .* not 1.5"),
-        ([0, 1, 1], {}, "give either how many classes, or the share"),
-        ([0, 1, 1], {"count": 1, "share": 0.5}, "give either how many classes, or the share"),
+        ([0, 1, 1], {"count": 3}, "from 1 to 2, the classes among the labels, not 3"),
+        ([0, 1, 1], {"count": 0}, "count must be an integer from 1"),
+        ([0, 1, 1], {"count": 0.5}, "not 0.5; for a share of the labels use share="),
+        ([0, 1, 1], {"count": 1.5}, "count must be an integer .* not 1.5"),
+        ([0, 1, 1], {}, "give either count, or share"),
+        ([0, 1, 1], {"count": 1, "share": 0.5}, "give either count, or share"),
         ([0, 1, 1], {"share": 0.0}, "share must be above 0 and at most 1, not 0.0"),
         ([0, 1, 1], {"share": 1.5}, "share must be above 0 and at most 1, not 1.5"),
-        ([], {"count": 1}, r"labels must be \(n,\) whole numbers"),
+        ([], {"count": 1}, r"labels must be \(n,\) integers"),
         ([0, -1], {"count": 1}, "at least 0, not -1"),
-        ([0.5, 1.0], {"count": 1}, "whole numbers of at least 0, not float64"),
+        ([0.5, 1.0], {"count": 1}, "integers of at least 0, not float64"),
         ([[0, 1]], {"count": 1}, r"shape \(1, 2\)"),
     ],
 )
@@ -141,10 +141,10 @@ def test_relabeling_is_undone_by_the_known_classes(chosen, seed):
     ("known_classes", "classes", "message"),
     [
         ([], 5, "must be a list of the teacher's labels"),
-        ([1.0], 5, "whole numbers, in the student's order, not"),
+        ([1.0], 5, "integers in the student's order, not"),
         ([[1]], 5, "must be a list of the teacher's labels"),
         (["dog"], 5, "must be a list of the teacher's labels"),
-        ([1, 2, 1], 5, "label 1 comes more than once"),
+        ([1, 2, 1], 5, "label 1 is there twice"),
         ([1, 5], 5, "must lie in 0..4, the teacher's labels, not 5"),
         ([-1], None, "must be at least 0, the teacher's labels, not -1"),
         ([0, 1, 2], 3, "3 known classes leave none of the teacher's 3 for 'other'"),
@@ -200,8 +200,8 @@ def test_every_example_of_a_part_is_as_likely_to_be_drawn():
         (lambda: Traffic.parse("popular=much", [0]), "not 'popular=much'"),
         (lambda: Traffic(-0.1, (0,)), "popular share must lie between 0 and 1, not -0.1"),
         (lambda: Traffic(0.5, ()), "known_classes must be a list"),
-        (lambda: Traffic(0.5, (7,)).draw([0, 1]), "50% of the traffic are of popular classes"),
-        (lambda: Traffic(0.9, (0, 1)).draw([0, 1]), "10% of the traffic are of other classes"),
+        (lambda: Traffic(0.5, (7,)).draw([0, 1]), "50% of the traffic is of popular classes"),
+        (lambda: Traffic(0.9, (0, 1)).draw([0, 1]), "10% of the traffic is of other classes"),
     ],
 )
 def test_traffic_that_cannot_be_drawn_is_refused_in_one_sentence(make, message):
@@ -273,11 +273,11 @@ GOOD = {
     [
         ({"known_classes": None}, "task 'specialized' needs known_classes"),
         ({"known_classes": [4, 5]}, "known_classes must lie in 0..4, the teacher's labels, not 5"),
-        ({"known_classes": [4]}, r"1 known classes must answer \(n, 2\), .* not \(3, 3\)"),
+        ({"known_classes": [4]}, r"1 known classes must return \(n, 2\) .* not \(3, 3\)"),
         ({"targets": [0, 5, 1]}, "targets must lie in 0..4, but 1 of 3"),
         ({"teacher": np.eye(3)[:, :2]}, "known_classes must lie in 0..1"),
-        ({"student": np.eye(3)[:, :2]}, r"must answer \(n, 3\), 'other' in the last column"),
-        ({"labels": ("a", "b", "c")}, "5 classes need 5 labels, not 3"),
+        ({"student": np.eye(3)[:, :2]}, r"must return \(n, 3\) with 'other' in the last column"),
+        ({"labels": ("a", "b", "c")}, "labels must name 5 classes, not 3"),
         ({"metric": "rmse"}, "metric of specialized must be one of accuracy, not 'rmse'"),
     ],
 )
@@ -338,7 +338,7 @@ def test_recording_unlabeled_traffic_takes_the_teachers_answers_for_right():
 
 
 def test_recording_refuses_a_student_of_other_classes_at_the_first_batch():
-    with pytest.raises(ValueError, match=r"2 known classes must answer \(n, 3\)"):
+    with pytest.raises(ValueError, match=r"2 known classes must return \(n, 3\)"):
         record(lambda b: b, lambda b: b, np.eye(4), task="specialized", known_classes=[0, 1])
 
 
@@ -527,7 +527,7 @@ def test_a_specialized_joint_model_is_another_ones_student_or_teacher():
 
 def test_models_that_do_not_fit_the_label_map_are_named():
     x = np.ones((2, 3))
-    with pytest.raises(ModelError, match=r"3 known classes must answer \(n, 4\), 'other' in"):
+    with pytest.raises(ModelError, match=r"3 known classes must return \(n, 4\) with 'other' in"):
         joint(known_classes=[2, 0, 1], classes=4)(x)
     with pytest.warns(OutputWarning, match=r"must answer alike"):
         assert joint(classes=5, threshold=np.inf)(x).degraded.all()

@@ -1,4 +1,4 @@
-"""Classification: logits of classes that exclude each other, and one label for each input."""
+"""Classification: logits of classes that exclude each other, and one label per input."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ ACCURACY = Metric("accuracy", _right, "accuracy", lower=False, binary=True, perc
 
 
 class Classification(Task):
-    """One label for each input, of classes that exclude each other."""
+    """One label per input, of classes that exclude each other."""
 
     name = "classification"
     raw = LOGITS
@@ -75,8 +75,8 @@ class Classification(Task):
         if outside.any():
             raise ValueError(
                 f"targets must lie in 0..{classes - 1}, but {int(outside.sum())} of "
-                f"{len(targets)}{where} do not, the first is {targets[outside][0]}; leave examples "
-                "without a label out, and count labels from 0"
+                f"{len(targets)}{where} do not, the first is {targets[outside][0]}: remove "
+                "examples without a label, and count labels from 0"
             )
 
     def predict(self, output: Array) -> Array:
@@ -88,7 +88,7 @@ class Classification(Task):
     def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:
         rows = super().plain(answers, labels)
         if labels is not None and rows and max(r["prediction"] for r in rows) >= len(labels):
-            raise ValueError(f"{len(labels)} labels are too few: a model answers more classes")
+            raise ValueError(f"a model answers more classes than the {len(labels)} labels name")
         return rows if labels is None else [{**r, "label": labels[r["prediction"]]} for r in rows]
 
     def pack_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,20 +108,21 @@ class JointClassifier(JointModel):
     router
         The score and the threshold: ``joint.router.threshold`` is the knob.
     blend
-        The student's weight in a deferred answer; 0 is the paper.
+        The student's weight in a deferred answer; 0 is the paper's.
     when_unavailable
-        What to do when the teacher cannot be reached: ``"student"`` answers with the student's
-        output and marks the rows as degraded, ``"error"`` raises, ``"queue"`` does as
-        ``"student"`` and keeps the rows, so that the teacher's answer can be had later.
+        What to do if the teacher cannot be reached: ``"student"`` answers with the student's output
+        and marks the rows as degraded, ``"error"`` raises, ``"queue"`` answers like ``"student"``
+        and keeps the rows for a later answer of the teacher.
     late
-        Of ``"queue"``: where they are kept, an `ebjr.LateAnswers`.
+        With ``"queue"``: the `ebjr.LateAnswers` that keeps them.
 
     Raises
     ------
     TypeError
-        `router` is no `Router`, or `student` or `teacher` is not callable.
+        `router` is not a `Router`, or `student` or `teacher` is not callable.
     ValueError
-        `blend` is negative, `when_unavailable` is unknown, or `late` and ``"queue"`` come alone.
+        `blend` is negative, `when_unavailable` is unknown, or only one of `late` and ``"queue"`` is
+        given.
 
     Examples
     --------

@@ -19,11 +19,11 @@ from ebjr.errors import CalibrationError, needs
 from ebjr.scores import LOGITS, Score, entropy
 from ebjr.task import Learner
 
-FEWEST = 50  # with fewer rows that the teacher helps or hurts, there is nothing to learn from
-MOST_CLASSES = 100  # with more classes than this, the predicted class is left out
+FEWEST = 50  # rows that the teacher helps or hurts, at least, to learn from
+MOST_CLASSES = 100  # with more classes, the predicted class is not a feature
 
 _DIGITS = 6
-_NEVER = -50.0  # the log-odds of what was not seen
+_NEVER = -50.0  # log-odds of an unseen kind
 
 
 def learned(
@@ -32,19 +32,21 @@ def learned(
     hurts: Sequence[float],
     classes: Sequence[Sequence[float]] = (),
 ) -> Array:
-    """Minus the gain to expect from the teacher: P(deferring hurts) - P(deferring helps).
+    """Minus the expected gain from the teacher: P(deferring hurts) - P(deferring helps).
 
-    A logistic model over `score_features` and the predicted class, whose weights
-    `Logistic` finds; its reference is that both models do alike.
-
-    ValueError: there are more classes in the logits than it was fitted for.
+    A logistic model over `score_features` and the predicted class, whose weights `Logistic` fits;
+    its reference is that both models do equally well.
 
     - `logits`: (n, classes).
-    - `helps`, `hurts`: A constant and a weight for each of the features: the log-odds of either
-      against alike.
-    - `classes`: For each class the student can predict, what it adds to the one and to the other.
+    - `helps`, `hurts`: A constant and a weight per feature: the log-odds of each against equal.
+    - `classes`: Per class that the student can predict, what it adds to both log-odds.
 
-    Returns: (n,), in [-1, 1].
+    Returns (n,), in [-1, 1].
+
+    Raises
+    ------
+    ValueError
+        `logits` has more classes than the score was fitted for.
 
     Examples
     --------
@@ -60,8 +62,8 @@ def learned(
     if len(classes):
         if len(classes) < logits.shape[1]:
             raise ValueError(
-                f"the learned score knows {len(classes)} classes, and the logits have "
-                f"{logits.shape[1]}"
+                f"the learned score was fitted for {len(classes)} classes, but the logits have "
+                f"{logits.shape[1]}: calibrate again"
             )
         offsets = convert_like(np.array(classes, dtype=np.float64), features)
         odds = odds + take_places(xp.astype(offsets, features.dtype), argmax(logits), axis=0)
@@ -72,10 +74,10 @@ def learned(
 
 
 def score_features(logits: Array) -> Array:
-    """What a learned score looks at, (n, 5), each on a scale that a linear model can use.
+    """Return the features of a learned score, (n, 5), on scales that suit a linear model.
 
-    The log-odds of `softmax`, the gap between the two largest logits (at most 50), `entropy`,
-    `energy` and `max_logit`.
+    They are the log-odds of `softmax`, the gap between the two largest logits (at most 50),
+    `entropy`, `energy` and `max_logit`.
     """
     logits = as_logits(logits)
     xp = namespace(logits)
@@ -91,26 +93,26 @@ LOGITS.fitted[learned.__name__] = learned
 
 
 class Logistic(Learner):
-    """Fits the score `learned`: a row says whether deferring it helps, hurts, or does alike."""
+    """Fits the score `learned`: deferring a row helps, hurts, or makes no difference."""
 
     name = learned.__name__
-    most_examples = 20_000  # more move a few dozen weights no further
+    most_examples = 20_000  # enough for a few dozen weights
 
     def signal(self, student: Any, deferred: Any, change: np.ndarray) -> np.ndarray:
-        """(n,): 1 where deferring helps, -1 where it hurts, 0 where both do alike."""
+        """Return 1 where deferring helps, -1 where it hurts, and 0 elsewhere, (n,)."""
         return np.sign(change).astype(np.int64)
 
     def check(self, signal: np.ndarray) -> None:
-        """Check that the models disagree on enough examples."""
+        """Raise CalibrationError if the models disagree on too few examples."""
         helped, alike = int((signal == 1).sum()), int((signal == 0).sum())
         if min(helped, alike) < FEWEST:
             raise CalibrationError(
-                f"a learned score needs {FEWEST} examples on which the teacher helps, and as many "
-                f"on which both do alike, but of {len(signal)} there are {helped} and {alike}"
+                f"a learned score needs {FEWEST} examples on which the teacher helps, and {FEWEST} "
+                f"on which both do equally well; of {len(signal)} there are {helped} and {alike}"
             )
 
     def fit(self, output: np.ndarray, signal: np.ndarray) -> Score:
-        """The score `learned` with the weights of these rows."""
+        """Return the score `learned` with weights fitted to these rows."""
         with needs("learned", "a learned score"):
             from sklearn.linear_model import LogisticRegression
         features = score_features(output).astype(np.float64)
@@ -136,7 +138,7 @@ class Logistic(Learner):
 
 
 def _against_alike(model: Any, kind: int) -> tuple[float, np.ndarray]:
-    """Constant and slopes of the log-odds of a kind against 0."""
+    """Return constant and slopes of the log-odds of a kind against kind 0."""
     kinds = list(model.classes_)
     if kind not in kinds:
         return _NEVER, np.zeros(model.coef_.shape[1])

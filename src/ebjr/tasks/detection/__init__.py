@@ -1,4 +1,4 @@
-"""Detection: boxes with a class and a confidence each, on images (eq. 12-14)."""
+"""Detection: boxes on images, each with a class and a confidence (eq. 12-14)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -47,7 +47,7 @@ _precision_at_half = partial(_precision, overlaps=1)
 
 
 class Detection(Task):
-    """Boxes with a class and a confidence each, on images."""
+    """Boxes on images, each with a class and a confidence."""
 
     name = "detection"
     raw = DETECTIONS
@@ -63,7 +63,7 @@ class Detection(Task):
         *(f"detection_energy(part={part!r})" for part in ("classes", "boxes", "both")),
     )
     learner = Gain()
-    blends = (0.0, 0.1, 0.25, 0.5)  # each is fused and matched with the labels
+    blends = (0.0, 0.1, 0.25, 0.5)  # few: each is fused and matched with the labels
     columns = "classes"
     targets_are = "boxes"
     scale = CommonScale
@@ -79,7 +79,7 @@ class Detection(Task):
         return len(output) if listed and all(isinstance(o, Detections) for o in output) else None
 
     def sound(self, name: str, output: Any) -> None:
-        """All of them: `Detections` hold nothing else."""
+        """Return None: `Detections` are always finite."""
 
     def form(self, output: Sequence[Detections]) -> tuple[int, ...]:
         return tuple(sorted({found.classes for found in output}))
@@ -182,7 +182,7 @@ class Detection(Task):
     def tensors(
         self, classes: int | None = None, labels: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """The boxes of all images one below the other, and how many of them are each image's."""
+        """Return the boxes of all images one after the other, and each image's number of boxes."""
 
         def of_all(name: str, dtype: Any, *sides: int) -> Tensor:
             none = np.zeros((0, *sides), dtype)
@@ -206,7 +206,7 @@ class Detection(Task):
         }
 
     def candidates(self, student: Sequence[Detections]) -> list[str]:
-        """As of every task, but for the energy of boxes where there are no bins."""
+        """Return the usual candidates, without the energy of boxes if there are no bins."""
         energies = {f"detection_energy(part={part!r})" for part in PARTS}
         missing = energies - set(self.scores(student))
         return [name for name in super().candidates(student) if name not in missing]
@@ -225,7 +225,7 @@ def _prefixed(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
 
 
 def _unprefixed(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays that `_prefixed` named; a missing one is a KeyError under its whole name."""
+    """Return the arrays that `_prefixed` named; KeyError with the full name of a missing one."""
     found = {key: value for key, value in arrays.items() if key.startswith(f"{name}_")}
     if f"{name}_count" not in found:
         raise KeyError(f"{name}_count")
@@ -236,22 +236,22 @@ TASK = Detection()
 
 
 class JointDetector(JointModel):
-    """Two detectors of the same classes as one: the teacher looks where the score is low (eq. 14).
+    """Two detectors of the same classes as one: images with a low score go to the teacher (eq. 14).
 
     Parameters
     ----------
     student, teacher
-        n images in, a list of n `Detections` out.
+        Models: n images in, a list of n `Detections` out.
     router
-        A score of detections and the threshold. It sees what the student said, before `rescale`.
+        A score of detections and the threshold. It reads the student's output before `rescale`.
     blend
-        The student's weight in a deferred answer, whose boxes are then both models', fused; 0 is
-        the paper: the teacher alone.
+        The student's weight in a deferred answer, which then has both models' boxes, fused; 0 is
+        the paper's, the teacher alone.
     rescale
-        A `CommonScale`: rising maps of the student's and of the teacher's scores to one scale, as
-        mAP ranks the boxes of all images. None leaves them.
+        A `CommonScale`: increasing maps of both models' scores to one scale, because mAP ranks the
+        boxes of all images together. None leaves scores as they are.
     when_unavailable, late
-        As of `JointClassifier`.
+        As in `JointClassifier`.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Detections: what a detector said about one image, as NumPy arrays.
+"""Detections: a detector's output for one image, as NumPy arrays.
 
-One row is one detection: a box, its class logits, and the class and the score it is reported
-with. A box that is reported for two classes is two rows. Boxes are x1, y1, x2, y2 in pixels of
-the image, before any resizing.
+One row is one detection: a box, its class logits, and the class and score it is reported with. A
+box reported for two classes is two rows. Boxes are x1, y1, x2, y2 in pixels of the image, before
+any resizing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,34 +20,33 @@ _LARGEST_CLASS_COUNT = 65535
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What a detector said about one image: b detections.
+    """A detector's output for one image: b detections.
 
     Parameters
     ----------
     boxes
         (b, 4): x1, y1, x2, y2, in pixels of the image.
     logits
-        (b, classes): the raw class logits of each box, as eq. 12 needs them. ``-inf`` rules a
-        class out.
+        (b, classes): raw class logits of each box, which eq. 12 needs. ``-inf`` rules a class out.
     size
         (height, width) of the image, in pixels.
     labels
-        (b,): the class each row is reported as; by default that of the largest logit.
+        (b,): the reported class of each row; by default that of the largest logit.
     scores
-        (b,), in [0, 1]: the confidence each row is reported with; by default the sigmoid of the
-        label's logit. Give them for heads without sigmoids, or once they are calibrated.
+        (b,), in [0, 1]: the reported confidence of each row; by default the sigmoid of the label's
+        logit. Give them for heads without sigmoids, or after calibration.
     bins
         (b, 4, k): for each side the k logits of a distribution over distances (distribution focal
-        loss), as eq. 13 needs them; None from heads without.
+        loss), which eq. 13 needs; None for heads without.
     bin_width
-        (b,): how far two neighboring bins are apart, in pixels of the model's input; None where
-        it is one for all, or not the same for every bin.
+        (b,): the distance between neighboring bins, in pixels of the model's input; None if it is
+        the same for all boxes, or not the same for all bins.
 
     Raises
     ------
     ValueError
-        `boxes` and the rest differ in length, hold NaN, a box of negative size, a label that is
-        none of the classes, or a score outside [0, 1].
+        `boxes` and the others differ in length, or have NaN, a box of negative size, a label
+        outside the classes, or a score outside [0, 1].
 
     Examples
     --------
@@ -85,15 +84,15 @@ class Detections:
 
     @classmethod
     def of_scores(cls, boxes: Any, scores: Any, size: tuple[int, int], **given: Any) -> Self:
-        """Detections of a detector that shows its scores and not its logits.
+        """Make the detections of a detector that returns scores but no logits.
 
         Parameters
         ----------
         boxes, size
-            As of the class.
+            As in the class.
         scores
             (b, classes), the probability of each class; or (b,), with ``labels`` (b,) and
-            ``classes``, how many there are. The logits are their log-odds: a score of 0 is a
+            ``classes``, the number of classes. The logits are their log-odds: a score of 0 is a
             logit of ``-inf``.
         **given
             ``labels``, ``classes``, ``bins``, ``bin_width``.
@@ -122,7 +121,7 @@ class Detections:
 
     @classmethod
     def none(cls, classes: int, size: tuple[int, int]) -> Self:
-        """No detections at all, B = 0."""
+        """Make an image without detections, B = 0."""
         return cls(np.zeros((0, 4), np.float32), np.zeros((0, classes), np.float32), size)
 
     def __len__(self) -> int:
@@ -134,20 +133,20 @@ class Detections:
 
     @property
     def classes(self) -> int:
-        """How many classes the detector knows."""
+        """The number of the detector's classes."""
         return int(self.logits.shape[1])
 
     def take(self, rows: Any) -> Self:
-        """Some of the detections: an index array, a mask or a slice."""
+        """Return some of the detections by an index array, a mask or a slice."""
         if isinstance(rows, list):
             rows = np.array(rows, int)
-        chosen = object.__new__(type(self))  # rows of what was checked need no second check
+        chosen = object.__new__(type(self))  # skip the checks: these rows have passed them
         for name, value in vars(self).items():
             vars(chosen)[name] = value if name == "size" or value is None else value[rows]
         return chosen
 
     def top(self, k: int) -> Self:
-        """The k with the highest scores, highest first; of equal ones, those that came first.
+        """Return the k with the highest scores, highest first; ties keep their order.
 
         Raises
         ------
@@ -159,18 +158,18 @@ class Detections:
         return self.take(np.argsort(-self.scores, kind="stable")[:k])
 
     def above(self, score: float) -> Self:
-        """Those with a score above `score`, in the order they are in."""
+        """Return the detections with a score above `score`, in order."""
         return self.take(self.scores > score)
 
     def nms(self, iou: float = 0.6) -> Self:
-        """The detections that `nms` keeps, best first."""
+        """Return the detections that `nms` keeps, best first."""
         return self.take(nms(self.boxes, self.scores, self.labels, iou))
 
     def expand(self, above: float = 0.001, limit: int | None = None) -> Self:
-        """One row for every box and class whose sigmoid is above `above`, highest first.
+        """Return one row per box and class with a sigmoid above `above`, highest first.
 
-        COCO's figures are made of these: a box is reported for each class it may be. At most
-        `limit` rows are kept.
+        COCO's figures use these: a box is reported for each class it may be. At most `limit` rows
+        are kept.
 
         Raises
         ------
@@ -185,7 +184,7 @@ class Detections:
         """
         if not 0 <= above < 1:
             raise ValueError(f"above must lie in 0..1, under 1, not {above}")
-        # one logit too many is compared again below, as a sigmoid
+        # 1e-3: a logit too many is compared again below, as a sigmoid
         rows, labels = np.nonzero(self.logits >= logit(above) - 1e-3)
         values = expit(self.logits[rows, labels])
         likely = values > above
@@ -199,32 +198,33 @@ class Detections:
 
     @property
     def numbers(self) -> np.ndarray:
-        """(4,): a few numbers that tell one image's detections from another's."""
+        """A few numbers, (4,), that distinguish one image's detections from another's."""
         return np.array([*self.size, self.boxes.sum(), self.scores.sum()], np.float64)
 
     def with_scores(self, scores: Any) -> Self:
-        """The same with other scores (b,), for example calibrated ones."""
+        """Return the same detections with other scores (b,), such as calibrated ones."""
         return replace(self, scores=scores)
 
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """What is really on one image: g labeled boxes.
+    """The g labeled boxes of one image.
 
     Parameters
     ----------
     boxes
-        (g, 4): x1, y1, x2, y2, in pixels. None at all is fine: an image with nothing on it.
+        (g, 4): x1, y1, x2, y2, in pixels; an image without boxes is fine.
     labels
         (g,): their classes, from 0.
     crowd
-        (g,) bool: a region with many objects, in which COCO counts detections neither for nor
-        against the detector. By default none is.
+        (g,) bool: a region of many objects, in which COCO counts detections neither for nor against
+        the detector; by default none.
 
     Raises
     ------
     ValueError
-        `boxes` and `labels` differ in length, hold NaN, a box of negative size or a negative label.
+        `boxes` and `labels` differ in length, or have NaN, a box of negative size or a negative
+        label.
 
     Examples
     --------
@@ -249,14 +249,14 @@ class GroundTruth:
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of all pairs of boxes, (n, m) in [0, 1]; 0 of two without area."""
+    """Return the intersection over union of all pairs of boxes, (n, m); 0 of two without area."""
     shared = box_intersection(first, second)
     union = box_area(first)[:, None] + box_area(second)[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def box_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The area that every pair of boxes shares, (n, 4) and (m, 4): (n, m) in square pixels."""
+    """Return the shared area of all pairs of boxes (n, 4) and (m, 4): (n, m), in square pixels."""
     x1, y1, x2, y2 = first.T[:, :, None]
     left, top, right, bottom = second.T[:, None]
     width = np.minimum(x2, right) - np.maximum(x1, left)
@@ -265,16 +265,16 @@ def box_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def box_area(boxes: np.ndarray) -> np.ndarray:
-    """(n, 4) to (n,), square pixels."""
+    """Return the areas of boxes (n, 4): (n,), in square pixels."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def nms(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None = None, iou: float = 0.6
 ) -> np.ndarray:
-    """The rows of boxes (n, 4), best first, that non-maximum suppression keeps, class by class.
+    """Return the rows of boxes (n, 4), best first, that non-maximum suppression keeps, per class.
 
-    From the best down, each removes those that overlap it by more than `iou`.
+    From the best down, each box removes those that overlap it by more than `iou`.
     """
     if not 0 <= iou <= 1:
         raise ValueError(f"iou must lie in 0..1, not {iou}")
@@ -289,7 +289,7 @@ def nms(
 
 
 def _suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
-    """Which of some boxes of one class, best first, are kept."""
+    """Return which boxes of one class, best first, are kept."""
     alive = np.ones(len(boxes), bool)
     if len(boxes) < 2:
         return alive
@@ -301,13 +301,13 @@ def _suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
 
 
 def pack_detections(detections: Sequence[Detections], half: bool = False) -> dict[str, np.ndarray]:
-    """The detections on n images, alike in classes and in having bins, as a few arrays.
+    """Pack the detections on n images, with equal classes and bins, into a few arrays.
 
-    `half` keeps logits and bins in half precision; all that mAP depends on stays as it is.
+    `half` stores logits and bins in half precision; mAP depends on none of them.
     """
     check_detections(detections)
     if not len(detections):
-        raise ValueError("there are no images to keep detections of")
+        raise ValueError("there are no images to pack")
     packed = {
         "format": np.array(_FORMAT),
         "size": np.array([found.size for found in detections]),
@@ -319,8 +319,8 @@ def pack_detections(detections: Sequence[Detections], half: bool = False) -> dic
         missing = sum(value is None for value in values)
         if missing not in (0, len(values)):
             raise ValueError(
-                f"{missing} of {len(values)} images have no {name} and the others do; "
-                "keep detections of one detector in a file"
+                f"{missing} of {len(values)} images have no {name} but the others do: "
+                "pack detections of one detector at a time"
             )
         if not missing:
             packed[name] = np.concatenate(values)
@@ -333,11 +333,11 @@ def pack_detections(detections: Sequence[Detections], half: bool = False) -> dic
 
 
 def unpack_detections(packed: Mapping[str, np.ndarray]) -> list[Detections]:
-    """What `pack_detections` packed."""
+    """Read what `pack_detections` returned."""
     if int(packed["format"]) != _FORMAT:
         raise ValueError(
-            f"detections must be of format {_FORMAT}, not {int(packed['format'])}; "
-            "a newer version of EBJR may have written them"
+            f"detections must be of format {_FORMAT}, not {int(packed['format'])}: "
+            "update EBJR, if a newer version wrote them"
         )
     more = [name for name in ("bins", "bin_width") if name in packed]
     parts = _unpacked(packed, ("boxes", "logits", "labels", "scores", *more), "detections")
@@ -346,12 +346,12 @@ def unpack_detections(packed: Mapping[str, np.ndarray]) -> list[Detections]:
 
 
 def pack_truth(truth: Sequence[GroundTruth]) -> dict[str, np.ndarray]:
-    """What is on n images as a few arrays, whatever their numbers of boxes."""
+    """Pack the labeled boxes of n images into a few arrays."""
     return _packed(truth, _OF_TRUTH)
 
 
 def unpack_truth(packed: Mapping[str, np.ndarray]) -> list[GroundTruth]:
-    """What `pack_truth` packed."""
+    """Read what `pack_truth` returned."""
     return [GroundTruth(**part) for part in _unpacked(packed, _OF_TRUTH, "labeled boxes")]
 
 
@@ -368,36 +368,34 @@ def _unpacked(
 ) -> list[dict[str, np.ndarray]]:
     ends = np.cumsum(packed["count"])
     if any(len(packed[name]) != ends[-1] for name in names):
-        raise ValueError(f"the arrays of {what} must have one row for each of all boxes")
+        raise ValueError(f"the arrays of {what} must have one row per box")
     columns = (np.split(packed[name], ends[:-1]) for name in names)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def check_listed(kind: type, **named: Any) -> None:
-    """Check that each is a list of `Detections`, or of `GroundTruth`; else a TypeError."""
+    """Raise TypeError unless each argument is a list of `kind`."""
     for name, images in named.items():
         listed = isinstance(images, list | tuple)
         wrong = [one for one in (images if listed else [images]) if not isinstance(one, kind)]
         if wrong or not listed:
             came = type(wrong[0] if wrong else images).__name__
-            raise TypeError(
-                f"{name} must be a list of {kind.__name__}, one for each image, not {came}"
-            )
+            raise TypeError(f"{name} must be a list of {kind.__name__}, one per image, not {came}")
 
 
 def check_labels(truth: Sequence[GroundTruth], classes: int, where: str = "") -> None:
-    """Check that all labels are classes of the detectors."""
+    """Raise ValueError if a label is not one of the detectors' classes."""
     outside = [n for n, real in enumerate(truth) if (real.labels >= classes).any()]
     if outside:
         raise ValueError(
             f"labels must lie in 0..{classes - 1}, the detectors' classes, but {len(outside)} of "
             f"{len(truth)} images{where} have others, the first is "
-            f"{truth[outside[0]].labels.max()}; map them to the detectors' classes first"
+            f"{truth[outside[0]].labels.max()}: map them to the detectors' classes first"
         )
 
 
 def check_detections(detections: Any) -> None:
-    """Check that these are a list of Detections that know the same classes."""
+    """Raise unless these are a list of Detections with the same classes."""
     check_listed(Detections, detections=detections)
     classes = sorted({found.classes for found in detections})
     if len(classes) > 1:
@@ -411,7 +409,7 @@ def check_detections(detections: Any) -> None:
 
 
 def checked_boxes(boxes: Any) -> np.ndarray:
-    """Boxes (b, 4), finite, x1 <= x2 and y1 <= y2."""
+    """Return boxes (b, 4); ValueError unless finite with x1 <= x2 and y1 <= y2."""
     values = _as_float(boxes)
     if values.size == 0:
         values = values.reshape(0, 4)
@@ -425,13 +423,13 @@ def checked_boxes(boxes: Any) -> np.ndarray:
 
 
 def checked_labels(labels: Any, count: int, classes: int) -> np.ndarray:
-    """Labels (b,), whole numbers from 0 to classes - 1."""
+    """Return labels (b,); ValueError unless integers from 0 to classes - 1."""
     values = np.asarray(labels)
     if values.size == 0:
         values = values.astype(np.int64)
     if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
-            f"labels must be {count} whole numbers, one for each box, not {values.dtype} "
+            f"labels must be {count} whole numbers, one per box, not {values.dtype} "
             f"of shape {values.shape}"
         )
     known, way = (values >= 0) & (values < classes), "map them to the detector's classes first"
@@ -440,11 +438,11 @@ def checked_labels(labels: Any, count: int, classes: int) -> np.ndarray:
 
 
 def checked_size(size: Any) -> tuple[int, int]:
-    """The size of an image, (height, width), both positive."""
+    """Return an image's size, (height, width); ValueError unless both are positive."""
     sides = tuple(size) if isinstance(size, list | tuple | np.ndarray) else ()
     whole = all(isinstance(side, int | np.integer) and side > 0 for side in sides)
     if len(sides) != 2 or not whole:
-        raise ValueError(f"size must be (height, width) in whole pixels, but is {size!r}")
+        raise ValueError(f"size must be (height, width) in whole pixels, not {size!r}")
     return int(sides[0]), int(sides[1])
 
 
@@ -452,16 +450,16 @@ def _checked_logits(logits: Any, count: int) -> np.ndarray:
     values = _as_float(logits)
     if values.ndim != 2 or len(values) != count or values.shape[1] < 1:
         raise ValueError(
-            f"logits must have shape ({count}, classes), one row for each box, not {values.shape}"
+            f"logits must have shape ({count}, classes), one row per box, not {values.shape}"
         )
-    _check(values, (values < np.inf).all(axis=1), "logits must be numbers under infinity")
+    _check(values, (values < np.inf).all(axis=1), "logits must be numbers below infinity")
     return values
 
 
 def _checked_scores(scores: Any, shape: tuple[int, ...]) -> np.ndarray:
     values = _as_float(scores)
     if values.shape != shape:
-        raise ValueError(f"scores must have shape {shape}, one for each box, not {values.shape}")
+        raise ValueError(f"scores must have shape {shape}, one per box, not {values.shape}")
     inside = (values >= 0) & (values <= 1)
     _check(values, inside, "scores must lie in 0..1", "give raw values as logits")
     return values
@@ -471,16 +469,16 @@ def _checked_bins(bins: Any, count: int) -> np.ndarray:
     values = _as_float(bins)
     if values.ndim != 3 or values.shape[:2] != (count, 4) or values.shape[2] < 2:
         raise ValueError(
-            f"bins must have shape ({count}, 4, bins) with 2 bins or more, not {values.shape}"
+            f"bins must have shape ({count}, 4, bins) with at least 2 bins, not {values.shape}"
         )
-    _check(values, values < np.inf, "bins must hold numbers under infinity")
+    _check(values, values < np.inf, "bins must be numbers below infinity")
     return values
 
 
 def _checked_width(width: Any, count: int) -> np.ndarray:
     values = _as_float(width)
     if values.shape != (count,) or not ((values > 0) & np.isfinite(values)).all():
-        raise ValueError(f"bin_width must be {count} positive numbers, one for each box")
+        raise ValueError(f"bin_width must be {count} positive numbers, one per box")
     return values
 
 
@@ -492,12 +490,12 @@ def _as_float(values: Any) -> np.ndarray:
 
 
 def _log_odds(scores: np.ndarray) -> np.ndarray:
-    """A score of exactly 1 counts as the largest under it: a logit must be finite."""
+    """Return log-odds; a score of 1 counts as the largest below it, to keep the logit finite."""
     return logit(np.minimum(scores, 1 - np.finfo(scores.dtype).epsneg))
 
 
 def _check(values: np.ndarray, right: Any, what: str, way_out: str = "") -> None:
-    """A ValueError counts the values, or the rows of values, that are not right."""
+    """Raise ValueError with the number of values, or rows of values, that are not `right`."""
     if right.all():
         return
     first = values[~right][0]

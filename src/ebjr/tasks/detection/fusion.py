@@ -1,7 +1,7 @@
-"""Box fusion: once the teacher has been called, the student's boxes are already paid for.
+"""Box fusion: mix the student's boxes, already paid for, into the teacher's.
 
-Two boxes of one class that overlap are one object seen twice, so their corners and scores are
-averaged. What one model alone has seen keeps its share of the score.
+Two overlapping boxes of one class are one object seen twice, so their corners and scores are
+averaged. A box that only one model saw keeps its share of the score.
 """
 
 import math
@@ -10,16 +10,16 @@ import numpy as np
 
 from ebjr.tasks.detection.boxes import Detections, box_iou
 
-OVERLAP = 0.55  # the least intersection over union at which two boxes are one object
+OVERLAP = 0.55  # two boxes are one object from this intersection over union
 
 
 def fuse_detections(student: Detections, teacher: Detections, weight: float) -> Detections:
-    """Both models' boxes, best first, the teacher's counting 1 and the student's `weight`.
+    """Return both models' boxes, best first, with weight 1 for the teacher and `weight` else.
 
-    From the teacher's best box down, each takes the free box of its class among the student's that
-    it overlaps most, by `OVERLAP` or more. The pair's corners are averaged with the weights ``s_t``
-    and ``weight s_s``, and its score is ``(s_t + weight s_s) / (1 + weight)``, where a box that
-    only one model has seen counts 0 for the other. Logits are the teacher's, and bins left out.
+    From its best box down, each of the teacher's boxes takes the free student's box of its class
+    with the largest overlap, of at least `OVERLAP`. The pair's corners are averaged with weights
+    ``s_t`` and ``weight s_s``, and its score is ``(s_t + weight s_s) / (1 + weight)``, with 0 for a
+    model that did not see the box. Logits are the teacher's, without bins.
 
     Source: Solovyev, Wang & Gabruseva, "Weighted boxes fusion", Image and Vision Computing 2021.
     """
@@ -27,8 +27,8 @@ def fuse_detections(student: Detections, teacher: Detections, weight: float) -> 
         raise ValueError(f"weight must be a finite number of at least 0, not {weight}")
     if student.size != teacher.size or student.classes != teacher.classes:
         raise ValueError(
-            "student and teacher must have seen the same image and know the same classes, but "
-            f"there are {student} and {teacher}"
+            "student and teacher must see the same image and know the same classes, not "
+            f"{student} and {teacher}"
         )
     if weight == 0 or not len(student):
         whole = teacher if weight == 0 else teacher.with_scores(teacher.scores / (1 + weight))
@@ -54,7 +54,7 @@ def fuse_detections(student: Detections, teacher: Detections, weight: float) -> 
 
 
 def _partners(first: Detections, second: Detections) -> np.ndarray:
-    """For each of the first its row among the second, or -1: (b,)."""
+    """Return, (b,), each first box's row among the second, or -1."""
     overlap = box_iou(first.boxes, second.boxes)
     overlap[first.labels[:, None] != second.labels[None]] = 0
     partner = np.full(len(first), -1)

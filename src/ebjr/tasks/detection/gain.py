@@ -1,6 +1,6 @@
-"""A learned gain: how much more the teacher finds on an image, from what the student says of it.
+"""A learned gain: how much more the teacher finds on an image, judged by the student's output.
 
-A ridge regression, linear and heavily shrunk, as a few hundred labeled images say little.
+It is a ridge regression with strong shrinkage, because a few hundred images tell little.
 """
 
 from collections.abc import Sequence
@@ -14,30 +14,30 @@ from ebjr.tasks.detection.boxes import Detections
 from ebjr.tasks.detection.precision import Matches, matched_gains
 from ebjr.tasks.detection.scores import detection_features, learned_gain
 
-FEWEST = 30  # with fewer images there is nothing to learn from
+FEWEST = 30  # images at least to learn from
 
 PENALTIES = np.logspace(-1, 4, 21)
-"""What is tried, with features of deviation one; the best of leave-one-out is taken."""
+"""The penalties tried, for standardized features; leave-one-out picks the best."""
 
 
 class Gain(Learner):
-    """Fits the score `learned_gain`: an image says how many boxes more the teacher finds."""
+    """Fits the score `learned_gain` to how many more boxes the teacher finds on an image."""
 
     name = learned_gain.__name__
 
     def signal(self, student: Matches, deferred: Matches, change: np.ndarray) -> np.ndarray:
-        """(n,): boxes found, each by its confidence on the common scale, if there is one."""
+        """Return the boxes gained, (n,), each weighted by its confidence on the common scale."""
         return matched_gains(student, deferred, weighted=True)
 
     def check(self, signal: np.ndarray) -> None:
-        """Check that there are enough images to fit to a part of them."""
+        """Raise CalibrationError if there are too few images to fit to a part of them."""
         if len(signal) < 2 * FEWEST:
             raise CalibrationError(
-                f"a learned gain needs {2 * FEWEST} images or more, not {len(signal)}"
+                f"a learned gain needs at least {2 * FEWEST} images, not {len(signal)}"
             )
 
     def fit(self, output: Sequence[Detections], signal: np.ndarray) -> Score:
-        """The score `learned_gain` with the weights of these images."""
+        """Return the score `learned_gain` with weights fitted to these images."""
         return fit_gain(output, signal)
 
 
@@ -46,11 +46,11 @@ def fit_gain(detections: Sequence[Detections], gains: np.ndarray) -> Score:
     values = np.asarray(gains, np.float64)
     if values.shape != (len(detections),) or not np.isfinite(values).all():
         raise ValueError(
-            f"gains must be {len(detections)} finite numbers, one for each image, "
+            f"gains must be {len(detections)} finite numbers, one per image, "
             f"not of shape {values.shape}"
         )
     if len(values) < FEWEST:
-        raise ValueError(f"a learned gain needs {FEWEST} images or more, not {len(values)}")
+        raise ValueError(f"a learned gain needs at least {FEWEST} images, not {len(values)}")
     with needs("learned", "a learned gain"):
         from sklearn.linear_model import RidgeCV
     features = detection_features(detections)

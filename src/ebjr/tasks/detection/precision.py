@@ -1,9 +1,9 @@
 """Detection: COCO's mean average precision (mAP), of one detector and of a joint one.
 
-Which detections are right depends on one image and one detector alone. So each is matched once,
-and the joint model's mAP for any choice of deferred images is a sum over what is cached, and exact.
-Only the ranking of all detections by their scores, which two detectors do not have on one scale
-(`scale.py`), depends on both.
+Whether a detection is right depends on one image and one detector. So each is matched once, and the
+joint model's mAP for any choice of deferred images is an exact sum of cached values. Only the
+ranking of all detections by score depends on both detectors, whose scores are not on one scale
+(`scale.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,34 +25,34 @@ from ebjr.tasks.detection.boxes import (
 )
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's overlaps: AP is the mean over them
-RECALLS = np.linspace(0.0, 1.0, 101)  # where COCO reads the precision off
-PER_CLASS = 100  # how many detections of a class COCO looks at on an image
-SHOWN = 0.3  # F1 counts the detections with a score above this: those that a person would be shown
+RECALLS = np.linspace(0.0, 1.0, 101)  # the recalls at which COCO reads the precision
+PER_CLASS = 100  # COCO's most detections of a class on an image
+SHOWN = 0.3  # F1 counts detections with a score above this: those that a person would see
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Which of one detector's d detections on n images are right, image by image, best first."""
+    """Which of a detector's d detections on n images are right, image by image, best first."""
 
     image: np.ndarray  # (d,)
     label: np.ndarray  # (d,)
     score: np.ndarray  # (d,)
     hit: np.ndarray  # (d, t) bool: right at each overlap
-    ignored: np.ndarray  # (d, t) bool: neither right nor wrong, as it lies in a crowd
-    boxes: np.ndarray  # (n, classes): how many there really are, crowds left out
+    ignored: np.ndarray  # (d, t) bool: in a crowd: neither right nor wrong
+    boxes: np.ndarray  # (n, classes): labeled boxes, without crowds
 
     def __len__(self) -> int:
-        """How many images."""
+        """The number of images."""
         return len(self.boxes)
 
     def rescored(self, change: Callable[[np.ndarray], np.ndarray]) -> Self:
-        """The same with other scores, by a rising function such as a `ConfidenceMap`."""
+        """Return the matches with other scores, by an increasing map like a `ConfidenceMap`."""
         return replace(self, score=np.asarray(change(self.score), np.float64))
 
     def f1(self) -> np.ndarray:
-        """The F1 of each image at the first overlap, (n,): ``2 hits / (detections + boxes)``.
+        """Return each image's F1 at the first overlap, (n,): ``2 hits / (detections + boxes)``.
 
-        Of the detections with a score above `SHOWN`; nothing found where nothing is counts 1.
+        It counts detections with a score above `SHOWN`; an empty answer to an empty image counts 1.
         """
         shown = (self.score > SHOWN) & ~self.ignored[:, 0]
         found = np.bincount(self.image[shown], minlength=len(self))
@@ -61,7 +61,7 @@ class Matches:
         return np.divide(2 * hits, all_boxes, out=np.ones(len(self)), where=all_boxes > 0)
 
     def take(self, images: Any) -> Self:
-        """The matches on the images `images`, rows (m,) or a mask (n,); a row may come twice."""
+        """Return the matches on `images`, rows (m,) or a mask (n,); rows may repeat."""
         rows = np.arange(len(self))[np.asarray(images)]
         first = np.searchsorted(self.image, np.arange(len(self) + 1))
         count = np.diff(first)[rows]
@@ -72,11 +72,16 @@ class Matches:
 
 
 def match_detections(detections: Sequence[Detections], truth: Sequence[GroundTruth]) -> Matches:
-    """Match detections with what is really there, as COCO does.
+    """Match detections with labeled boxes, as COCO does.
 
-    For each class and overlap the detections take boxes from the best down: each the free box that
-    it overlaps most. What lies in a crowd alone is ignored. A ValueError refuses a `truth` without
-    a box. Source: Lin et al., "Microsoft COCO", ECCV 2014, and the data set's evaluation code.
+    For each class and overlap the detections, best first, take the free box that they overlap most.
+    Detections that match only a crowd are ignored. Source: Lin et al., "Microsoft COCO", ECCV 2014,
+    and the data set's evaluation code.
+
+    Raises
+    ------
+    ValueError
+        `truth` has no box.
     """
     _check_pairs(detections, truth)
     parts = [_match_image(*pair) for pair in zip(detections, truth, strict=True)]
@@ -99,7 +104,7 @@ def match_detections(detections: Sequence[Detections], truth: Sequence[GroundTru
 
 
 def _match_image(found: Detections, real: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows that count, best first, and which of them hit and are ignored."""
+    """Return the rows that count, best first, and which of them hit and are ignored."""
     rows = np.argsort(-found.scores, kind="stable")
     rows = rows[_rank_in_class(found.labels[rows]) < PER_CLASS]
     hit = np.zeros((len(rows), len(THRESHOLDS)), bool)
@@ -131,7 +136,7 @@ def _overlap(boxes: np.ndarray, real: np.ndarray, crowd: np.ndarray) -> np.ndarr
 
 
 def _match_class(overlap: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy matching, at all overlaps at once: (d, g) to two arrays (d, t)."""
+    """Match greedily at all overlaps at once: (d, g) to two arrays (d, t)."""
     hit = np.zeros((len(overlap), len(THRESHOLDS)), bool)
     ignored = np.zeros_like(hit)
     solid = np.flatnonzero(~crowd)
@@ -141,7 +146,7 @@ def _match_class(overlap: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np
         own = overlap[row, solid]
         possible = free & (own >= THRESHOLDS[:, None])
         hit[row] = possible.any(axis=1)
-        if hit[row].any():  # of boxes that it overlaps alike, the last
+        if hit[row].any():  # ties: the last box, like COCO
             values = np.where(possible, own, -1.0)[:, ::-1]
             best = len(solid) - 1 - values.argmax(axis=1)
             taken = np.flatnonzero(hit[row])
@@ -151,14 +156,14 @@ def _match_class(overlap: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np
 
 
 def average_precision(matches: Matches, per_threshold: bool = False) -> Any:
-    """COCO's AP of one detector; with `per_threshold` one for each overlap, (t,): AP50 first."""
+    """Return COCO's AP of one detector; with `per_threshold` one per overlap, (t,), AP50 first."""
     return JointPrecision(matches, matches)(np.zeros(len(matches), bool), per_threshold)
 
 
 class JointPrecision:
-    """The joint model's AP, exactly, for any choice of the images that the teacher answers.
+    """The joint model's exact AP for any choice of the images that the teacher answers.
 
-    Scores are on one scale. Of the overlaps the first `overlaps` count; 1 is AP50.
+    Scores are on one scale. Only the first `overlaps` count; 1 is AP50.
     """
 
     def __init__(self, student: Matches, teacher: Matches, overlaps: int | None = None) -> None:
@@ -171,7 +176,7 @@ class JointPrecision:
         self._overlaps = len(THRESHOLDS[:overlaps])
         totals = student.boxes.sum(axis=0)
         present = np.flatnonzero(totals)
-        # how many of COCO's recalls are reached with just the k-th right detection of a class
+        # how many of COCO's recalls the k-th right detection of a class reaches
         reached = [
             np.bincount(np.searchsorted(np.arange(1, m + 1) / m, RECALLS), minlength=m)
             for m in totals[present]
@@ -183,7 +188,7 @@ class JointPrecision:
             np.concatenate([getattr(one, name) for one in both])
             for name in ("image", "label", "score", "hit", "ignored")
         )
-        # where scores are equal COCO goes by image, and within one in the detector's own order
+        # COCO breaks ties by image, and within an image by the detector's order
         order = np.lexsort((image, -score, label))
         order = order[np.isin(label[order], present)]
         self._image, self._label = image[order], np.searchsorted(present, label[order])
@@ -191,8 +196,8 @@ class JointPrecision:
         label = self._label
         start = np.searchsorted(label, np.arange(len(present)))
         self._hit, self._skipped = hit[order, :overlaps].T, ignored[order, :overlaps].T
-        # A segment is one overlap and class. Between right detections the precision only falls,
-        # so what is right is all that is ever looked at.
+        # a segment is one overlap and class; the precision falls between right detections, so that
+        # only these are looked at
         overlap, self._right = np.nonzero(self._hit)
         self._segment = overlap * len(present) + label[self._right]
         self._overlap = overlap
@@ -208,14 +213,14 @@ class JointPrecision:
     def __call__(
         self, deferred: Any, per_threshold: bool = False, times: np.ndarray | None = None
     ) -> Any:
-        """The AP, or one for each overlap (t,), where the images `deferred`, (n,) bool, are.
+        """Return the AP, or one per overlap (t,), if `deferred`, (n,) bool, are deferred.
 
-        `times`, (n,), is how often each is there: classes that are then nowhere do not count.
+        `times`, (n,), is how often each image counts; classes that are then absent do not count.
         """
         mask = np.asarray(deferred)
         if mask.shape != (self.images,) or mask.dtype != bool:
             raise ValueError(
-                f"deferred must be {self.images} booleans, one for each image, not {mask.dtype} "
+                f"deferred must be {self.images} booleans, one per image, not {mask.dtype} "
                 f"of shape {mask.shape}"
             )
         active = mask[self._image] == self._teachers
@@ -223,7 +228,7 @@ class JointPrecision:
             active = active * times[self._image]
         chosen, segment, rank, seen = self._ranked(active)
         precision = rank / seen
-        # the best precision at this recall or a higher one, in each segment on its own
+        # the best precision at this recall or higher, per segment; `lift` keeps segments apart
         segments = self._overlaps * self._classes
         lift = 2.0 * (segments - segment)
         envelope = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
@@ -234,7 +239,7 @@ class JointPrecision:
             boxes = times @ self._boxes
             classes = int(np.count_nonzero(boxes))
             if not classes:
-                raise ValueError("none of the images that are left has a labeled box")
+                raise ValueError("none of the remaining images has a labeled box")
             own = boxes[segment % self._classes]
             recalls = _reached(rank / own) - _reached((rank - active[self._right[chosen]]) / own)
         total = np.bincount(self._overlap[chosen], envelope * recalls, minlength=self._overlaps)
@@ -242,7 +247,7 @@ class JointPrecision:
         return by_overlap if per_threshold else float(by_overlap.mean())
 
     def _ranked(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Right detections of the `active`, their segments, counts of right and of all to each."""
+        """Return right `active` detections, their segments, and the right and all up to each."""
         counted = np.zeros(len(active) + 1, np.int64)
         np.cumsum(active, out=counted[1:])
         here = active[self._right]
@@ -259,14 +264,14 @@ class JointPrecision:
         return chosen, segment, rank, seen
 
     def curve(self, score: np.ndarray, rates: Any = None) -> np.ndarray:
-        """The AP when ``round(rate * n)`` images of the lowest scores are deferred, (r,).
+        """Return the AP when ``round(rate * n)`` images with the lowest scores are deferred, (r,).
 
-        Equal scores go in the order of the images, NaN first; rates are 0, 0.01, ..., 1 if None.
+        Ties go in the order of the images, NaN first; by default rates are 0, 0.01, ..., 1.
         """
         values = np.asarray(score, np.float64)
         if values.shape != (self.images,):
             raise ValueError(
-                f"score must hold {self.images} numbers, one for each image, not {values.shape}"
+                f"score must be {self.images} numbers, one per image, not {values.shape}"
             )
         points = RECALLS if rates is None else np.asarray(rates, np.float64)
         if not ((points >= 0) & (points <= 1)).all():
@@ -277,11 +282,11 @@ class JointPrecision:
         return np.array([self(place < number) for number in each])[back]
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each image's part in the AP (n,), if the student answers, and if the teacher does.
+        """Return each image's part in the AP, (n,), if the student answers, and if the teacher.
 
-        To first order: each detection adds what it is worth as a right one, and costs those below
-        it what it is worth as a wrong one. A gain is the mean of that at both ends; what is left
-        over is spread evenly, so that the means are the APs of the two detectors.
+        To first order, a detection adds its worth as a right one, and costs those below it its
+        worth as a wrong one. An image's gain is the mean of that at both ends; the remainder is
+        spread evenly, so that the means are the two detectors' APs.
         """
         none, every = np.zeros(self.images, bool), np.ones(self.images, bool)
         worth = (self._worth(none) + self._worth(every)) / 2
@@ -293,11 +298,11 @@ class JointPrecision:
         return student, student + self.images * gain + (high - low - gain.sum())
 
     def _worth(self, deferred: np.ndarray) -> np.ndarray:
-        """(d,): what the AP changes by when one of each detection more is there, to first order."""
+        """Return the change of the AP, (d,), for one more of each detection, to first order."""
         active = deferred[self._image] == self._teachers
         chosen, segment, rank, seen = self._ranked(active)
         precision = rank / seen
-        # where the precision is read for each right detection: the best one from there on
+        # each right detection reads the precision of the best one from there on
         lift = 2.0 * (self._overlaps * self._classes - segment)
         raised = (precision + lift)[::-1]
         top = np.maximum.accumulate(raised)
@@ -306,11 +311,11 @@ class JointPrecision:
         read = np.bincount(
             read_at, self._weight[self._first_weight[chosen] + rank - 1], minlength=len(chosen)
         )
-        # another detection before it makes one more seen, and a right one more right, too
+        # a detection before it adds one to `seen`, and a right one also to `rank`
         one_seen, one_right = -read * precision / seen, read / seen
         edges = np.searchsorted(self._label, np.arange(self._classes + 1))
-        starts, ends = edges[self._label], edges[self._label + 1]  # of each one's class
-        share = (len(RECALLS) / self._boxes.sum(axis=0))[self._label]  # recalls of a right one
+        starts, ends = edges[self._label], edges[self._label + 1]  # of the detection's class
+        share = (len(RECALLS) / self._boxes.sum(axis=0))[self._label]  # recalls per right detection
         worth = np.zeros(len(active))
         for number in range(self._overlaps):
             mine = self._overlap[chosen] == number
@@ -329,21 +334,21 @@ class JointPrecision:
 
 
 def _reached(recall: np.ndarray) -> np.ndarray:
-    """How many of COCO's recalls are reached with each of some; with none, none."""
+    """Return how many of COCO's recalls each recall reaches; a recall of 0 reaches none."""
     return np.where(recall > 0, np.searchsorted(RECALLS, recall, side="right"), 0)
 
 
 def _from_each(at: np.ndarray, values: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """For each place the sum of `values`, which lie at the places `at`, from it up to its end."""
+    """Return, for each place, the sum of `values` (at places `at`) from it up to its end."""
     total = np.zeros(len(ends) + 1)
     np.cumsum(np.bincount(at, values, minlength=len(ends)), out=total[1:])
     return total[ends] - total[:-1]
 
 
 def matched_gains(student: Matches, teacher: Matches, weighted: bool = False) -> np.ndarray:
-    """How many more boxes the teacher finds on each image, the mean over the overlaps: (n,).
+    """Return how many more boxes the teacher finds per image, (n,), averaged over the overlaps.
 
-    `weighted` counts each box by its score, on one scale: the better target for a learned gain.
+    `weighted` counts each box by its score on the common scale, a better target to learn.
     """
     return _found(teacher, weighted) - _found(student, weighted)
 
@@ -351,7 +356,7 @@ def matched_gains(student: Matches, teacher: Matches, weighted: bool = False) ->
 def count_boxes(
     found: Sequence[Detections], real: Sequence[Detections], label: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(n,) each: boxes that two detectors show, of one class or all, and how many match at 0.5."""
+    """Return, (n,) each, the boxes that two detectors show, and their matches at overlap 0.5."""
     one, other = ([each.above(SHOWN) for each in some] for some in (found, real))
     matches = match_detections(one, [GroundTruth(each.boxes, each.labels) for each in other])
 
@@ -375,7 +380,7 @@ def _check_pairs(detections: Any, truth: Any) -> None:
     check_listed(GroundTruth, truth=truth)
     if len(detections) != len(truth):
         raise ValueError(
-            "detections and truth must have the same length, one for each image, not "
+            "detections and truth must have the same length, one per image, not "
             f"{len(detections)} and {len(truth)}"
         )
     if not detections:

@@ -1,4 +1,4 @@
-"""One scale for the scores of two detectors, since mAP ranks the boxes of all images."""
+"""One scale for the scores of two detectors, because mAP ranks the boxes of all images together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from scipy.special import expit
 from ebjr.tasks.detection.precision import Matches
 
 _LEAST_SLOPE = 1e-3
-LEAST_SCORE = 1e-7  # scores are kept this far from 0 and 1, where their log-odds are not finite
+LEAST_SCORE = 1e-7  # distance of scores from 0 and 1, so that log-odds are finite
 
 
 @dataclass(frozen=True)
 class ConfidenceMap:
-    """A map of scores to the chance of being right: ``sigmoid(a log s - b log(1 - s) + c)``.
+    """Maps scores to the probability of being right: ``sigmoid(a log s - b log(1 - s) + c)``.
 
-    It rises, so that a detector's own mAP stays; ``1, 1, 0`` leaves scores as they are. Source:
+    It increases, so that a detector's own mAP stays the same; ``1, 1, 0`` is the identity. Source:
     Kull, Silva Filho & Flach, "Beta calibration", AISTATS 2017.
     """
 
@@ -28,39 +28,39 @@ class ConfidenceMap:
     def __post_init__(self) -> None:
         if not (np.isfinite([self.a, self.b, self.c]).all() and self.a > 0 and self.b > 0):
             raise ValueError(
-                f"a confidence map needs finite numbers and positive a and b, not a={self.a}, "
-                f"b={self.b}, c={self.c}; else it would not rise"
+                f"a confidence map must increase, with finite numbers and positive a and b, not "
+                f"a={self.a}, b={self.b}, c={self.c}"
             )
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (d,) in [0, 1] to chances (d,) in [0, 1]."""
+        """Map scores (d,) in [0, 1] to probabilities (d,) in [0, 1]."""
         low, high = _log_sides(scores)
         return expit(self.a * low - self.b * high + self.c)
 
 
 @dataclass(frozen=True)
 class CommonScale:
-    """One scale for the scores of two detectors: each one's map."""
+    """One scale for the scores of two detectors: a map for each."""
 
     student: ConfidenceMap
     teacher: ConfidenceMap
 
     @classmethod
     def fit(cls, student: Matches, teacher: Matches) -> Self:
-        """Both maps, fitted to calibration images by `fit_confidence_map`."""
+        """Fit both maps to calibration images with `fit_confidence_map`."""
         return cls(fit_confidence_map(student), fit_confidence_map(teacher))
 
     def of(self, role: str) -> ConfidenceMap:
-        """The map of ``"student"`` or ``"teacher"``."""
+        """Return the map of ``"student"`` or ``"teacher"``."""
         return self.student if role == "student" else self.teacher
 
     def as_dict(self) -> dict[str, list[float]]:
-        """The parameters of both maps, for JSON and TOML."""
+        """Return the parameters of both maps, for JSON and TOML."""
         return {role: [one.a, one.b, one.c] for role, one in vars(self).items()}
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Sequence[float]]) -> Self:
-        """The scale that `as_dict` wrote down."""
+        """Read what `as_dict` returned."""
         if sorted(table) != ["student", "teacher"] or any(len(v) != 3 for v in table.values()):
             raise ValueError(
                 "a scale must have three numbers for the student and three for the teacher, not "
@@ -70,17 +70,16 @@ class CommonScale:
 
 
 def fit_confidence_map(matches: Matches) -> ConfidenceMap:
-    """The likeliest map, "right" being averaged over the overlaps; ValueError: all is, or none."""
+    """Fit the likeliest map, with "right" averaged over overlaps; ValueError if all or none are."""
     weight = 1.0 - matches.ignored.mean(axis=1)
     right = matches.hit.mean(axis=1)
     wrong = np.maximum(weight - right, 0)
     if not (right.any() and wrong.any()):
         raise ValueError(
-            "a confidence map needs detections that are right and some that are wrong, but "
-            f"{len(right)} detections came, {int((right > 0).sum())} of them right; "
-            "give more images"
+            "a confidence map needs some right and some wrong detections, but of "
+            f"{len(right)} detections {int((right > 0).sum())} are right: use more images"
         )
-    from scipy.optimize import minimize  # takes long to import
+    from scipy.optimize import minimize  # slow to import
 
     low, high = _log_sides(matches.score)
     features = np.stack([low, -high, np.ones_like(low)], axis=1)
@@ -104,6 +103,5 @@ def fit_confidence_map(matches: Matches) -> ConfidenceMap:
 
 
 def _log_sides(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``log s`` and ``log(1 - s)``, kept finite."""
     values = np.clip(np.asarray(scores, np.float64), LEAST_SCORE, 1 - LEAST_SCORE)
     return np.log(values), np.log1p(-values)

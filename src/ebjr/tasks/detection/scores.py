@@ -1,17 +1,17 @@
 """Scores of detections: how well an image fits what the student knows. Higher = keep.
 
-Every score takes a list of n `Detections` and gives (n,), one number for each image. Which boxes
-count is the user's choice, with two parameters that all share:
+Every score takes a list of n `Detections` and returns (n,), one number per image. Two parameters
+that all share choose the boxes that count:
 
-- `above`: those with a score above it. On detections after non-maximum suppression these are the
-  boxes that a person would be shown.
-- `top`: at most so many, the best. On detections before suppression: what the head is surest of.
+- `above`: boxes with a higher score. After non-maximum suppression these are the boxes that a
+  person would see.
+- `top`: at most this many boxes, the best. Before suppression these are the head's surest.
 
-**No boxes, B = 0, is not "easy".** The means of eq. 12 and 13 are 0/0 there, a sum is 0, and for
-`box_count` and `expected_errors` 0 is the highest score of all: an image on which the student saw
-nothing would be the first to be kept, whether nothing is there or the student is blind to it. So
-such an image has the score ``-inf`` in every score, which no threshold keeps: the teacher looks.
-Where empty images are known to be empty, `empty` is another number.
+**No boxes, B = 0, is not "easy".** The means of eq. 12 and 13 are 0/0 then, a sum is 0, and for
+`box_count` and `expected_errors` 0 is the highest score: an image on which the student saw nothing
+would be kept first, whether it is empty or the student missed everything. So every score of such an
+image is ``-inf``, which no threshold keeps, and the teacher looks. Use another `empty` if empty
+images are known to be empty.
 """
 
 import math
@@ -30,9 +30,9 @@ REDUCTIONS = ("mean", "sum")
 
 
 class Which(TypedDict, total=False):
-    """Which boxes of an image count, and its score without any; see the module."""
+    """Which boxes of an image count, and its score without boxes; see the module."""
 
-    above: float  # 0.3 unless a score says otherwise
+    above: float  # by default 0.3 in most scores
     top: int | None  # None: all
     empty: float  # -inf
 
@@ -47,18 +47,19 @@ def detection_energy(
 ) -> np.ndarray:
     """Negative free energy of an image's boxes, ``-F(x)``, in nats (eq. 12-14).
 
-    ValueError: `part`, `reduce`, `above`, `top` or `empty` is out of range, or `detections` have no
-    bin logits where they are needed.
-
     - `part`: ``"classes"`` (eq. 12): log-sum-exp of each box's class logits. ``"boxes"`` (eq. 13):
-      the regression energy of its four sides, their mean; exact for heads that predict a
-      distribution over bins: log-sum-exp of the bin logits plus the logarithm of the bin width.
-      ``"both"``: their sum (eq. 14), the paper's.
+      the mean regression energy of its four sides; exact for heads that predict a distribution over
+      bins: log-sum-exp of the bin logits plus the log of the bin width. ``"both"``: their sum
+      (eq. 14), the paper's.
     - `above`, `top`: Which boxes count; see the module.
     - `reduce`: ``"mean"`` over the boxes, the paper's, or ``"sum"``: B times the mean.
-    - `empty`: The score of an image with no such boxes.
+    - `empty`: The score of an image without such boxes.
 
-    Returns: Unbounded.
+    Raises
+    ------
+    ValueError
+        `part`, `reduce`, `above`, `top` or `empty` is out of range, or `detections` lack bin logits
+        that `part` needs.
 
     Examples
     --------
@@ -81,7 +82,7 @@ def detection_energy(
 
 
 def box_count(detections: Sequence[Detections], **which: Unpack[Which]) -> np.ndarray:
-    """Minus the number of boxes: a crowded image is where a better detector gains most.
+    """Minus the number of boxes: a better detector gains most on crowded images.
 
     Examples
     --------
@@ -93,9 +94,9 @@ def box_count(detections: Sequence[Detections], **which: Unpack[Which]) -> np.nd
 
 
 def expected_errors(detections: Sequence[Detections], **which: Unpack[Which]) -> np.ndarray:
-    """Minus ``sum s (1 - s)``: the variance of the number of boxes that are right.
+    """Minus ``sum s (1 - s)``: the variance of the number of right boxes.
 
-    A box that is right with probability s adds most where nobody knows, s = 1/2.
+    A box that is right with probability s adds most at s = 1/2.
 
     Examples
     --------
@@ -112,7 +113,7 @@ def expected_errors(detections: Sequence[Detections], **which: Unpack[Which]) ->
 
 
 def max_confidence(detections: Sequence[Detections], **which: Unpack[Which]) -> np.ndarray:
-    """The score of the best box, in [0, 1]; `above` is 0 unless it is given.
+    """The score of the best box, in [0, 1]; `above` is 0 by default.
 
     Examples
     --------
@@ -137,12 +138,11 @@ def mean_confidence(detections: Sequence[Detections], **which: Unpack[Which]) ->
 
 
 def learned_gain(detections: Sequence[Detections], weights: Sequence[float]) -> np.ndarray:
-    """Minus the gain to expect from the teacher on an image: linear in `detection_features`.
+    """Minus the expected gain from the teacher on an image: linear in `detection_features`.
 
-    `ebjr.tasks.detection.gain.fit_gain` finds the weights. An image without boxes has features like
-    any other, and its gain is what the teacher gained on such images.
-
-    `weights` are a constant, then one for each of `FEATURES`.
+    `ebjr.tasks.detection.gain.fit_gain` fits the weights, a constant and one per entry of
+    `FEATURES`. An image without boxes has features too, and its expected gain is what the teacher
+    gained on such images.
 
     Examples
     --------
@@ -153,14 +153,14 @@ def learned_gain(detections: Sequence[Detections], weights: Sequence[float]) -> 
     values = np.asarray(weights, np.float64)
     if values.shape != (len(FEATURES) + 1,):
         raise ValueError(
-            f"weights must be {len(FEATURES) + 1} numbers, a constant and one for each feature, "
-            f"not {values.shape}"
+            f"weights must be {len(FEATURES) + 1} numbers, a constant and one per feature, not "
+            f"{values.shape}"
         )
     return -(values[0] + detection_features(detections) @ values[1:])
 
 
 def detection_features(detections: Sequence[Detections]) -> np.ndarray:
-    """What a learned score looks at, (n, features), in the order of `FEATURES`; counts as logs."""
+    """Return the features of a learned score, (n, features), as in `FEATURES`; counts as logs."""
     check_detections(detections)
     rows = [list(_features(found).values()) for found in detections]
     return np.array(rows, np.float64).reshape(len(rows), len(FEATURES))
@@ -197,20 +197,20 @@ def _features(found: Detections) -> dict[str, float]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Of no values, and of what is not finite, 0."""
+    """Return the mean of the finite values; 0 without any."""
     finite = values[np.isfinite(values)]
     return float(finite.astype(np.float64).mean()) if len(finite) else 0.0
 
 
 def _side_entropy(bins: np.ndarray) -> np.ndarray:
-    """How unsure a box is of its sides, the mean entropy over them in nats: (b,)."""
+    """Return the mean entropy of a box's sides, (b,), in nats."""
     logits = bins.astype(np.float64)
     odds = logits - logsumexp(logits, axis=2, keepdims=True)
     return -(np.exp(odds) * np.where(odds > -700, odds, 0)).sum(axis=2).mean(axis=1)
 
 
 FEATURES: tuple[str, ...] = tuple(_features(Detections.none(2, (1, 1))))
-"""What `detection_features` holds."""
+"""The names of the columns of `detection_features`."""
 
 DETECTIONS = declare_raw_output(
     "detections",
@@ -227,13 +227,13 @@ def _each(
     top: int | None = None,
     empty: float = -math.inf,
 ) -> np.ndarray:
-    """The score of each image's chosen boxes, and `empty` where there are none."""
+    """Return the score of each image's chosen boxes, or `empty` without boxes."""
     check_detections(detections)
     if not 0 <= above < 1:
-        raise ValueError(f"above must lie in 0..1, under 1, not {above}")
+        raise ValueError(f"above must be at least 0 and below 1, not {above}")
     check_at_least(1, top=top)
     if math.isnan(empty) or empty == math.inf:
-        raise ValueError(f"empty must be a number under infinity, not {empty}")
+        raise ValueError(f"empty must be a number below infinity, not {empty}")
     chosen = (
         found.above(above) if top is None else found.above(above).top(top) for found in detections
     )
@@ -244,7 +244,7 @@ def _side_energy(found: Detections) -> np.ndarray:
     """Eq. 13 for each box, (b,): the mean over its sides of log-sum-exp plus log bin width."""
     if found.bins is None:
         raise ValueError(
-            "the energy of boxes (eq. 13) needs bin logits, and this detector gives none; "
+            "the energy of boxes (eq. 13) needs bin logits, which this detector does not return: "
             "use part='classes'"
         )
     sides = logsumexp(found.bins.astype(np.float64), axis=2).mean(axis=1)

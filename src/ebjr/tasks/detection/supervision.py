@@ -9,22 +9,22 @@ from ebjr.errors import needs
 from ebjr.joint import JointAnswer
 from ebjr.tasks.detection.boxes import Detections
 
-HOW = ("deferred", "degraded")  # of an image, told of each of its boxes
+HOW = ("deferred", "degraded")  # facts of an image, repeated for each of its boxes
 
 
 def to_supervision(answer: JointAnswer, labels: Sequence[str] | None = None) -> list[Any]:
-    """The answer of a `JointDetector` about n images as n `supervision.Detections`.
+    """Return a `JointDetector`'s answer about n images as n `supervision.Detections`.
 
-    `labels` are the classes' names, for ``data["class_name"]``, which supervision's annotators
-    show. ``data`` also says whether the image was ``deferred`` and is ``degraded``, repeated for
-    each box, as filters keep it then.
+    `labels` are the class names, for ``data["class_name"]``, which supervision's annotators show.
+    ``data`` also has the image's ``deferred`` and ``degraded`` for each box, where filters keep
+    them.
 
     Raises
     ------
     TypeError
-        `answer` is of another task.
+        `answer` is not a `JointDetector`'s.
     ValueError
-        `labels` are fewer than the classes of a box.
+        `labels` name fewer classes than a box has.
     MissingExtra
         supervision is not installed.
     """
@@ -39,7 +39,7 @@ def to_supervision(answer: JointAnswer, labels: Sequence[str] | None = None) -> 
         if named is not None:
             if len(found) and found.labels.max() >= len(named):
                 raise ValueError(
-                    f"{len(named)} labels are too few: a box has class {found.labels.max()}"
+                    f"a box has class {found.labels.max()}, but there are only {len(named)} labels"
                 )
             data["class_name"] = named[found.labels]
         boxes, scores = found.boxes.astype(np.float32), found.scores.astype(np.float32)
@@ -49,23 +49,23 @@ def to_supervision(answer: JointAnswer, labels: Sequence[str] | None = None) -> 
 
 
 def from_supervision(found: Any, size: tuple[int, int], classes: int) -> Detections:
-    """The boxes of one image, from `supervision.Detections`, as a model of ours answers.
+    """Return one image's `supervision.Detections` as `Detections`.
 
-    So every detector that supervision reads is a student or a teacher:
+    This makes every detector that supervision reads a student or a teacher:
     ``lambda images: [from_supervision(read(image), image.shape[:2], 80) for image in images]``.
-    `size` is (height, width) of the image, and `classes` how many the detector knows. Masks, tracks
-    and other data are left out.
+    `size` is the image's (height, width), and `classes` the number of the detector's classes.
+    Masks, tracks and other data are dropped.
 
     Raises
     ------
     ValueError
-        `found` has no ``confidence`` or no ``class_id``, or one that is none of the `classes`.
+        `found` has no ``confidence`` or no ``class_id``, or an id outside the `classes`.
     """
     if found.confidence is None or found.class_id is None:
         if len(found):
             raise ValueError(
-                "a detector's boxes have confidence and class_id, and these have not; labeled "
-                "boxes are ebjr.GroundTruth(found.xyxy, found.class_id)"
+                "a detector's boxes need confidence and class_id, which these lack; for labeled "
+                "boxes use ebjr.GroundTruth(found.xyxy, found.class_id)"
             )
         return Detections.none(classes, size)
     scores, labels = np.asarray(found.confidence, np.float64), np.asarray(found.class_id)

@@ -1,4 +1,4 @@
-"""Multilabel classification: any number of labels for each input, each with a logit of its own."""
+"""Multilabel classification: any number of labels per input, each with its own logit."""
 
 import math
 from collections.abc import Sequence
@@ -22,36 +22,36 @@ def _all_right(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 class JointF1:
-    """``2 TP / (2 TP + FP + FN)`` over all labels of all rows, from predictions and targets, bool.
+    """``2 TP / (2 TP + FP + FN)`` over all labels of all rows, from bool predictions and targets.
 
-    All are (n, labels); the predictions are the student's, and those where a row is deferred.
+    All are (n, labels); predictions are the student's, and those of deferred rows.
     """
 
     def __init__(self, student: np.ndarray, deferred: np.ndarray, targets: np.ndarray) -> None:
         both = np.stack([student, deferred])
-        self.hits = 2.0 * (both & targets).sum(axis=2)  # twice the labels that are rightly found
-        self.sizes = 1.0 * both.sum(axis=2) + targets.sum(axis=1)  # those predicted, those right
+        self.hits = 2.0 * (both & targets).sum(axis=2)  # twice the true positives
+        self.sizes = 1.0 * both.sum(axis=2) + targets.sum(axis=1)  # predicted plus right labels
 
     def __call__(self, deferred: np.ndarray, *, times: np.ndarray | None = None) -> float:
-        """Micro F1 where the rows `deferred`, (n,) bool, are, and each row counts `times`."""
+        """Return micro F1 if `deferred`, (n,) bool, are deferred and rows count `times`."""
         counts = np.ones(deferred.shape, np.float64) if times is None else times
         both = (np.where(deferred, after, before) for before, after in (self.hits, self.sizes))
         return _ratio(*(float(values @ counts) for values in both))
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each row's part (n,) if it is kept, and if deferred: to first order, averaged of both."""
+        """Return each row's part, (n,), if kept and if deferred: to first order, at both ends."""
         (before, after), n = self.hits, self.hits.shape[1]
         totals = self.sizes.sum(axis=1)
         ends = [_ratio(hits.sum(), total) for hits, total in zip(self.hits, totals, strict=True)]
         growth = self.sizes[1] - self.sizes[0]
-        # over the other end's total, the changes of all rows add up to the whole change
+        # with the other end's total, the rows' changes sum to the whole change
         change = sum(
             (after - before - end * growth) / max(total, 1.0) / 2
             for end, total in zip(ends, totals[::-1], strict=True)
         )
         kept = before * n / max(totals[0], 1.0)
-        kept += ends[0] - kept.mean()  # 0 but where there is nothing to find, and nothing found
-        change += (ends[1] - ends[0] - change.sum()) / n  # rounding alone, as a rule
+        kept += ends[0] - kept.mean()  # nonzero only if there is nothing to find and nothing found
+        change += (ends[1] - ends[0] - change.sum()) / n  # usually only rounding
         return kept, kept + n * change
 
 
@@ -60,7 +60,7 @@ def _ratio(hits: float, sizes: float) -> float:
 
 
 class Multilabel(Task):
-    """A set of labels for each input: those whose logit is above 0."""
+    """A set of labels per input: those whose logit is above 0."""
 
     name = "multilabel"
     raw = LABEL_LOGITS
@@ -83,7 +83,7 @@ class Multilabel(Task):
         array = to_numpy(output)
         if array.ndim != 2 or not array.shape[1]:
             raise ValueError(
-                f"{role} logits must have shape (n, labels), one for each label, not {array.shape}"
+                f"{role} logits must have shape (n, labels), one per label, not {array.shape}"
             )
         return finite_rows(f"{role} logits", array)
 
@@ -95,10 +95,10 @@ class Multilabel(Task):
             )
         refuse_missing(array)
         if array.dtype.kind not in "biuf":
-            raise ValueError(f"targets must be 0 or 1 for each label, not {array.dtype}")
+            raise ValueError(f"targets must be 0 or 1 per label, not {array.dtype}")
         other = array[(array != 0) & (array != 1)]
         if len(other):
-            raise ValueError(f"targets must be 0 or 1 for each label, but one is {other[0]}")
+            raise ValueError(f"targets must be 0 or 1 per label, but one is {other[0]}")
         return array.astype(bool)
 
     def common_classes(self, student: np.ndarray, teacher: np.ndarray) -> int:
@@ -107,7 +107,7 @@ class Multilabel(Task):
     def check_range(self, targets: np.ndarray, classes: int | None, where: str = "") -> None:
         if targets.shape[1] != classes:
             raise ValueError(
-                f"targets must have {classes} columns{where}, one for each label of the models, "
+                f"targets must have {classes} columns{where}, one per label of the models, "
                 f"not {targets.shape[1]}"
             )
 
@@ -132,7 +132,7 @@ class Multilabel(Task):
     def tensors(
         self, classes: int | None = None, labels: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """The names of all rows' labels one below the other, and how many are each row's."""
+        """Return the label names of all rows one after the other, and each row's number of them."""
 
         def predicted(answer: Any) -> np.ndarray:
             return to_numpy(answer.prediction)
@@ -149,7 +149,7 @@ class Multilabel(Task):
 
 
 def _log_sum(theirs: Array, mine: Array, weight: float) -> Array:
-    """The logarithm of ``sigmoid(theirs) + weight * sigmoid(mine)``."""
+    """Return the logarithm of ``sigmoid(theirs) + weight * sigmoid(mine)``."""
     zero = namespace(theirs).zeros_like(theirs)
     return logaddexp(-logaddexp(zero, -theirs), -logaddexp(zero, -mine) + math.log(weight))
 
@@ -160,9 +160,9 @@ TASK = Multilabel()
 class MultilabelJointClassifier(JointModel):
     """Two multilabel classifiers of the same labels as one (eq. 7).
 
-    Both models' raw output is a logit for each label, (n, labels). With a `blend` the probability
-    of each label in a deferred answer is ``(teacher + blend * student) / (1 + blend)``; the rest is
-    as of `ebjr.JointClassifier`.
+    Both models' raw output is a logit per label, (n, labels). With a `blend`, a label's probability
+    in a deferred answer is ``(teacher + blend * student) / (1 + blend)``. Everything else is as in
+    `ebjr.JointClassifier`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Scores of multilabel students: raw output is a logit for each label, (n, labels)."""
+"""Scores of multilabel students, whose raw output is a logit per label, (n, labels)."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from ebjr.scores import declare_raw_output, scaled_logits
 
 
 def smallest_margin(logits: Array) -> Array:
-    """How far the label that the student is least sure of is from its border, in logits.
+    """The distance of the least sure label from its boundary, in logits.
 
     Examples
     --------
@@ -35,7 +35,7 @@ def set_probability(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def label_entropy(logits: Array, temperature: float = 1.0) -> Array:
-    """Negative entropy of the labels, taken as independent, in nats: 0 when certain, else below.
+    """Negative entropy of the labels, taken as independent, in nats: 0 if certain, else below.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def label_entropy(logits: Array, temperature: float = 1.0) -> Array:
     xp = namespace(scaled)
     far = xp.abs(scaled)
     odds = xp.exp(-far)
-    # where the logit is infinite, the less likely answer has the probability 0 and adds 0
+    # with an infinite logit, the less likely answer has probability 0 and adds 0
     finite = xp.where(odds == 0, xp.zeros_like(far), far)
     return _or_nan(-xp.sum(xp.log1p(odds) + finite * odds / (1 + odds), axis=-1), scaled)
 
@@ -54,7 +54,7 @@ def label_entropy(logits: Array, temperature: float = 1.0) -> Array:
 def label_energy(logits: Array, temperature: float = 1.0) -> Array:
     """The sum of the labels' negative free energies, ``sum T log(1 + exp(z / T))``, in nats.
 
-    Each label is a choice of two, of which one has the logit 0 (eq. 3).
+    Each label is a choice between two logits, its own and 0 (eq. 3).
 
     Source: Wang et al., "Can multi-label classification networks know what they don't know?",
     NeurIPS 2021.
@@ -72,7 +72,7 @@ def label_energy(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def _or_nan(values: Array, logits: Array) -> Array:
-    """Values (n,), but NaN where a logit is NaN or +inf, or all are -inf, as in every score."""
+    """Return values (n,), but NaN where a logit is NaN or +inf or all are -inf."""
     _, total = top_and_total(logits)
     return values + 0 * total
 

@@ -1,4 +1,4 @@
-"""Regression: raw output is one number for each input, then what a score reads (eq. 8-11)."""
+"""Regression: raw output is one number per input, then what a score reads (eq. 8-11)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,12 +22,12 @@ def _squared(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def _explained(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     variance = float(np.var(targets))
     if variance == 0:
-        raise ValueError("all targets are equal, so that there is no R2; use another metric")
+        raise ValueError("all targets are equal, so R2 is undefined: use another metric")
     return 1 - (predictions - targets) ** 2 / variance
 
 
 class Regression(Task):
-    """One number for each input."""
+    """One number per input."""
 
     name = "regression"
     raw = PREDICTIONS
@@ -71,13 +71,13 @@ class Regression(Task):
         return [name for name in super().scores(student) if _reads(name, student)]
 
     def candidates(self, student: np.ndarray) -> list[str]:
-        """As of every task, but an error where no score has anything to read."""
+        """Return the usual candidates; CalibrationError if no score has anything to read."""
         found = super().candidates(student)
         if not found:
             raise CalibrationError(
-                "the student's raw output holds predictions alone, so that no score can tell which "
-                "to defer; give (n, 1 + k): energies, a standard deviation, quantiles or members "
-                "of an ensemble after the prediction"
+                "the student's raw output has only predictions, so no score can tell which rows to "
+                "defer: return (n, 1 + k) with energies, a standard deviation, quantiles or "
+                "ensemble members after the prediction"
             )
         return found
 
@@ -93,7 +93,7 @@ class Regression(Task):
     def weights(
         self, student: np.ndarray, teacher: np.ndarray, targets: np.ndarray
     ) -> tuple[float, ...]:
-        """Inverse variances, as if the errors were independent, and with their covariance."""
+        """Return inverse-variance weights, with independent errors and with their covariance."""
         one, other = student[:, 0] - targets, teacher[:, 0] - targets
         mine, theirs, both = (float(np.mean(v)) for v in (one**2, other**2, one * other))
         found = [theirs / mine if mine else np.inf]
@@ -103,8 +103,8 @@ class Regression(Task):
 
 
 def _reads(name: str, output: np.ndarray) -> bool:
-    """Whether a score can read raw output of this width, and what it reads means something."""
-    try:  # rows with NaN are always deferred, which costs a curve nothing: many of them would win
+    """Whether a score can read raw output of this width, and is finite in nearly all rows."""
+    try:  # NaN always defers, at no cost to a curve, so that a score with many NaN would win
         return bool(np.isfinite(PREDICTIONS.scores[name](output)).mean() >= 0.99)
     except ValueError:
         return False
@@ -120,9 +120,9 @@ class JointRegressor(JointModel):
     ----------
     student, teacher
         Models whose raw output is (n,) predictions or (n, 1 + k): the prediction first, then what
-        the score reads. The teacher's needs no more than the prediction.
+        the score reads. The teacher needs only predictions.
     router, when_unavailable, late
-        As of `JointClassifier`.
+        As in `JointClassifier`.
     blend
         The student's weight in a deferred answer, ``(teacher + blend * student) / (1 + blend)``.
 

@@ -1,7 +1,7 @@
 """Regressors whose raw output a score can read, from conditional energies ``S(x, y)`` (eq. 8-11).
 
-Heads over bins do not say the prediction, and an energy that takes y as an input has no columns at
-all; both become (n, 1 + k) here. Other heads need no wrapper.
+Heads over bins return no prediction, and an energy that takes y as an input returns no columns.
+Both become (n, 1 + k) here. Other heads need no wrapper.
 """
 
 import math
@@ -24,21 +24,21 @@ from ebjr.tasks.regression.scores import (
 )
 
 Energy = Callable[[Batch, Array], Array]
-"""A conditional energy: a batch of n inputs and y (n, m) in, ``S(x, y)`` (n, m) out."""
+"""A conditional energy: takes a batch of n inputs and y (n, m), and returns ``S(x, y)`` (n, m)."""
 
 
 class Proposal(Protocol):
-    """Where to look for y: draws around the point prediction, and their density."""
+    """A proposal distribution of y around the point prediction."""
 
     def sample(self, prediction: np.ndarray, samples: int, seed: int) -> np.ndarray:
-        """(n, samples): draws for n predictions; a row's depend on the row and the seed alone.
+        """Return draws, (n, samples), for n predictions, each row's from the row and seed alone.
 
-        Independent, or one of each of as many equally likely strata of y, which ascend.
+        They are independent, or one per equally likely stratum of y, ascending.
         """
         ...
 
     def log_density(self, y: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-        """(n, m): the logarithm of the density of y (n, m) given the n predictions."""
+        """Return the log density, (n, m), of y (n, m) given the n predictions."""
         ...
 
 
@@ -51,9 +51,9 @@ class GaussianMixture:
     Parameters
     ----------
     scales
-        Their standard deviations, in the unit of y.
+        The standard deviations, in the unit of y.
     weights
-        Their shares; equal if left out.
+        The shares; equal by default.
 
     Raises
     ------
@@ -82,15 +82,15 @@ class GaussianMixture:
         object.__setattr__(self, "weights", tuple(v / total for v in weights))
 
     def sample(self, prediction: np.ndarray, samples: int, seed: int) -> np.ndarray:
-        """(n, samples): one draw of each of as many equally likely strata, ascending.
+        """Return one draw per equally likely stratum, (n, samples), ascending.
 
-        The offsets are the same for every row, so that any batches give the same.
+        The offsets are the same in every row, so that any split into batches gives the same draws.
         """
         drawn = np.random.default_rng(seed).random(samples)
         return prediction[:, None] + self._quantiles((np.arange(samples) + drawn) / samples)
 
     def _quantiles(self, shares: np.ndarray) -> np.ndarray:
-        """The offsets below which these shares of the mixture lie, by bisection."""
+        """Return the offsets below which these shares of the mixture lie, by bisection."""
         scales, weights = np.array(self.scales), np.array(self.weights)
         each = ndtri(np.clip(shares, 1e-12, 1 - 1e-12))[:, None] * scales
         low, high = each.min(axis=1), each.max(axis=1)
@@ -101,7 +101,7 @@ class GaussianMixture:
         return (low + high) / 2
 
     def log_density(self, y: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-        """(n, m)."""
+        """Return the log density, (n, m)."""
         off = (y - prediction[:, None])[..., None]
         scales, weights = np.array(self.scales), np.array(self.weights)
         each = np.log(weights / scales) - (off / scales) ** 2 / 2 - math.log(2 * math.pi) / 2
@@ -109,19 +109,19 @@ class GaussianMixture:
 
     @classmethod
     def fit(cls, residuals: Any, components: int = 3) -> Self:
-        """The likeliest mixture for some residuals, by expectation maximization.
+        """Fit the likeliest mixture to residuals, by expectation maximization.
 
         Parameters
         ----------
         residuals
-            (n,): targets minus point predictions, on examples that the regressor has not seen.
+            (n,): targets minus point predictions, on examples unseen by the regressor.
         components
-            How many Gaussians; fewer come out where the residuals need no more.
+            The number of Gaussians; fewer are returned if fewer are enough.
 
         Raises
         ------
         ValueError
-            `residuals` are fewer than two, or all 0, or not finite.
+            `residuals` are fewer than two, all 0, or not finite.
 
         Examples
         --------
@@ -132,7 +132,7 @@ class GaussianMixture:
         off = np.asarray(residuals, dtype=np.float64)
         if off.ndim != 1 or len(off) < 2 or not np.isfinite(off).all() or not off.any():
             raise ValueError(
-                "a proposal is fitted to two or more finite residuals (n,) that are not all 0"
+                "residuals must be two or more finite numbers, (n,), that are not all 0"
             )
         square, whole = off**2, math.sqrt(float((off**2).mean()))
         scales = whole * 2.0 ** (np.arange(components) - (components - 1) / 2)
@@ -142,7 +142,7 @@ class GaussianMixture:
             mine = np.exp(log - logsumexp(log)[:, None])
             shares = mine.mean(axis=0)
             scales = np.sqrt(square @ mine / np.maximum(mine.sum(axis=0), 1e-300))
-            # a component that holds next to nothing is at a spike of the likelihood
+            # a component with almost no share sits at a spike of the likelihood
             used = (shares > 1e-3) & (scales > 1e-3 * whole)
             shares, scales = shares[used] / shares[used].sum(), scales[used]
         return cls(tuple(scales.tolist()), tuple(shares.tolist()))
@@ -150,10 +150,10 @@ class GaussianMixture:
 
 @dataclass(frozen=True, eq=False)
 class EnergyEstimate:
-    """A free energy by importance sampling, and how far off it may be."""
+    """A free energy by importance sampling, with its standard error."""
 
     energy: Array  # -F(x), (n,), in nats
-    standard_error: Array  # (n,): from how the weights vary from draw to draw (delta method)
+    standard_error: Array  # (n,): from the variation of the weights (delta method)
 
 
 def sample_energy(
@@ -166,13 +166,19 @@ def sample_energy(
 ) -> EnergyEstimate:
     """``-F(x) = log E_q[exp S(x, y) / q(y|x)]`` by importance sampling (eq. 9).
 
-    y is drawn from `proposal`, centered at the point predictions (n,), which should be no narrower
-    than ``p(y|x)``. The same seed gives the same answers, in any split into batches.
+    y is drawn from `proposal`, centered at the point predictions (n,), which should be at least as
+    wide as ``p(y|x)``. The same seed gives the same answers, in any split into batches.
 
-    A ValueError refuses a `proposal` with zero density at its own draws or at a prediction, or
-    with draws that are not finite, an `energy` of another shape, NaN or ``+inf``, and fewer than 3
-    samples; a GridWarning tells of a `proposal` that is too narrow, or much too wide, for more than
-    a tenth of the inputs.
+    Raises
+    ------
+    ValueError
+        `proposal` has zero density at its own draws or at a prediction, or draws that are not
+        finite; `energy` has another shape, NaN or ``+inf``; or `samples` is under 3.
+
+    Warns
+    -----
+    GridWarning
+        `proposal` is too narrow, or much too wide, for more than a tenth of the inputs.
     """
     if samples < 3:
         raise ValueError(f"importance sampling needs at least 3 samples, not {samples}")
@@ -189,9 +195,9 @@ def sample_energy(
     zero = ~np.isfinite(density)
     if zero.any():
         raise ValueError(
-            f"the proposal has zero density, or none that is a number, at {int(zero.sum())} of "
-            f"{zero.size} points (the predictions and its own draws): it must be positive wherever "
-            "the model's density is"
+            f"the proposal has zero or invalid density at {int(zero.sum())} of {zero.size} points "
+            "(the predictions and its own draws): it must be positive wherever the model's density "
+            "is"
         )
     reference = as_float(prediction)
     xp = namespace(reference)
@@ -203,7 +209,7 @@ def sample_energy(
             f"{tuple(found.shape)}"
         )
     if bool(xp.any(xp.isnan(found) | (found == math.inf))):
-        raise ValueError("the energy returned NaN or +inf, which has no free energy")
+        raise ValueError("the energy returned NaN or +inf: it must be finite or -inf")
     offset = convert_like(density[:, 1:], found)
     weights = found - xp.astype(offset, found.dtype) - math.log(samples)
     total = logsumexp(weights)
@@ -212,20 +218,20 @@ def sample_energy(
     return EnergyEstimate(total, _spread(share))
 
 
-FAR = 0.02  # the share of the draws that count as far from the prediction
+FAR = 0.02  # share of the draws that count as far from the prediction
 
 MOST_FAR = 8.0
-"""How many times their share of the weight far draws may hold.
+"""The most weight of far draws, as a multiple of their share.
 
-A proposal of twice too small a deviation gives them 9 to 12 times (of 100 and of 1,000 draws), and
-a bias beyond the standard error; one of the right width 1.
+A proposal with half the right deviation gives 9 to 12 (with 100 and 1,000 draws), and a bias beyond
+the standard error; a proposal of the right width gives 1.
 """
 
-FEWEST_EFFECTIVE = 5.0  # with a smaller effective sample size the standard error is itself a guess
+FEWEST_EFFECTIVE = 5.0  # below this effective sample size, the standard error is unreliable
 
 
 def _warn_if_narrow(share: np.ndarray, distance: np.ndarray) -> None:
-    """Warn where draws, (n, samples), do not reach, or hardly meet, where the energy is."""
+    """Warn if draws, (n, samples), do not reach the energy's mass, or rarely hit it."""
     n, samples = share.shape
     count = math.ceil(FAR * samples)
     far = np.argpartition(distance, samples - count, axis=1)[:, samples - count :]
@@ -234,13 +240,13 @@ def _warn_if_narrow(share: np.ndarray, distance: np.ndarray) -> None:
     if outside.sum() > n / 10:
         words = (
             f"is too narrow for {outside.sum()} of {n} inputs: its farthest draws weigh "
-            f"{np.median(held[outside]):.0f} times their share, so that a part of the free energy "
-            "is missing beyond the standard error; give a wider proposal"
+            f"{np.median(held[outside]):.0f} times their share, so part of the free energy is "
+            "missing beyond the standard error; use a wider proposal"
         )
     elif few.sum() > n / 10:
         words = (
-            f"meets the energy of {few.sum()} of {n} inputs with fewer than {FEWEST_EFFECTIVE:g} "
-            "effective draws: give a narrower proposal, or more samples"
+            f"hits the energy of {few.sum()} of {n} inputs with fewer than {FEWEST_EFFECTIVE:g} "
+            "effective draws: use a narrower proposal, or more samples"
         )
     else:
         return
@@ -248,10 +254,10 @@ def _warn_if_narrow(share: np.ndarray, distance: np.ndarray) -> None:
 
 
 def _spread(share: Array) -> Array:
-    """(n,): the standard error of sums of draws (n, samples), independent or ascending strata."""
+    """Return the standard error, (n,), of sums of draws (n, samples), independent or stratified."""
     xp = namespace(share)
-    # second differences have the variance of the draws and leave out what ascends with the strata;
-    # where they do not reach, at both ends, first differences stand in
+    # second differences have the draws' variance without the strata's trend; at both ends first
+    # differences replace them
     step = share[:, 1:] - share[:, :-1]
     bend = step[:, 1:] - step[:, :-1]
     ends = step[:, 0] ** 2 + step[:, -1] ** 2
@@ -262,7 +268,7 @@ def _spread(share: Array) -> Array:
 class EnergyRegressor:
     """A point regressor and a conditional energy as one model, (n, 2): prediction and ``-F(x)``.
 
-    Its score is ``regression_energy``, which reads the second column as it is.
+    Its score is ``regression_energy``, which returns the second column.
 
     Parameters
     ----------
@@ -271,18 +277,18 @@ class EnergyRegressor:
     energy
         ``S(x, y)``: a batch and y (n, m) to (n, m), in nats.
     grid
-        Ascending y for quadrature, as `check_grid` may check it. Give this or `proposal`.
+        Ascending y for quadrature; check it with `check_grid`. Give this or `proposal`.
     rule
-        On the grid: ``"trapezoid"`` or ``"simpson"``.
+        The quadrature on the grid: ``"trapezoid"`` or ``"simpson"``.
     proposal
-        For importance sampling around the prediction.
+        The proposal for importance sampling around the prediction.
     samples, seed
-        Of it.
+        The number and the seed of the draws.
 
     Raises
     ------
     ValueError
-        `grid` and `proposal` are both given, or neither, or `grid` does not ascend.
+        Not exactly one of `grid` and `proposal` is given, or `grid` does not ascend.
 
     Examples
     --------
@@ -305,13 +311,13 @@ class EnergyRegressor:
 
     def __post_init__(self) -> None:
         if (self.grid is None) == (self.proposal is None):
-            raise ValueError("give a grid, for quadrature, or a proposal, for importance sampling")
+            raise ValueError("give either grid (quadrature) or proposal (importance sampling)")
         if self.grid is not None:
             self.points = grid_points(self.grid)
             self.log_weights = grid_log_weights(self.grid, rule=self.rule)
 
     def __call__(self, batch: Batch) -> Array:
-        """(n, 2): prediction and negative free energy."""
+        """Return prediction and negative free energy, (n, 2)."""
         output = as_regression(self.regressor(batch))
         xp, prediction = namespace(output), output[:, 0]
         if self.proposal is not None:
@@ -327,24 +333,24 @@ class EnergyRegressor:
 
 
 class BinnedRegressor:
-    """A model of logits over bins of y as a regressor, (n, 1 + bins).
+    """Turns a model of logits over bins of y into a regressor, (n, 1 + bins).
 
     The prediction is the mean of ``p(y|x)``, whose density in a bin is ``exp`` of its logit over
-    the sum of ``exp(logit) width``. The columns after it are the logits plus the logarithms of the
-    widths, so that the score ``regression_energy`` needs no parameters.
+    the sum of ``exp(logit) width``. The other columns are the logits plus the log widths, so that
+    the score ``regression_energy`` needs no parameters.
 
     Parameters
     ----------
     model
         A model whose raw output is (n, bins) energies.
     edges
-        (bins + 1,): ascending, in the unit of y. `check_grid(edges, targets)` says whether they
-        cover some data, and what share lies outside.
+        (bins + 1,): ascending, in the unit of y. `check_grid(edges, targets)` checks whether they
+        cover some data.
 
     Raises
     ------
     ValueError
-        `edges` do not ascend, or, when called, are not one more than the model's bins.
+        `edges` do not ascend or, on a call, are not one more than the model's bins.
 
     Examples
     --------
@@ -360,7 +366,7 @@ class BinnedRegressor:
         self.log_widths = bin_log_weights(np.diff(points).tolist(), len(self.centers))
 
     def __call__(self, batch: Batch) -> Array:
-        """(n, 1 + bins)."""
+        """Return predictions and weighted logits, (n, 1 + bins)."""
         logits = as_regression(self.model(batch))
         if logits.shape[1] != len(self.centers):
             raise ValueError(

@@ -6,8 +6,8 @@ predictions of an ensemble's members.
 
 The paper's score is the free energy of a conditional energy,
 ``-F(x) = log integral exp S(x, y) dy`` (`regression_energy`). A head that is normalized by
-construction, a Gaussian or quantiles, has ``F(x) = 0`` for every input: no signal whatever. Such
-heads say how sure they are in their width, and that is what the other scores read.
+construction, such as a Gaussian or quantiles, has ``F(x) = 0`` for every input, which is no signal.
+Such heads show how sure they are by their width, which the other scores read.
 """
 
 import math
@@ -21,13 +21,13 @@ from ebjr.errors import check_choice
 from ebjr.scores import declare_raw_output
 
 Grid = Sequence[float] | np.ndarray
-"""Ascending y, or the lowest and the highest of evenly spaced ones."""
+"""Ascending y, or the lowest and highest of evenly spaced y."""
 
-RULES = ("trapezoid", "simpson")  # the second is more exact where the energies are smooth
+RULES = ("trapezoid", "simpson")  # the second is more exact for smooth energies
 
 
 def as_regression(output: Array) -> Array:
-    """Raw output of a regressor as (n, 1 + k) floats: (n,) predictions become one column."""
+    """Return raw output as (n, 1 + k) floats; (n,) predictions become one column."""
     if not is_array(output):
         raise TypeError(
             f"raw output must be a NumPy array or a PyTorch tensor, not {type(output).__name__}"
@@ -50,20 +50,23 @@ def regression_energy(
 ) -> Array:
     """Negative free energy of a conditional energy, ``-F(x) = log integral exp S(x, y) dy``.
 
-    Eq. 8-11, as a log-sum-exp of the energies, each with the logarithm of the share of the y axis
-    that it stands for. Exact for a head over bins; quadrature for energies on a grid.
-
-    ValueError: `output` has no column after the prediction, `widths` and `grid` are both given,
-    `widths` are not positive, `grid` does not ascend, or either is not one for each column.
+    Eq. 8-11, as a log-sum-exp of the energies, each plus the log of its share of the y axis. Exact
+    for a head over bins; quadrature for energies on a grid.
 
     - `output`: (n, 1 + k): the prediction, then k energies ``S(x, y)``, in nats.
     - `widths`: For a head over bins: one width for all, or (k,), in the unit of y.
-    - `grid`: For energies on a grid: its y, (k,), ascending; or ``(low, high)``, k evenly spaced
-      ones. With neither, every column counts as it is: bins of width 1, one column that is ``-F``
-      already, or energies that carry their log-weights (`BinnedRegressor`).
+    - `grid`: For energies on a grid: its y, (k,), ascending; or ``(low, high)`` of k evenly spaced
+      ones. With neither, columns count as they are: bins of width 1, one column that is ``-F``
+      already, or energies with their log-weights (`BinnedRegressor`).
     - `rule`: On a grid: ``"trapezoid"`` or ``"simpson"``.
 
-    Returns: (n,), in nats; grows by c when every energy of a row grows by c.
+    Returns (n,), in nats; it grows by c when every energy of a row grows by c.
+
+    Raises
+    ------
+    ValueError
+        `output` has no column after the prediction, `widths` and `grid` are both given, `widths`
+        are not positive, `grid` does not ascend, or either has another length than the columns.
 
     Examples
     --------
@@ -78,10 +81,10 @@ def regression_energy(
 def density_entropy(output: Array, **which: Any) -> Array:
     """Negative differential entropy of ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'``.
 
-    What is left of a conditional energy when its free energy is taken out: how sharp the density
-    is. Parameters, shapes and errors are those of `regression_energy`; it needs two energies. Of
-    columns that carry their log-weights it is the discrete entropy: the same up to a constant where
-    they are even.
+    It is the sharpness of the density, what remains of a conditional energy without its free
+    energy. Parameters, shapes and errors are those of `regression_energy`; it needs two energies.
+    For columns with log-weights it is the discrete entropy, which is the same up to a constant if
+    the weights are equal.
 
     Examples
     --------
@@ -104,9 +107,9 @@ def density_std(
 ) -> Array:
     """Minus the standard deviation of ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'``.
 
-    Beside `density_entropy` it minds how far apart two likely y are, as squared errors do.
+    Unlike `density_entropy` it counts how far apart two likely y are, as squared errors do.
     Parameters, shapes and errors are those of `regression_energy`; it needs two energies. The unit
-    is that of y; for columns that carry their log-weights it is the step from one to the next.
+    is that of y; for columns with log-weights it is the step between columns.
 
     Examples
     --------
@@ -133,15 +136,18 @@ def density_std(
 def predicted_std(output: Array, of: str = "std") -> Array:
     """Minus the standard deviation that the student predicts.
 
-    For Gaussian heads, whose free energy is 0 everywhere. A negative one scores NaN: deferred.
+    For Gaussian heads, whose free energy is 0 everywhere. Negative deviations score NaN: deferred.
 
     Source: Nix & Weigend, "Estimating the mean and variance of the target probability
     distribution", ICNN 1994.
 
-    ValueError: `output` has not just one column after the prediction, or `of` is unknown.
+    - `output`: (n, 2): the prediction, and ``"std"``, ``"variance"`` or ``"log_variance"``, as in
+      `of`.
 
-    - `output`: (n, 2): the prediction, and ``"std"``, ``"variance"`` or ``"log_variance"`` as `of`
-      says.
+    Raises
+    ------
+    ValueError
+        `output` does not have exactly one column after the prediction, or `of` is unknown.
 
     Examples
     --------
@@ -152,8 +158,8 @@ def predicted_std(output: Array, of: str = "std") -> Array:
     column = _score_columns(output, "a standard deviation")
     if column.shape[1] != 1:
         raise ValueError(
-            "predicted_std reads one column after the prediction, the standard deviation, but "
-            f"there are {column.shape[1]}"
+            "predicted_std reads one column after the prediction, the standard deviation, not "
+            f"{column.shape[1]}"
         )
     xp, value = namespace(column), column[:, 0]
     if of == "log_variance":
@@ -165,13 +171,16 @@ def predicted_std(output: Array, of: str = "std") -> Array:
 def interval_width(output: Array) -> Array:
     """Minus the width between the lowest and the highest quantile that the student predicts.
 
-    For quantile heads, whose free energy is 0 everywhere. Quantiles that cross score NaN: deferred.
+    For quantile heads, whose free energy is 0 everywhere. Crossing quantiles score NaN: deferred.
 
     Source: Koenker & Bassett, "Regression quantiles", Econometrica 1978.
 
-    ValueError: `output` has fewer than two columns after the prediction.
-
     - `output`: (n, 1 + k): the prediction, then k >= 2 quantiles, the lowest first.
+
+    Raises
+    ------
+    ValueError
+        `output` has fewer than two columns after the prediction.
 
     Examples
     --------
@@ -188,9 +197,12 @@ def ensemble_spread(output: Array) -> Array:
     Source: Lakshminarayanan, Pritzel & Blundell, "Simple and scalable predictive uncertainty
     estimation using deep ensembles", NeurIPS 2017.
 
-    ValueError: `output` has fewer than two columns after the prediction.
-
     - `output`: (n, 1 + k): the prediction, then those of k >= 2 members.
+
+    Raises
+    ------
+    ValueError
+        `output` has fewer than two columns after the prediction.
 
     Examples
     --------
@@ -204,7 +216,7 @@ def ensemble_spread(output: Array) -> Array:
 
 
 def edge_mass(output: Array, grid: Grid) -> tuple[Array, Array]:
-    """The share of the modeled density in a grid's first and last cell, (n,): as much is beyond."""
+    """Return the share of the density in a grid's first and last cell, (n,) each."""
     shares = _shares(_weighted(output, grid=grid))
     return shares[:, 0], shares[:, -1]
 
@@ -212,7 +224,10 @@ def edge_mass(output: Array, grid: Grid) -> tuple[Array, Array]:
 def check_grid(grid: Grid, targets: Any, output: Array | None = None) -> None:
     """Check that a y grid covers the targets (n,) and, with raw output, the model's density.
 
-    ValueError: `targets` lie outside, or over 1 % of the modeled mass lies in the outermost cells.
+    Raises
+    ------
+    ValueError
+        `targets` lie outside, or over 1 % of the model's density lies in the outermost cells.
     """
     values = np.asarray(targets, dtype=np.float64)
     low, high = float(grid[0]), float(grid[-1])
@@ -221,20 +236,20 @@ def check_grid(grid: Grid, targets: Any, output: Array | None = None) -> None:
         raise ValueError(
             f"the grid from {low:g} to {high:g} does not cover the data: {outside} of "
             f"{len(values)} targets ({100 * outside / len(values):.1f} %) lie outside, from "
-            f"{values.min():g} to {values.max():g}; widen the grid"
+            f"{values.min():g} to {values.max():g}: widen the grid"
         )
     if output is not None:
         shares = [float(namespace(side).mean(side)) for side in edge_mass(output, grid)]
         if not sum(shares) <= 0.01:
             raise ValueError(
-                f"the grid from {low:g} to {high:g} does not cover what the model believes: "
-                f"{100 * shares[0]:.1f} % of its mass lies in the first cell and "
-                f"{100 * shares[1]:.1f} % in the last; widen the grid"
+                f"the grid from {low:g} to {high:g} does not cover the model's density: "
+                f"{100 * shares[0]:.1f} % of it lies in the first cell and "
+                f"{100 * shares[1]:.1f} % in the last: widen the grid"
             )
 
 
 def bin_log_weights(widths: float | Sequence[float], count: int) -> np.ndarray:
-    """(count,): the logarithms of the bins' widths."""
+    """Return the logarithms of the bins' widths, (count,)."""
     array = np.asarray(widths, dtype=np.float64)
     if not (np.isfinite(array).all() and (array > 0).all()):
         raise ValueError("bin widths must be positive numbers")
@@ -244,25 +259,25 @@ def bin_log_weights(widths: float | Sequence[float], count: int) -> np.ndarray:
 
 
 def grid_log_weights(grid: Grid, count: int | None = None, rule: str = "trapezoid") -> np.ndarray:
-    """(count,): the logarithms of the quadrature weights of a grid, by one of `RULES`."""
+    """Return the log quadrature weights of a grid, (count,), by one of `RULES`."""
     check_choice("rule", rule, RULES)
     points = grid_points(grid, count)
     if rule == "trapezoid":
         step = np.diff(points) / 2
         return np.log(np.append(step, 0.0) + np.append(0.0, step))
-    from scipy.integrate import simpson  # takes long to import
+    from scipy.integrate import simpson  # slow to import
 
     weights = simpson(np.eye(len(points)), x=points)
     if not (len(points) % 2 and (weights > 0).all()):
         raise ValueError(
-            "Simpson's rule needs an odd number of points, about evenly spaced; use the rule "
+            "Simpson's rule needs an odd number of points, about evenly spaced: use the rule "
             "'trapezoid' on this grid"
         )
     return np.log(weights)
 
 
 def grid_points(grid: Grid, count: int | None = None) -> np.ndarray:
-    """(count,): the y of a grid that is given by its points, or by its ends."""
+    """Return the y of a grid, (count,), from its points or its ends."""
     points = np.asarray(grid, dtype=np.float64)
     if points.ndim != 1 or len(points) < 2 or not np.isfinite(points).all():
         raise ValueError("a grid must be two or more finite numbers, ascending")
@@ -281,7 +296,7 @@ def _weighted(
     grid: Grid | None = None,
     rule: str = "trapezoid",
 ) -> Array:
-    """(n, k): the energies with the logarithm of what each stands for."""
+    """Return the energies, (n, k), plus the logs of their shares of the y axis."""
     energies = _score_columns(output, "energies")
     if widths is not None and grid is not None:
         raise ValueError("give widths, for a head over bins, or a grid, not both")
@@ -296,7 +311,7 @@ def _weighted(
 
 
 def _shares(weighted: Array) -> Array:
-    """(n, k): the share of a row's density that each of its energies stands for."""
+    """Return the share of a row's density of each of its energies, (n, k)."""
     with np.errstate(invalid="ignore"):
         return namespace(weighted).exp(weighted - logsumexp(weighted)[:, None])
 
@@ -305,11 +320,11 @@ def _score_columns(output: Array, what: str) -> Array:
     whole = as_regression(output)
     if whole.shape[1] < 2:
         raise ValueError(
-            f"the student's raw output holds predictions alone: its score needs {what} in columns "
+            f"the student's raw output has only predictions: its score needs {what} in columns "
             "after the first"
         )
     columns = whole[:, 1:]
-    # sums round alike in a batch and row by row
+    # contiguous, so that sums round alike in a batch and row by row
     return np.ascontiguousarray(columns) if type(columns) is np.ndarray else columns
 
 
@@ -326,9 +341,9 @@ def _at_least_two(output: Array, score: str, what: str) -> Array:
 
 
 def _sample(name: str, parameters: Mapping[str, Any]) -> np.ndarray:
-    """Raw output that a score takes: its parameters may be one for each column."""
+    """Return raw output for a score with these parameters, some of which are one per column."""
     lists = {key: len(v) for key, v in parameters.items() if isinstance(v, list | tuple)}
-    if lists.get("grid") == 2:  # its ends: of any number of points, and Simpson's rule wants three
+    if lists.get("grid") == 2:  # its ends, for any number of points; Simpson's rule needs three
         lists["grid"] = 3
     columns = max(lists.values(), default=1 if name == predicted_std.__name__ else 2)
     return np.zeros((1, 1 + columns))
@@ -337,8 +352,8 @@ def _sample(name: str, parameters: Mapping[str, Any]) -> np.ndarray:
 PREDICTIONS = declare_raw_output(
     "predictions",
     _sample,
-    # the energy last: training fixes it only up to a constant for each input, and `auto` takes the
-    # first of scores that noise does not tell apart
+    # the energy comes last: training fixes it only up to a constant per input, and `auto` takes the
+    # first of scores that differ only by noise
     (
         *(density_std, density_entropy, predicted_std),
         *(interval_width, ensemble_spread, regression_energy),

@@ -1,4 +1,4 @@
-"""Specialized students: they know the popular classes, and "other" for all else (section 2.4)."""
+"""Specialized students: they know the popular classes, and "other" for the rest (section 2.4)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from ebjr.tasks.specialized.scores import LOGITS_AND_OTHER
 
 
 class Specialized(Classification):
-    """A student of some classes and "other", (n, C + 1), beside a teacher of all (section 2.4)."""
+    """A student of some classes and "other", (n, C + 1), with a teacher of all (section 2.4)."""
 
     name = "specialized"
     raw = LOGITS_AND_OTHER
@@ -37,14 +37,14 @@ class Specialized(Classification):
     def _known(self) -> tuple[int, ...]:
         if self.known_classes is None:
             raise ValueError(
-                "task 'specialized' needs known_classes: for each class that the student knows the "
-                "teacher's label, in the student's order"
+                "task 'specialized' needs known_classes (--known-classes): the teacher's label of "
+                "each class that the student knows, in the student's order"
             )
         return self.known_classes
 
     def check_classes(self, classes: int | None) -> None:
         if not isinstance(classes, int):
-            raise ValueError("task 'specialized' needs known_classes, and classes: how many")
+            raise ValueError("task 'specialized' needs known_classes, and classes, their total")
         check_known_classes(self._known, classes)
 
     def common_classes(self, student: np.ndarray, teacher: np.ndarray) -> int:
@@ -54,17 +54,17 @@ class Specialized(Classification):
         return classes
 
     def check_names(self, student: Sequence[str], teacher: Sequence[str]) -> None:
-        """The names of the known classes are the teacher's, whatever "other" is called."""
+        """Check the known classes' names against the teacher's; "other" may have any name."""
         if len(student) == len(self._known) + 1 and max(self._known) < len(teacher):
             check_same_names(student[:-1], [teacher[label] for label in self._known])
 
     def check_width(self, student: Array, error: type[Exception]) -> Array:
-        """The student's raw output, if it is (n, C + 1); else an error of this type."""
+        """Return the student's raw output; raise `error` unless it is (n, C + 1)."""
         known = len(self._known)
         if student.ndim != 2 or student.shape[1] != known + 1:
             raise error(
-                f"a student of {known} known classes must answer (n, {known + 1}), 'other' in the "
-                f"last column, not {tuple(student.shape)}"
+                f"a student of {known} known classes must return (n, {known + 1}) with 'other' in "
+                f"the last column, not {tuple(student.shape)}"
             )
         return student
 
@@ -78,41 +78,41 @@ class Specialized(Classification):
         return blend_logits(refine(student, teacher, self._known), teacher, blend)
 
     def scores(self, student: np.ndarray) -> list[str]:
-        """Those of specialized students, which may mark "other", and then the plain ones."""
+        """Return the scores for specialized students, which may mark "other", and plain ones."""
         few = student.shape[1] < 3
         own = ("known_softmax", "specialized_energy") if few else super().scores(student)
-        return [*own, "softmax", "margin", "entropy", "energy"]  # "other" being a class
+        return [*own, "softmax", "margin", "entropy", "energy"]  # "other" counts as a class
 
 
 TASK = Specialized()
 
 
 class SpecializedJointClassifier(JointModel):
-    """A student of the popular classes and a teacher of all as one (eq. 18).
+    """A student of the popular classes and a teacher of all classes as one (eq. 18).
 
-    It answers in the teacher's labels. The score says what happens where the student's answer is
-    "other": `specialized_energy` and its kin defer such a row at every threshold (eq. 16).
+    It answers in the teacher's labels. The score decides what happens if the student answers
+    "other": `specialized_energy` and its variants defer such rows at every threshold (eq. 16).
 
     Parameters
     ----------
     student
-        A model whose raw output is (n, C + 1): logits of the known classes, that of "other" last.
+        A model whose raw output is (n, C + 1): logits of the known classes, then of "other".
     teacher
-        A model whose raw output is logits of all its classes, (n, classes).
+        A model whose raw output is logits of all classes, (n, classes).
     router, when_unavailable, late
-        As of `JointClassifier`.
+        As in `JointClassifier`.
     known_classes
         The teacher's label of each class that the student knows, in the student's order.
     classes
-        How many the teacher answers.
+        The number of the teacher's classes.
     blend
-        As of `JointClassifier`; what the student gives to "other" is spread over the classes that
-        it does not know as the teacher spreads its own.
+        As in `JointClassifier`. The student's "other" is spread over the classes that it does not
+        know in the teacher's proportions.
 
     Raises
     ------
     ValueError
-        `known_classes` are none of the teacher's labels.
+        `known_classes` are not labels of the teacher.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Known classes: a specialized student knows the popular ones, and calls the rest "other".
+"""Known classes: a specialized student knows the popular classes, and calls the rest "other".
 
-`known_classes` are the teacher's labels that the student knows, in the student's order: its label
-k is the teacher's label ``known_classes[k]``, and its last one, ``other_class``, is every other
+`known_classes` are the teacher's labels that the student knows, in the student's order: its label k
+is the teacher's label ``known_classes[k]``, and its last label, ``other_class``, is all others
 (section 2.4).
 """
 
@@ -16,56 +16,59 @@ from ebjr.arrays import Array, as_float, convert_like, logsumexp, namespace, tak
 
 
 def check_known_classes(known_classes: Any, classes: int | None = None) -> tuple[int, ...]:
-    """The known classes as a tuple of labels, which differ and are some of the teacher's `classes`.
+    """Return the known classes as a tuple of different labels among the teacher's `classes`.
 
-    A ValueError refuses none, and all of them: then nothing is left for "other".
+    Raises
+    ------
+    ValueError
+        `known_classes` are not such labels, are none, or are all, which leaves no "other".
     """
     array = np.asarray(to_numpy(known_classes))
     if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
         raise ValueError(
-            "known_classes must be a list of the teacher's labels, whole numbers, in the student's "
+            "known_classes must be a list of the teacher's labels, integers in the student's "
             f"order, not {known_classes!r}"
         )
     known = tuple(array.tolist())
     if len(set(known)) < len(known):
         twice = next(label for label in known if known.count(label) > 1)
-        raise ValueError(f"known_classes must differ, but label {twice} comes more than once")
+        raise ValueError(f"known_classes must differ, but label {twice} is there twice")
     outside = [k for k in known if k < 0 or (classes is not None and k >= classes)]
     if outside:
         limits = "be at least 0" if classes is None else f"lie in 0..{classes - 1}"
         raise ValueError(f"known_classes must {limits}, the teacher's labels, not {outside[0]}")
     if classes is not None and len(known) >= classes:
         raise ValueError(
-            f"{len(known)} known classes leave none of the teacher's {classes} for 'other'; a "
-            "student of all classes is a matter of task 'classification'"
+            f"{len(known)} known classes leave none of the teacher's {classes} for 'other': for a "
+            "student of all classes use task 'classification'"
         )
     return known
 
 
 def other_class(known_classes: Any) -> int:
-    """The student's label of every class that it does not know: its last."""
+    """Return the student's label for every class that it does not know: its last."""
     return len(known_classes)
 
 
 def top_classes(
     labels: Any, count: int | None = None, *, share: float | None = None
 ) -> tuple[int, ...]:
-    """The most popular classes, the most frequent first, then the smaller label.
+    """Return the most popular classes, most frequent first; ties: the smaller label first.
 
     Parameters
     ----------
     labels
-        (n,): of the traffic. Where nobody labeled it, the teacher's own answers.
+        (n,): the labels of the traffic, or the teacher's own answers.
     count
-        C: how many classes.
+        C: the number of classes.
     share
-        Instead: the fewest classes that make up at least this share of the labels.
+        Instead of `count`: the fewest classes that make up at least this share of the labels.
 
     Raises
     ------
     ValueError
         `count` is more than the classes among `labels`, `share` is outside (0, 1], or `labels` are
-        not whole numbers from 0.
+        not integers from 0.
 
     Examples
     --------
@@ -73,26 +76,28 @@ def top_classes(
     ((5, 2), (5,))
     """
     if (count is None) == (share is None):
-        raise ValueError("give either how many classes, or the share of the labels that they hold")
+        raise ValueError(
+            "give either count, or share, the share of the labels that the classes hold"
+        )
     found, frequency = np.unique(_labels(labels), return_counts=True)
     order = np.argsort(-frequency, kind="stable")
     if share is not None:
         if not 0 < share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, not {share}")
         held = np.cumsum(frequency[order])
-        # in whole numbers but for rounding: a share of 0.3 of ten labels is three of them
+        # 1e-12: rounding must not turn 0.3 of ten labels into four
         count = int(np.searchsorted(held, share * held[-1] * (1 - 1e-12))) + 1
     if not isinstance(count, int | np.integer) or not 1 <= count <= len(found):
         raise ValueError(
-            f"count must be a whole number, at least 1 and at most {len(found)}, the classes among "
-            f"the labels, not {count}; a share of the labels is given as share="
+            f"count must be an integer from 1 to {len(found)}, the classes among the labels, not "
+            f"{count}; for a share of the labels use share="
         )
     return tuple(found[order[:count]].tolist())
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a service is asked: a share of popular classes, the rest of all others (figure 6)."""
+    """A mix of inputs: a share of popular classes, and the rest from all others (figure 6)."""
 
     popular: float
     popular_classes: tuple[int, ...]
@@ -116,10 +121,10 @@ class Traffic:
         return f"popular={self.popular:g}"
 
     def draw(self, targets: Any, seed: int = 0) -> np.ndarray:
-        """The rows of as many examples as there are in this mix, ascending.
+        """Return the rows of the largest sample in this mix, ascending.
 
-        `targets`, (n,), are labels, or the teacher's answers. None is drawn twice, so that a
-        guarantee may rest on them.
+        `targets`, (n,), are labels or the teacher's answers. No row is drawn twice, so that a
+        guarantee can rest on the sample.
         """
         popular = np.isin(_labels(targets), self.popular_classes)
         wanted = {True: self.popular, False: 1 - self.popular}
@@ -127,8 +132,8 @@ class Traffic:
         for part, share in wanted.items():
             if share and not len(groups[part]):
                 raise ValueError(
-                    f"{share:.0%} of the traffic are of {'popular' if part else 'other'} classes, "
-                    "and there is no such example"
+                    f"{share:.0%} of the traffic is of {'popular' if part else 'other'} classes, "
+                    "but no example is: change --traffic or --popular"
                 )
         total = min(len(groups[part]) / share for part, share in wanted.items() if share)
         random = np.random.default_rng(seed)
@@ -140,21 +145,21 @@ class Traffic:
 
 
 def relabel(labels: Any, known_classes: Any, classes: int | None = None) -> np.ndarray:
-    """The teacher's labels as the specialized student's: 0 to C - 1, and C for "other".
+    """Return the teacher's labels as the student's: 0 to C - 1, and C for "other".
 
     Parameters
     ----------
     labels
-        (n,) of the teacher's labels.
+        (n,), the teacher's labels.
     known_classes
-        Those that the student knows, in its order.
+        The labels that the student knows, in its order.
     classes
-        How many the teacher answers: a label beyond them is then no "other" but a mistake.
+        The number of the teacher's classes: a label beyond it is an error, not "other".
 
     Raises
     ------
     ValueError
-        `known_classes` are no labels, or `labels` hold one that is none of the teacher's.
+        `known_classes` are not labels, or `labels` has one that the teacher does not know.
 
     Examples
     --------
@@ -174,10 +179,10 @@ def relabel(labels: Any, known_classes: Any, classes: int | None = None) -> np.n
 
 
 def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> Array:
-    """A specialized student's logits, (n, C + 1), as those of all the teacher's classes.
+    """Return a specialized student's logits, (n, C + 1), as logits of all the teacher's classes.
 
     "Other" is spread evenly over the unknown classes, so that the softmax is a distribution over
-    all. A known class that ties with "other" is the answer (eq. 16), also where that is one class.
+    all. A known class wins a tie with "other" (eq. 16), even if "other" is a single class.
     """
     output = as_float(output)
     column, unknown = _columns(known_classes, classes)
@@ -190,7 +195,7 @@ def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> A
 
 
 def _other_under_ties(output: Array) -> Array:
-    """The student's logits, "other" lowered by a rounding where a known class ties with it."""
+    """Return the student's logits, with "other" lowered by a rounding if a known class ties."""
     xp = namespace(output)
     known, other = output[:, :-1], output[:, -1]
     limits = xp.finfo(output.dtype)
@@ -200,7 +205,7 @@ def _other_under_ties(output: Array) -> Array:
 
 
 def to_student(output: Array, known_classes: Any) -> Array:
-    """Logits of all the teacher's classes as a specialized student's: "other" has their sum."""
+    """Return the teacher's logits as a specialized student's: "other" has the sum of the rest."""
     output = as_float(output)
     known = check_known_classes(known_classes, int(output.shape[1]))
     _, unknown = _columns(known, int(output.shape[1]))
@@ -210,7 +215,7 @@ def to_student(output: Array, known_classes: Any) -> Array:
 
 
 def refine(student: Array, teacher: Array, known_classes: tuple[int, ...]) -> Array:
-    """What `to_teacher` gave, (n, classes), with "other" spread as the teacher does, not evenly."""
+    """Return `to_teacher`'s logits with "other" spread in the teacher's proportions, not evenly."""
     teacher = as_float(teacher)
     classes = int(teacher.shape[1])
     column, unknown = _columns(known_classes, classes)
@@ -223,7 +228,7 @@ def refine(student: Array, teacher: Array, known_classes: tuple[int, ...]) -> Ar
 
 @lru_cache(maxsize=64)
 def _columns(known_classes: tuple[int, ...], classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The student's column of each of the teacher's labels; the labels that it does not know."""
+    """Return the student's column of each teacher's label, and the labels it does not know."""
     check_known_classes(known_classes, classes)
     column = relabel(np.arange(classes), known_classes)
     unknown = np.flatnonzero(column == other_class(known_classes))
@@ -240,5 +245,5 @@ def _labels(labels: Any) -> np.ndarray:
         came = f"{array.dtype} of shape {array.shape}"
         if array.ndim == 1 and len(array) and array.dtype.kind in "iu":
             came = f"{array.min()}"
-        raise ValueError(f"labels must be (n,) whole numbers of at least 0, not {came}")
+        raise ValueError(f"labels must be (n,) integers of at least 0, not {came}")
     return array.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Scores of specialized students: their last column is "other" (eq. 16 and 17)."""
+"""Scores of specialized students, whose last column is "other" (eq. 16 and 17)."""
 
 import math
 from collections.abc import Callable
@@ -10,12 +10,15 @@ from ebjr.scores import declare_raw_output, entropy, margin, scaled_logits, soft
 
 
 def specialized_energy(logits: Array, temperature: float = 1.0) -> Array:
-    """Energy over the known classes alone; ``-inf`` where "other" wins (eq. 16 and 17), in nats.
+    """Energy over the known classes; ``-inf`` where "other" wins (eq. 16 and 17), in nats.
 
-    ValueError: `logits` have fewer than two columns, or `temperature` is not positive.
+    - `logits`: (n, C + 1): the C known classes, then "other".
+    - `temperature`: T > 0; the paper's is 1.
 
-    - `logits`: (n, C + 1): of the C known classes, and of "other" in the last column.
-    - `temperature`: T > 0; 1 is the paper's.
+    Raises
+    ------
+    ValueError
+        `logits` has fewer than two columns, or `temperature` is not positive.
 
     Examples
     --------
@@ -60,9 +63,9 @@ def specialized_entropy(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def known_softmax(logits: Array, temperature: float = 1.0) -> Array:
-    """The softmax probability of the best known class, "other" being one of the classes.
+    """The softmax probability of the best known class, with "other" as one of the classes.
 
-    Where "other" is likely it is small, so that nothing has to be marked.
+    It is small where "other" is likely, so that no row has to be marked.
 
     Examples
     --------
@@ -77,27 +80,27 @@ def known_softmax(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def _of_known(score: Callable[..., Array], logits: Array, temperature: float) -> Array:
-    """A score of the known classes' logits, two or more; ``-inf`` where "other" wins."""
+    """Apply a score to the logits of two or more known classes; ``-inf`` where "other" wins."""
     logits = as_logits(logits)
     if logits.shape[1] < 3:
         raise ValueError(
-            f"{score.__name__} among the known classes needs two of them and 'other', 3 columns, "
-            f"not {logits.shape[1]}; with one known class use specialized_energy"
+            f"{score.__name__} needs at least two known classes and 'other', 3 columns, not "
+            f"{logits.shape[1]}: with one known class use specialized_energy"
         )
     return _unless_other(score(_known(logits), temperature), logits)
 
 
 def _known(logits: Array) -> Array:
-    """The known classes' logits, laid out so that sums round alike in every batch."""
+    """Return the known classes' logits, contiguous, so that sums round alike in every batch."""
     columns = logits[:, :-1]
     return np.ascontiguousarray(columns) if type(columns) is np.ndarray else columns
 
 
 def _unless_other(values: Array, logits: Array) -> Array:
-    """Values (n,), but ``-inf`` where "other" is the largest; NaN where one is NaN or inf."""
+    """Return values (n,), ``-inf`` where "other" is largest, NaN where a logit is NaN or inf."""
     xp = namespace(logits)
     _, total = top_and_total(logits)
-    other_wins = logits[:, -1] > xp.max(_known(logits), axis=-1)  # a tie is the known class's
+    other_wins = logits[:, -1] > xp.max(_known(logits), axis=-1)  # a known class wins a tie
     return xp.where(other_wins, xp.full_like(values, -math.inf), values) + 0 * total
 
 

@@ -1,0 +1,1 @@
+"""Scripts of a release: what is built, and whether it installs."""
