@@ -218,6 +218,13 @@ def keep(
         torch.save({**kept, "epochs": epochs, "batches": batches}, stream)
 
 
+def trained(data: str, role: str) -> nn.Module:
+    """Return a network of the paper's own, as a run of this script left it."""
+    net: nn.Module = getattr(PAPER[data], role).make()
+    net.load_state_dict(torch.load(checkpoint(data, role), weights_only=True)["net"])
+    return net.eval()
+
+
 def from_timm(name: str, classes: int, weights: bool) -> nn.Module:
     """A network of timm, with its weights or without.
 

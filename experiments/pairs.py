@@ -7,13 +7,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import nn
-
 from ebjr import Outcomes
 from ebjr.demo import shipped
 from experiments.frame import Run
-from experiments.nets import PAPER
 from experiments.other_pairs import pairs as other
 
 TRAINED = Path(__file__).parent / "trained"
@@ -62,13 +58,6 @@ def full_scale(data: str) -> Outcomes:
 def checkpoint(data: str, role: str, folder: Path = TRAINED) -> Path:
     """Where `experiments.full_scale` keeps a network of a data set."""
     return folder / "checkpoints" / f"{data}_{role}.pt"
-
-
-def trained(data: str, role: str) -> nn.Module:
-    """A network of the paper's own, as `experiments.full_scale` left it."""
-    net: nn.Module = getattr(PAPER[data], role).make()
-    net.load_state_dict(torch.load(checkpoint(data, role), weights_only=True)["net"])
-    return net.eval()
 
 
 PAIRS: dict[str, Pair] = {

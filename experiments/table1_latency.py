@@ -20,9 +20,10 @@ from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load
 from experiments.data import normalized
 from experiments.frame import Run, start
+from experiments.full_scale import trained
 from experiments.intervals import Draws, interval
 from experiments.nets import PAPER
-from experiments.pairs import ROLES, Pair, here, trained
+from experiments.pairs import ROLES, Pair, here
 from experiments.splits import aimed_draws
 
 BATCHES = {"one by one": 1, "in batches of 64": 64}
@@ -96,7 +97,8 @@ def time_pair(run: Run, name: str, pair: Pair) -> dict[str, Any]:
     for words, size in BATCHES.items():
         turns = 3 if run.quick else TURNS
         few = images[: len(images) // 4] if size == 1 else images
-        found[words] = run.step(f"{name}, {words}", lambda: measure(joint, few, size, turns))  # noqa: B023
+        step = words if name == "cifar10" else f"{words}, {name}"
+        found[words] = run.step(step, lambda: measure(joint, few, size, turns))  # noqa: B023
         run.compare(
             f"{pair.title}, {words}: times less time than the teacher",
             paper=round(paper.teacher.paper_ms / paper.joint_ms, 2),
