@@ -47,7 +47,7 @@ from ebjr.evaluation.flops import count_flops
 from ebjr.files import write_whole
 from experiments.data import Images, fetched_cifar10, made_up, read
 from experiments.nets import PAPER
-from experiments.pairs import TRAINED
+from experiments.pairs import ROLES, TRAINED, checkpoint
 
 SAVE_SECONDS = 120.0
 RISING = 0.3
@@ -85,7 +85,6 @@ class Recipe:
         return self.rate * (1 + math.cos(math.pi * (progress - RISING) / (1 - RISING))) / 2
 
 
-ROLES = ("student", "teacher")
 Recipes = Mapping[str, Recipe]
 """By role."""
 
@@ -219,6 +218,13 @@ def keep(
         torch.save({**kept, "epochs": epochs, "batches": batches}, stream)
 
 
+def trained(data: str, role: str) -> nn.Module:
+    """Return a network of the paper's own, as a run of this script left it."""
+    net: nn.Module = getattr(PAPER[data], role).make()
+    net.load_state_dict(torch.load(checkpoint(data, role), weights_only=True)["net"])
+    return net.eval()
+
+
 def from_timm(name: str, classes: int, weights: bool) -> nn.Module:
     """A network of timm, with its weights or without.
 
@@ -275,7 +281,7 @@ def run(
     parts = {split: images_of(data, place, split, quick) for split in ("train", "test")}
     models, costs = {}, {}
     for role, net in networks(data, pretrained, weights=not quick).items():
-        file = folder / "checkpoints" / f"{data}_{role}.pt"
+        file = checkpoint(data, role, folder)
         costs[role] = cost(net.eval(), size)
         models[role] = load_model(train(net, parts["train"], recipes[role], file, **how))
     outcomes = record_batches(

@@ -13,7 +13,9 @@ from experiments.frame import Run
 from experiments.other_pairs import pairs as other
 
 TRAINED = Path(__file__).parent / "trained"
-"""Where `experiments.full_scale` leaves checkpoints and outcomes; not committed."""
+"""Where `experiments.full_scale` leaves checkpoints and outcomes; CIFAR-10's are committed."""
+
+ROLES = ("student", "teacher")
 
 
 class Pair(NamedTuple):
@@ -51,6 +53,11 @@ def full_scale(data: str) -> Outcomes:
     if not file.exists():
         raise FileNotFoundError(f"there is no {file}: train it, python -m experiments.full_scale")
     return Outcomes.load(file)
+
+
+def checkpoint(data: str, role: str, folder: Path = TRAINED) -> Path:
+    """Where `experiments.full_scale` keeps a network of a data set."""
+    return folder / "checkpoints" / f"{data}_{role}.pt"
 
 
 PAIRS: dict[str, Pair] = {

@@ -1,8 +1,9 @@
 """Table 1, latency: how much less time. `python -m experiments.table1_latency [--quick]`.
 
-The shipped pair on this machine: teacher and joint model answer the same held-out test images in
-turn, one by one and in batches of 64, and what counts is the ratio within a turn; the median of the
-turns. Score, blend and threshold are those that the teacher's accuracy asks for on the other half.
+The shipped pair, and the paper's own networks, on this machine: teacher and joint model answer the
+same held-out test images in turn, one by one and in batches of 64, and what counts is the ratio
+within a turn; the median of the turns. Score, blend and threshold are those that the teacher's
+accuracy asks for on the other half.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ebjr import JointClassifier, Outcomes, calibrate, load_model
+from ebjr import JointClassifier, Model, calibrate, load_model
 from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load
+from experiments.data import normalized
 from experiments.frame import Run, start
+from experiments.full_scale import trained
 from experiments.intervals import Draws, interval
 from experiments.nets import PAPER
+from experiments.pairs import ROLES, Pair, here
 from experiments.splits import aimed_draws
 
 BATCHES = {"one by one": 1, "in batches of 64": 64}
@@ -58,40 +62,61 @@ def sure(found: dict[str, Any], rate: float, drawn: Draws) -> list[float]:
     return interval(times["teacher"] / spent * turn)
 
 
-def main(run: Run) -> dict[str, Any]:
-    """Calibrate on one half, time on the other."""
-    with shipped("outcomes.npz") as path:
-        outcomes = Outcomes.load(path)
+def shipped_models() -> list[Model]:
+    """Student and teacher of the demo, which take pixels of 0..1."""
+    models = []
+    for role in ROLES:
+        with shipped(f"{role}.onnx") as path:
+            models.append(load_model(path, threads=os.cpu_count()))
+    return models
+
+
+def paper_models() -> list[Model]:
+    """The paper's own networks as `experiments.full_scale` trained them."""
+    return [load_model(trained("cifar10", role)) for role in ROLES]
+
+
+MODELS: dict[str, tuple[Callable[[], list[Model]], Callable[[np.ndarray], np.ndarray]]] = {
+    "cifar10": (shipped_models, lambda pixels: pixels.astype(np.float32) / 255),
+    "paper_cifar10": (paper_models, normalized),
+}
+"""By pair: the models, and what they take of pixels (n, 3, 32, 32) of 0..255."""
+
+
+def time_pair(run: Run, name: str, pair: Pair) -> dict[str, Any]:
+    """Calibrate a pair on one half of its test set, time it on the other."""
+    outcomes, (models, prepared) = pair.load(), MODELS[name]
     first, second = outcomes.split_rows(0.5, seed=0)
     point = calibrate(outcomes.take(first), margin=0.0)
     there = point.curve(outcomes.take(second)).at(threshold=point.threshold)
-    models = []
-    for role in ("student", "teacher"):
-        with shipped(f"{role}.onnx") as path:
-            models.append(load_model(path, threads=os.cpu_count()))
-    joint = JointClassifier(*models, point.router, blend=point.blend)
-    pixels, _ = load("test")
-    chosen = second[: 256 if run.quick else 2048]
-    images = np.ascontiguousarray(pixels[chosen].transpose(0, 3, 1, 2), np.float32) / 255
-    paper = PAPER["cifar10"]
+    joint = JointClassifier(*models(), point.router, blend=point.blend)
+    chosen = load("test")[0][second[: 256 if run.quick else 2048]]
+    images = np.ascontiguousarray(prepared(chosen.transpose(0, 3, 1, 2)))
+    paper = PAPER[pair.data]
     found, drawn = {}, aimed_draws(outcomes, 2 if run.quick else SPLITS, 0.0)
     for words, size in BATCHES.items():
         turns = 3 if run.quick else TURNS
         few = images[: len(images) // 4] if size == 1 else images
-        found[words] = run.step(words, lambda: measure(joint, few, size, turns))  # noqa: B023
+        step = words if name == "cifar10" else f"{words}, {name}"
+        found[words] = run.step(step, lambda: measure(joint, few, size, turns))  # noqa: B023
         run.compare(
-            f"CIFAR-10, the shipped pair, {words}: times less time than the teacher",
+            f"{pair.title}, {words}: times less time than the teacher",
             paper=round(paper.teacher.paper_ms / paper.joint_ms, 2),
             ours=found[words]["times_less_time"],
             unit="x",
             points=round(100 * (there.quality - there.teacher_quality), 3),
             interval=sure(found[words], there.deferral_rate, drawn),
             loss=paper.loss,
-            pair="cifar10",
+            pair=name,
             timed=True,
             why=f"{100 * there.deferral_rate:.1f} % deferred, with {point.score}",
         )
     return {"deferral_rate": there.deferral_rate, "images": len(images), "times": found}
+
+
+def main(run: Run) -> dict[str, Any]:
+    """Time every pair at hand whose models are there."""
+    return {name: time_pair(run, name, pair) for name, pair in here(run) if name in MODELS}
 
 
 if __name__ == "__main__":

@@ -23,12 +23,11 @@ from experiments.frame import COLORS, OURS, Run, start
 from experiments.intervals import Draws, interval
 from experiments.nets import PAPER
 from experiments.other_pairs import pairs as other
-from experiments.pairs import PAIRS, here
+from experiments.pairs import PAIRS, ROLES, here
 from experiments.splits import aimed_draws, aimed_points
 from experiments.table1 import MARGIN
 
 BATCH = 64
-ROLES = ("student", "teacher")
 LOSSES = {
     "cifar10": {0.0: {"the paper": 64.03}, 0.0096: {"Tann et al.": 58.74}},
     "imagenet": {0.0: {"the paper": 32.93}, 0.009: {"the paper": 56.63, "BL-Net": 53.7}},

@@ -1,4 +1,7 @@
-"""Who holds the knob: a person or the autopilot. ``/v1/router`` leads here, in any protocol."""
+"""Who holds the knob: a person or the autopilot.
+
+The route ``/v1/router`` is in `ebjr.serving.app`; it ends here.
+"""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence

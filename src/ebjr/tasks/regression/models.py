@@ -1,7 +1,8 @@
 """Regressors whose raw output a score can read, from conditional energies ``S(x, y)`` (eq. 8-11).
 
-Heads over bins return no prediction, and an energy that takes y as an input returns no columns.
-Both become (n, 1 + k) here. Other heads need no wrapper.
+`sample_energy` estimates their free energy by importance sampling. Heads over bins return no
+prediction, and an energy that takes y as an input returns no columns. Both become (n, 1 + k) here.
+Other heads need no wrapper.
 """
 
 import math

@@ -4,10 +4,11 @@ A regressor's raw output is (n,) predictions, or (n, 1 + k): the prediction firs
 score reads: energies ``S(x, y)`` on a grid or for bins, a standard deviation, quantiles, or the
 predictions of an ensemble's members.
 
-The paper's score is the free energy of a conditional energy,
-``-F(x) = log integral exp S(x, y) dy`` (`regression_energy`). A head that is normalized by
-construction, such as a Gaussian or quantiles, has ``F(x) = 0`` for every input, which is no signal.
-Such heads show how sure they are by their width, which the other scores read.
+The paper's score is the free energy of a conditional energy, ``-F(x) = log integral exp S(x, y)
+dy`` (`regression_energy`), by a rule over the grid here, and by importance sampling in
+`ebjr.tasks.regression.models.sample_energy`. A head that is normalized by construction, such as a
+Gaussian or quantiles, has ``F(x) = 0`` for every input, which is no signal. Such heads show how
+sure they are by their width, which the other scores read.
 """
 
 import math
