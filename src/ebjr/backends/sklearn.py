@@ -206,9 +206,8 @@ class _Cut(NamedTuple):
             decision = _log_odds(answer[:, self.above]) - _log_odds(self.threshold)
         else:
             decision = (answer if self.above else -answer) - self.threshold
-        decision = np.where(
-            decision == 0, _LEAST_PROBABILITY, decision
-        )  # predict counts 0 as above
+        # predict counts 0 as above
+        decision = np.where(decision == 0, _LEAST_PROBABILITY, decision)
         columns = np.stack([-decision / 2, decision / 2], axis=1)
         return columns if self.above else columns[:, ::-1]
 

@@ -187,9 +187,8 @@ def critical_bad(
         can_break = sizes + allowed + 1 <= population
         sizes, allowed = sizes[can_break], allowed[can_break]
         most = min([drawn, *allowed.astype(int)])
-    last = np.append(allowed[1:] != allowed[:-1], True)[
-        : len(sizes)
-    ]  # for each allowance, the most good rows
+    # for each allowance, the most good rows
+    last = np.append(allowed[1:] != allowed[:-1], True)[: len(sizes)]
     sizes, allowed = sizes[last], allowed[last]
 
     def chance(count: int) -> float:

@@ -467,8 +467,7 @@ def _names_in_schema(schema: Any, column: str) -> tuple[str, ...] | None:
     try:
         described = json.loads((schema.metadata or {})[b"huggingface"])
         feature = described["info"]["features"][column]
-        return checked_classes(
-            feature.get("feature", feature)["names"]
-        )  # a list's are in its items
+        # a list's names are in its items
+        return checked_classes(feature.get("feature", feature)["names"])
     except (LookupError, TypeError, ValueError):
         return None

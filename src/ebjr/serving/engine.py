@@ -595,10 +595,8 @@ class Engine:
         """Apply the router with the knob, and answer the rows it keeps."""
         joint = self.levels[-1]
         score = np.asarray(to_numpy(joint.router.score(said.output)), np.float64)
-        said, knob = (
-            said._replace(output=plain(joint.of_student(said.output))),
-            joint.router.threshold,
-        )
+        said = said._replace(output=plain(joint.of_student(said.output)))
+        knob = joint.router.threshold
         each = np.array([part.ticket.begin(knob) for part in parts])
         if len(parts) < len(score):
             each = np.repeat(each, [part.count for part in parts])

@@ -124,7 +124,8 @@ def _same_bytes(inputs: np.ndarray, body: bytes, start: int) -> bool:
 
 def writer(headers: Headers) -> Callable[[InferResponse, Plan], Written]:
     """Return the function that writes the answer to a request with these headers."""
-    return partial(write, accepted=headers.get(b"accept-encoding"))
+    accepted = headers.get(b"accept-encoding")
+    return write if accepted is None else partial(write, accepted=accepted)
 
 
 def write(found: InferResponse, plan: Plan, *, accepted: bytes | None = None) -> Written:
