@@ -28,7 +28,7 @@ _LINES = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one i
 _RARE = frozenset({b"content-encoding", b"expect", b"upgrade"})  # headers that take the long way
 
 
-class Ways(dict[bytes, tuple[Service | None, Any]]):
+class Ways(dict[bytes, tuple[Service | None, Infer | Chats]]):
     """The short ways by path, each with its service.
 
     Paths are quoted as clients quote them; a path in another spelling takes the long way. The way

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from weakref import ref
 
 import numpy as np
@@ -43,18 +43,6 @@ PARSED_BYTES = 8  # memory per byte of JSON while its numbers are Python objects
 LENGTH = LENGTH_HEADER.lower().encode()
 Headers = Mapping[bytes, bytes]
 Written = tuple[list[tuple[bytes, bytes]], bytes]  # headers with lower-case names, and the body
-
-
-class Way(Protocol):
-    """How one protocol's requests are read and its errors written."""
-
-    def read(self, body: bytes, headers: Headers, /) -> Question:
-        """Read a request; its `Question.write` returns `Written`."""
-        ...
-
-    def error(self, status: int, sentence: str, /) -> bytes:
-        """Return the body of an error."""
-        ...
 
 
 def json_bytes(headers: Headers, size: int) -> int:
