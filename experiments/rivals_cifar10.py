@@ -3,7 +3,8 @@
 Is a joint model better than the best single model of its cost? And does EBJR on top of a network
 that adapts by itself beat that network's own rule? The shipped pair stands against other routers,
 agreement of two cheap students, single networks, mirrored images and eight-bit numbers, multi-exit
-networks and a slimmable one, on the answers that `experiments.rivals.record` kept. Everything is
+networks and a slimmable one, on the answers that `experiments.rivals.record` kept. Beside networks
+that were trained for fewer epochs than its student, the pair has a student of as few. Everything is
 chosen on one half of the test set and judged on the other: figures are means of splits, intervals
 and tests are of the first split.
 """
@@ -68,6 +69,12 @@ EXITS = {
     "early exits on the teacher": "early_exits",
     "multi-scale exits": "multi_scale",
 }
+
+ALIKE = {
+    "early exits on the teacher": "student_3",
+    "multi-scale exits": "student_8",
+}
+"""The pair's student of as many epochs, by the multi-exit network that had no more."""
 
 RULES = {
     "its own rule, max softmax": partial(exits.own_rule, "softmax"),
@@ -162,23 +169,28 @@ def routers(pair: Outcomes, kept: Kept, splits: int) -> dict[str, Any]:
 
 def over_agreement(pair: Outcomes, agreed: Outcomes, splits: int) -> list[float]:
     """The interval of how many points ours is over agreement within `BUDGET`."""
-    gains = []
+    rights = []
     for outcomes, router in ((pair, ours), (agreed, by_vote)):
         points = judged(outcomes, router, splits, "budget", flops=1e6 * BUDGET)
-        halves = [(outcomes.split(0.5, seed)[1], point) for seed, point in enumerate(points)]
-        gains.append(by_row(halves))
+        rights.append(by_row(outcomes, points))
+    return over(*rights)
+
+
+def over(mine: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> list[float]:
+    """The interval of how many points one is over another, of the rows of each half, (n,)."""
     rng, found = np.random.default_rng(0), []
-    for mine, theirs in zip(*gains, strict=True):
-        times = intervals.times_drawn(len(mine), -(-intervals.RESAMPLES // splits), rng)
-        found.append(100 * (times @ (mine - theirs)) / len(mine))
+    for one, other in zip(mine, theirs, strict=True):
+        times = intervals.times_drawn(len(one), -(-intervals.RESAMPLES // len(mine)), rng)
+        found.append(100 * (times @ (one - other)) / len(one))
     return intervals.interval(np.concatenate(found), 2)
 
 
-def by_row(halves: Sequence[tuple[Outcomes, OperatingPoint]]) -> list[np.ndarray]:
-    """(n,) of each half: 1 where the joint model is right, else 0."""
+def by_row(outcomes: Outcomes, points: Sequence[OperatingPoint]) -> list[np.ndarray]:
+    """(n,) of the judged half of each split: 1 where the joint model is right, else 0."""
+    halves = [outcomes.split(0.5, seed)[1] for seed in range(len(points))]
     return [
-        (joint_prediction(outcomes, point) == outcomes.targets).astype(float)
-        for outcomes, point in halves
+        (joint_prediction(half, point) == half.targets).astype(float)
+        for half, point in zip(halves, points, strict=True)
     ]
 
 
@@ -314,6 +326,28 @@ def turn(
 
     And what each image of the half that is judged costs where it is as good, (n,).
     """
+    options, judged_on = tried(make, answers, targets, seed)
+    here, there = halves_of(len(targets), seed)
+
+    def judge(number: int, thresholds: exits.Thresholds) -> exits.Half:
+        return judged_on[number].at(thresholds)
+
+    last = answers.logits[:, :, -1].argmax(axis=1) == targets
+    number, thresholds = exits.as_good_as(float(last[here].mean()), options)
+    found = judge(number, thresholds)
+    points = 100 * (found.accuracy - float(last[there].mean()))
+    spent = judged_on[number].answered(thresholds)[1]
+    within = [judge(*exits.best_within(budget, options)) for budget in budgets]
+    return found, points, within, spent
+
+
+def tried(
+    make: Callable[[Answers, np.ndarray], list[exits.Rule]],
+    answers: Answers,
+    targets: np.ndarray,
+    seed: int,
+) -> tuple[exits.Options, list[exits.Exits]]:
+    """Rules at all their thresholds on the chosen half, and each rule on the judged half."""
     here, there = halves_of(len(targets), seed)
     rules = make(Answers(answers.logits[here], answers.flops), targets[here])
     whole = [rule.on(answers, targets) for rule in rules]
@@ -323,18 +357,40 @@ def turn(
         for chosen_on in (whole[number].take(here),)
         for thresholds in rule.options(chosen_on)
     }
-    judged_on = [each.take(there) for each in whole]
+    return options, [each.take(there) for each in whole]
 
-    def judge(number: int, thresholds: exits.Thresholds) -> exits.Half:
-        return judged_on[number].at(thresholds)
 
-    last = answers.logits[:, :, -1].argmax(axis=1) == targets
-    number, thresholds = exits.as_good_as(float(last[here].mean()), options)
-    found = judge(number, thresholds)
-    points = 100 * (found.accuracy - float(last[there].mean()))
-    spent = answers.flops[judged_on[number].leaving(thresholds)]
-    within = [judge(*exits.best_within(budget, options)) for budget in budgets]
-    return found, points, within, spent
+def trained_alike(pair: Outcomes, kept: Kept, title: str, splits: int) -> dict[str, Any]:
+    """The joint model over a multi-exit network by each rule, both trained for as many epochs.
+
+    Within `BUDGET`; where the last exit costs less than the student, the network's best stands
+    beside the student alone, which costs more.
+    """
+    answers, (student, cost) = kept[EXITS[title]], one(kept[ALIKE[title]], 0)
+    dearest = float(answers.flops[-1])
+    budget = 1e6 * BUDGET if cost < dearest else dearest
+    alike = replace(pair, student=student, student_cost=Cost(flops=cost))
+    points = judged(alike, ours, splits, "budget", flops=max(budget, cost))
+    mine, found = by_row(alike, points), {}
+    for rule, make in RULES.items():
+        theirs, spent = [], []
+        for seed in range(splits):
+            options, judged_on = tried(make, answers, pair.targets, seed)
+            number, thresholds = exits.best_within(budget / 1e6, options)
+            right, flops = judged_on[number].answered(thresholds)
+            theirs.append(right)
+            spent.append(float(flops.mean()) / 1e6)
+        gains = [100 * float((one - other).mean()) for one, other in zip(mine, theirs, strict=True)]
+        found[rule] = {
+            "mflops": round(float(np.mean(spent)), 2),
+            "joint_over_it_points": round(float(np.mean(gains)), 3),
+            "interval": over(mine, theirs),
+        }
+    return {
+        "student_accuracy": round(float((student.argmax(axis=1) == pair.targets).mean()), 4),
+        "joint_mflops": mflops(points),
+        **found,
+    }
 
 
 def halves_of(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -465,6 +521,7 @@ def percent(points: Sequence[dict[str, float]], key: str) -> list[float]:
 
 BESIDE = {
     "single network": "one network",
+    "slimmable, answer 2": "the slimmable network, wide",
     "student, image and mirrored": "the student on image and mirrored image",
     "two students": "two students averaged",
     "two students, image and mirrored": "two students on both images",
@@ -472,6 +529,14 @@ BESIDE = {
 """What the table calls a network without a router."""
 
 LOGS = Path(__file__).parent
+STUDENT = "cifar10_pair/train_student.log"
+BEGUN = "46 epochs as the pooled student, "
+
+AHEAD = {
+    "single network": (BEGUN, "single"),
+    "slimmable, answer 2": (BEGUN + "7 as the single network, ", "slimmable"),
+}
+"""What a network had before its own training, which a log has; together more than the student."""
 
 
 def trained(log: str) -> str:
@@ -484,15 +549,12 @@ def trained(log: str) -> str:
 
 def budget(title: str) -> str:
     """The training budget of a rival beside the pair's student's: a row's first words."""
-    ours = f"the pair's student {trained('cifar10_pair/train_student.log')}"
-    ahead = "46 epochs as the pooled student, then "
-    rivals = {
-        "single network": ahead + trained("rivals/train_single.log"),
-        "early exits on the teacher": trained("rivals/train_early_exits.log"),
-        "multi-scale exits": trained("rivals/train_multi_scale.log"),
-    }
-    if title in rivals:
-        return f"trained for {rivals[title]}, {ours}: no win over it is claimed"
+    ours = f"the pair's student {trained(STUDENT)}"
+    if title in AHEAD:
+        before, name = AHEAD[title]
+        return f"trained for {before}then {trained(f'rivals/train_{name}.log')}, {ours}"
+    if title in EXITS:
+        return f"trained for {trained(f'rivals/train_{EXITS[title]}.log')}, {ours}"
     if title.startswith("two students"):
         return f"no more training than {ours}, the second student 46 epochs"
     return f"no training beside the pair's: {ours}"
@@ -524,6 +586,22 @@ def tell(run: Run, found: dict[str, Any]) -> None:
             why=f"{budget(title)}; at the last exit's accuracy; on the other half "
             f"{top['points']:+.2f} points, its own rule {own['points']:+.2f}; the paper draws EBJR "
             "on RS-Net above all others and gives no number",
+        )
+    for title, entry in found["trained alike"].items():
+        own = entry["its own rule, max softmax"]
+        name = ALIKE[title]
+        run.compare(
+            f"CIFAR-10, accuracy of the joint model over {title}, {own['mflops']:.0f} MFLOPs, both "
+            "trained for as many epochs",
+            paper=None,
+            ours=own["joint_over_it_points"],
+            unit="points",
+            interval=own["interval"],
+            step="alike",
+            why=f"the pair's student trained again, for {trained(f'rivals/train_{name}.log')}, is "
+            f"right on {100 * entry['student_accuracy']:.1f} %; the joint model takes "
+            f"{entry['joint_mflops']:.0f} MFLOPs; over EBJR on top of the exits "
+            f"{entry['EBJR on top']['joint_over_it_points']:+.2f} points",
         )
     told = {title: found["routers"][title]["at the teacher's accuracy"] for title in ROUTERS}
     for title in ("adaptive feeding (linear SVM)", "learned deferral (boosted trees)"):
@@ -586,6 +664,14 @@ def main(run: Run) -> dict[str, Any]:
             title: run.step(name, lambda name=name: leave_early(kept[name], targets, splits))
             for title, name in exits_in(kept).items()
         },
+        "trained alike": run.step(
+            "alike",
+            lambda: {
+                title: trained_alike(pair, kept, title, splits)
+                for title in exits_in(kept)
+                if ALIKE[title] in kept
+            },
+        ),
     }
     draw(run, found)
     tell(run, found)

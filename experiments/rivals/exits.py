@@ -51,11 +51,15 @@ class Exits(NamedTuple):
             place[self.scores[k] >= thresholds[k]] = k
         return place
 
+    def answered(self, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:
+        """Return whether each image is answered rightly, 1 or 0, and its FLOPs: (n,) each."""
+        place = self.leaving(thresholds)
+        return self.right[place, np.arange(len(place))], self.flops[place]
+
     def at(self, thresholds: Thresholds) -> Half:
         """Return the result of some thresholds."""
-        place = self.leaving(thresholds)
-        right = self.right[place, np.arange(len(place))]
-        return Half(float(right.mean()), float(self.flops[place].mean()) / 1e6)
+        right, flops = self.answered(thresholds)
+        return Half(float(right.mean()), float(flops.mean()) / 1e6)
 
     def take(self, rows: np.ndarray) -> Exits:
         """Return a subset of the images."""

@@ -86,6 +86,16 @@ def early_exits(images: np.ndarray) -> Answers:
     return Answers(predict(net, images).numpy(), np.array(net.costs()))
 
 
+def student_3(images: np.ndarray) -> Answers:
+    """The pair's student after three epochs, as many as the early exits had."""
+    return _student("student_3", images)
+
+
+def student_8(images: np.ndarray) -> Answers:
+    """The pair's student after eight epochs, as many as the exits of several scales had."""
+    return _student("student_8", images)
+
+
 def pooled(images: np.ndarray) -> Answers:
     """The pooled student, which was shipped before: a second student beside the shipped one."""
     cost = flops(STUDENTS["pooled"]())
@@ -128,6 +138,8 @@ RIVALS: dict[str, Callable[[np.ndarray], Answers]] = {
         early_exits,
         multi_scale,
         slimmable,
+        student_3,
+        student_8,
     )
 }
 
@@ -138,6 +150,12 @@ def _trained(name: str) -> dict[str, torch.Tensor]:
         way = f"python -m experiments.rivals.train {name}"
         raise FileNotFoundError(f"there is no {file}: train it, {way}")
     return torch.load(file)["net"]
+
+
+def _student(name: str, images: np.ndarray) -> Answers:
+    net = STUDENTS["inverted"]()
+    net.load_state_dict(_trained(name))
+    return Answers(predict(net, images).numpy(), np.array([flops(net)]))
 
 
 def _said(model: Model, images: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 Every answer of a rival is distilled from the pair's teacher on the views that the pair's student
 saw: the recipe of `cifar10_pair.train_student`, with fewer epochs. What was held out there is here.
+``student_3`` and ``student_8`` are the pair's own student, trained no longer than a rival.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from ebjr.demo.cifar10 import load
-from experiments.cifar10_pair.nets import build_teacher, fit_whitening
+from experiments.cifar10_pair.nets import STUDENTS, build_teacher, fit_whitening
 from experiments.cifar10_pair.record import DEMO
 from experiments.cifar10_pair.train import CHECKPOINTS, parser, to_input
 from experiments.cifar10_pair.train import HERE as PAIR
@@ -77,11 +78,20 @@ def start_slimmable(images: np.ndarray) -> nn.Module:
     return net
 
 
+def start_student(images: np.ndarray) -> nn.Module:
+    """The pair's student, from nothing."""
+    net = STUDENTS["inverted"]()
+    fit_whitening(net, images[:5000])
+    return net
+
+
 RIVALS: dict[str, Callable[[np.ndarray], nn.Module]] = {
     "single": start_single,
     "early_exits": start_early_exits,
     "multi_scale": start_multi_scale,
     "slimmable": start_slimmable,
+    "student_3": start_student,
+    "student_8": start_student,
 }
 """By name: an untrained rival, from the training pictures."""
 
