@@ -249,7 +249,7 @@ def which_score(found: Results) -> list[str]:
 
 
 def losers(found: Results) -> list[str]:
-    """Pairs that a single network of their cost beats."""
+    """Pairs that a single network of their cost beats, and a rival that was trained as long."""
     pairs = found["baselines"]["figures"]["pairs"].values()
     lost = []
     for pair in pairs:
@@ -260,9 +260,16 @@ def losers(found: Results) -> list[str]:
                 f"{pair['title']} to {pair['strongest']} ({one['joint_over_it_points']:+.1f} "
                 f"points, {ends})"
             )
+    alike = found["rivals_cifar10"]["figures"]["trained alike"]["early exits on the teacher"]
+    exits = alike["its own rule, max softmax"]
+    gain = exits["joint_over_it_points"]
     return [
         f"- **{len(lost)} of {len(pairs)} pairs lose to a single network** of the joint model's "
-        f"cost: {'; '.join(lost)}."
+        f"cost: {'; '.join(lost)}.",
+        f"- **At equal training the shipped pair is {'behind' if gain < 0 else 'ahead of'} early "
+        f"exits** on its teacher: after three epochs each the joint model is {gain:+.1f} points "
+        f"({exits['interval'][0]:+.1f} to {exits['interval'][1]:+.1f}) over them at "
+        f"{exits['mflops']:.0f} MFLOPs.",
     ]
 
 
