@@ -53,6 +53,19 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def check_file(path: str | os.PathLike[str], missing: str | None = None) -> Path:
+    """Check that a path is that of a file to read, a model's without `missing`; else an OSError.
+
+    `missing` is the message if there is no file.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; give the name of a file")
+    if not file.is_file():
+        raise FileNotFoundError(missing or f"model file {file} does not exist; check the path")
+    return file
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
