@@ -25,7 +25,7 @@ class Specialized(Classification):
     name = "specialized"
     raw = LOGITS_AND_OTHER
     reads = (LOGITS,)
-    auto = shown = ()
+    auto = ()
 
     def __init__(self, known_classes: tuple[int, ...] | None = None) -> None:
         self.known_classes = known_classes
