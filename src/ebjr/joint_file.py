@@ -129,6 +129,8 @@ class JointConfig:
 
     def __post_init__(self) -> None:
         # what can be known without loading a model is checked here, so before the work
+        if not (isinstance(self.name, str) and self.name):
+            raise ValueError(f"name must be a text of at least one letter, not {self.name!r}")
         if any(isinstance(part, RemoteEntry) for part in self.student.parts):
             raise ValueError(
                 "only the last teacher may be remote: the student answers every input, so that all "
@@ -273,6 +275,9 @@ class JointConfig:
         for name, point in points.items():
             check_keys(point, FIGURES, f"operating_points.{name}", ("threshold",))
         named = picked(table, ("labels", "columns"))
+        for key, value in named.items():
+            if not isinstance(value, list):  # a text has a first and a last letter, too
+                raise ValueError(f"{key} must be a list of names, not {value!r:.80}")
         names: dict[str, Any] = {key: tuple(value) for key, value in named.items()}
         return cls(
             student=entry_from_table(table["student"], file.parent, "student", (file,)),

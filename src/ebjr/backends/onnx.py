@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ebjr.backends.chunks import as_array, at_least_one, checked_batch_size, run_in_chunks
 from ebjr.errors import ModelError, needs, one_line
+from ebjr.files import check_file
 from ebjr.model import Answer, InputShape, ModelFacts, device_name
 
 _SAME_NAME = "float16 uint8 int8 uint16 int16 uint32 int32 uint64 int64 bool"
@@ -283,8 +284,7 @@ def open_session(
     path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
 ) -> Any:
     """Open ONNX Runtime's session of a file, with the settings of all our sessions."""
-    if not path.is_file():
-        raise FileNotFoundError(f"model file {path} does not exist; check the path")
+    check_file(path)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # by default it logs use to send away
     with needs("onnx", f"running {path}"):
         import onnxruntime
