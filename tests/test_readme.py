@@ -67,7 +67,13 @@ def test_every_installation_is_from_a_checkout_or_its_wheel_with_extras_that_the
     assert {name for each in extras for name in each.split(",")} <= set(
         project["optional-dependencies"]
     )
-    assert not re.findall(r"^(?:\$ )?pip install 'ebjr\[.*", text, re.MULTILINE)
+    folders = [README.parent / name for name in ("docs", "examples", "experiments", "benchmarks")]
+    more = [
+        page for folder in folders for kind in ("md", "yml") for page in folder.rglob(f"*.{kind}")
+    ]
+    assert not re.findall(
+        r"pip install '?ebjr", "\n".join(page.read_text() for page in [README, *more])
+    )
 
 
 def test_the_line_for_a_wheel_takes_the_newest_of_several(tmp_path):
