@@ -15,7 +15,7 @@ from typer.main import get_command
 
 import ebjr
 from docs.make import command_line, measured
-from docs.make.check import asks
+from docs.make.check import asks, rooted
 from docs.make.reference import not_shown, shown
 from docs.make.sources import FENCED, LINK, ROOT, in_repository, linked, links, moved, navigation
 from ebjr.cli import app
@@ -202,6 +202,17 @@ def test_a_name_that_the_site_does_not_show_is_found(tmp_path):
     assert not not_shown(tmp_path)
     (tmp_path / "reference" / "errors.html").write_text("")
     assert "ebjr.MissingExtra" in not_shown(tmp_path)
+
+
+def test_a_path_that_leads_nowhere_from_disk_is_found(tmp_path):
+    (tmp_path / "good.html").write_text('<a href="./x.html">x</a><a href="//x.org/y">y</a>')
+    (tmp_path / "404.html").write_text('<a href="/x.html">x</a>')
+    assert not rooted(tmp_path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "bad.html").write_text(
+        '<a href="/x.html">x</a><script src=/a.js></script>'
+    )
+    assert rooted(tmp_path) == ["deep/bad.html: /x.html", "deep/bad.html: /a.js"]
 
 
 def test_a_page_that_asks_the_network_is_found(tmp_path):
