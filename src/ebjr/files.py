@@ -63,15 +63,14 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 
 def check_file(path: str | os.PathLike[str], missing: str | None = None) -> Path:
-    """Check that a path is that of a file to read, a model's without `missing`; else an OSError.
+    """Check that a path is that of a file to read; else FileNotFoundError with the text `missing`.
 
-    `missing` is the message if there is no file.
+    Without `missing` it is a model's.
     """
     file = Path(path)
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder; give the name of a file")
     if not file.is_file():
-        raise FileNotFoundError(missing or f"model file {file} does not exist; check the path")
+        missing = missing or f"model file {file} does not exist; check the path"
+        raise FileNotFoundError(missing + (f" ({file} is a folder)" if file.is_dir() else ""))
     return file
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from ebjr.arrays import Batch, take_rows, to_numpy
 from ebjr.blend import Blend
 from ebjr.costs import Cost
-from ebjr.files import check_file, write_whole
+from ebjr.files import write_whole
 from ebjr.labels import Places, as_names, label_text, some
 from ebjr.metric import Metric, Whole
 from ebjr.task import Task
@@ -449,7 +449,8 @@ class Outcomes:
         >>> len(Outcomes.load(file))
         4
         """
-        check_file(path, f"there is no outcomes file {path}: make it with `ebjr record`")
+        if not Path(path).exists():
+            raise FileNotFoundError(f"there is no outcomes file {path}: make it with `ebjr record`")
         try:
             with Path(path).open("rb") as file:
                 if file.peek(2)[:2] not in (b"", b"PK"):
@@ -520,6 +521,8 @@ def _check_lengths(student: Any, teacher: Any, targets: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
     if isinstance(error, zipfile.BadZipFile | EOFError | OSError):
         return "the file is truncated or damaged"
     if isinstance(error, KeyError):

@@ -280,6 +280,16 @@ def external_files(path: Path) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in files)
 
 
+def check_named(path: str | os.PathLike[str]) -> Path:
+    """Check that the name of a graph to write ends in ``.onnx``, by which commands know it."""
+    if (target := Path(path)).suffix.lower() != ".onnx":
+        raise ValueError(
+            f"the output must end in .onnx, but is {path}: give a name like "
+            f"{target.with_suffix('.onnx').name} (--output)"
+        )
+    return target
+
+
 def open_session(
     path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
 ) -> Any:
