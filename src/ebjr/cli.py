@@ -653,9 +653,10 @@ def profile(
     as_json: opt.Json = False,
 ) -> None:
     """Measure a model's FLOPs, parameters, latency, memory and joules."""
+    from ebjr.evaluation.inputs import parse_shape
     from ebjr.tables import print_profile
 
-    shape = opt.parse_shape(input_shape)
+    shape = parse_shape(input_shape)
     if tuned:
         _tune(model, shape, seconds, as_json)
         return

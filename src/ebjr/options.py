@@ -763,18 +763,6 @@ def linked(outcomes: Outcomes, text: str | None) -> Outcomes:
         raise ValueError(f"--over-link must be like {example}, not {text!r}: {error}") from None
 
 
-def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    """Read a shape like ``1,3,32,32``."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(
-            f"--input-shape must be whole numbers like 1,3,32,32, not {text!r}"
-        ) from None
-
-
 @contextmanager
 def progress(console: Console) -> Iterator[Tell]:
     """Show a progress bar for each kind of work."""
