@@ -100,25 +100,9 @@ def within_by_score(outcomes: Outcomes, splits: int, share: float) -> dict[str, 
     }
 
 
-def held_out_points(
-    outcomes: Outcomes,
-    splits: int,
-    goal: str = "match-teacher",
-    share: float | None = None,
-    scores: Sequence[str | Score] | None = None,
-    blends: Sequence[float] | None = None,
-    **how: Any,
-) -> list[OperatingPoint]:
-    """Evaluate each half's choice on the other half; infeasible splits are left out.
-
-    The pick is the plain one, without a margin, as the paper's: `experiments.optimism` has both.
-
-    A `share` is a tolerance in parts of the teacher's loss on the half that is chosen on. `scores`
-    and `blends` have one for each split, where `auto` has chosen them before.
-    """
-    return [
-        point for *_, point in judged_halves(outcomes, splits, goal, share, scores, blends, **how)
-    ]
+def held_out_points(outcomes: Outcomes, splits: int, **how: Any) -> list[OperatingPoint]:
+    """Return the points of `judged_halves`, which has the arguments."""
+    return [point for *_, point in judged_halves(outcomes, splits, **how)]
 
 
 def judged_halves(
@@ -130,7 +114,14 @@ def judged_halves(
     blends: Sequence[float] | None = None,
     **how: Any,
 ) -> Iterator[tuple[Outcomes, Outcomes, OperatingPoint]]:
-    """Both halves of each split beside the point of `held_out_points`."""
+    """Evaluate each half's choice on the other half; infeasible splits are left out.
+
+    Yields both halves of each split beside the point. The pick is the plain one, without a margin,
+    as the paper's: `experiments.optimism` has both.
+
+    A `share` is a tolerance in parts of the teacher's loss on the half that is chosen on. `scores`
+    and `blends` have one for each split, where `auto` has chosen them before.
+    """
     for seed in range(splits):
         calibration, held_out = outcomes.split(0.5, seed)
         if scores is not None:

@@ -678,6 +678,39 @@ def test_one_class_only_is_refused(run, recorded):
             "--student-preprocess colour=red",
             "colour",
         ),
+        ("calibrate empty", "cannot read outcomes from empty: it is a folder"),
+        ("calibrate outcomes.npz --student images -o j.toml", "(images is a folder)"),
+        ("calibrate outcomes.npz --student none.onnx", "--student goes with --output: add"),
+        ("calibrate outcomes.npz -o j.toml --link retries=1", "--link is for a teacher at an addr"),
+        ("calibrate outcomes.npz --over-link seconds=1,seconds=2", "has the key 'seconds' twice"),
+        (
+            "calibrate outcomes.npz --over-link bytes=-1",
+            "bytes must be a finite number of at least",
+        ),
+        ("calibrate outcomes.npz --over-link ,", "like bytes=3000,seconds=0.04, not ','"),
+        ("calibrate outcomes.npz --import images", "--import images: it is no Python file"),
+        ("calibrate outcomes.npz --import sys", "--import sys: it is no Python file"),
+        ("evaluate outcomes.npz --joint images", "(images is a folder)"),
+        ("evaluate outcomes.npz --compare images", "(images is a folder)"),
+        ("evaluate outcomes.npz --data images", "--data goes with --report: add --report"),
+        ("evaluate outcomes.npz --images images", "--images goes with --data: add --data"),
+        ("predict images --data images -o a.jsonl", "(images is a folder)"),
+        ("profile student.onnx --tune --seconds nan", "seconds must be at least 0, not nan"),
+        (
+            "record --student student.onnx --teacher teacher.onnx --data images -o x.npz "
+            "--link retries=1",
+            "--link is for a teacher at an address, not for a file",
+        ),
+        (
+            "record --student student.onnx --teacher teacher.onnx --data images -o x.npz "
+            "--classes empty.txt",
+            "empty.txt must have a class on each line, but is empty",
+        ),
+        (
+            "record --student student.onnx --teacher teacher.onnx --data images -o x.npz "
+            "--look askew",
+            "--look must be like mirror, shift=2/0 or size=192, not 'askew'",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(run, recorded, words, sentence):
@@ -689,11 +722,25 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(run, recorded, words, sent
     old.take(np.arange(120)[::-1]).save("moved.npz")
     np.savez("labels.npz", labels=old.targets)
     Path("empty").mkdir()
+    Path("empty.txt").write_text("\n")
     write_linear(Path("four.onnx"), np.ones((3, 4)))
     write_linear(Path("fixed.onnx"), np.eye(3), batch=1)
     before = sorted(Path().iterdir())
     assert sentence in refused(run(*words.split()))
     assert sorted(Path().iterdir()) == before
+
+
+def test_inputs_of_another_type_than_the_models_take_are_one_sentence(run, recorded):
+    run("calibrate", "outcomes.npz", "-o", "joint.toml")
+    np.savez("floats.npz", inputs=np.zeros((2, 8, 8, 3)))
+    said = refused(run("predict", "joint.toml", "--data", "floats.npz", "-o", "a.jsonl"))
+    assert "preprocess takes decoded images, uint8 arrays, not float64" in said
+    assert not Path("a.jsonl").exists()
+
+
+def test_more_threads_than_a_machine_can_have_are_refused_at_once(run, recorded):
+    code, _, error = run("profile", "student.onnx", "--threads", "100000")
+    assert (code, "--threads" in error) == (2, True), error
 
 
 def test_a_changed_model_is_refused_before_an_answer_is_written(run, recorded):

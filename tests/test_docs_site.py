@@ -15,7 +15,7 @@ from typer.main import get_command
 
 import ebjr
 from docs.make import command_line, measured
-from docs.make.check import asks
+from docs.make.check import asks, rooted
 from docs.make.reference import not_shown, shown
 from docs.make.sources import FENCED, LINK, ROOT, in_repository, linked, links, moved, navigation
 from ebjr.cli import app
@@ -75,6 +75,18 @@ def test_every_command_and_option_is_in_the_reference():
         options = [option for found in command.params for option in getattr(found, "opts", [])]
         missing = [option for option in options if option not in sections[name]]
         assert not missing, (name, missing)
+
+
+def test_the_builder_has_nothing_to_say_about_a_docstring(caplog):
+    """It warns of an argument that is described and not in the signature."""
+    griffe = pytest.importorskip("griffe", reason="the site's builder is not installed")
+    found = [griffe.load("ebjr", search_paths=[str(ROOT / "src")])]
+    for each in found:
+        if each.docstring is not None:
+            each.docstring.parse("numpy")
+        found += [one for one in each.members.values() if not one.is_alias]
+    assert len(found) > 1000
+    assert not caplog.messages
 
 
 def thing(path: str) -> object:
@@ -190,6 +202,17 @@ def test_a_name_that_the_site_does_not_show_is_found(tmp_path):
     assert not not_shown(tmp_path)
     (tmp_path / "reference" / "errors.html").write_text("")
     assert "ebjr.MissingExtra" in not_shown(tmp_path)
+
+
+def test_a_path_that_leads_nowhere_from_disk_is_found(tmp_path):
+    (tmp_path / "good.html").write_text('<a href="./x.html">x</a><a href="//x.org/y">y</a>')
+    (tmp_path / "404.html").write_text('<a href="/x.html">x</a>')
+    assert not rooted(tmp_path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "bad.html").write_text(
+        '<a href="/x.html">x</a><script src=/a.js></script>'
+    )
+    assert rooted(tmp_path) == ["deep/bad.html: /x.html", "deep/bad.html: /a.js"]
 
 
 def test_a_page_that_asks_the_network_is_found(tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,12 @@ def test_a_missing_folder_is_named(tmp_path):
     ):
         pytest.fail("the block must not run")
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, which takes no files")
+def test_a_folder_that_takes_no_files_is_told_by_the_files_name():
+    with pytest.raises(OSError, match=r"/proc/result(\W|$)"), write_whole("/proc/result"):
+        pytest.fail("the block must not run")
 
 
 def test_a_path_may_be_text(tmp_path):

@@ -378,7 +378,7 @@ def test_a_table_that_was_packed_is_still_read(saved):
 def test_a_plain_npy_file_and_a_folder_are_refused(tmp_path):
     np.save(tmp_path / "array.npy", np.eye(3))
     assert "it is not" in refusal(tmp_path / "array.npy")
-    refusal(tmp_path)
+    assert "it is a folder" in refusal(tmp_path)
 
 
 class Trap:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 import tomllib
 import warnings
 from pathlib import Path
@@ -60,13 +62,35 @@ def test_every_installation_is_from_a_checkout_or_its_wheel_with_extras_that_the
     project = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
     pages = [README, *README.parent.glob("docs/*.md"), README.parent / "examples/README.md"]
     text = "\n".join(page.read_text() for page in pages)
-    extras = re.findall(r"(?:ebjr|'\.|\.whl\))\[([a-z,]+)\]", text)
+    extras = re.findall(r"(?:ebjr|'\.|head -1\))\[([a-z,]+)\]", text)
     assert len(extras) > 8
     assert {name for each in extras for name in each.split(",")} <= set(
         project["optional-dependencies"]
     )
-    assert not re.findall(r"^(?:\$ )?pip install 'ebjr\[.*", text, re.MULTILINE)
-    assert 'pip install "$(ls dist/ebjr-*.whl)[' in README.read_text()
+    folders = [README.parent / name for name in ("docs", "examples", "experiments", "benchmarks")]
+    more = [
+        page for folder in folders for kind in ("md", "yml") for page in folder.rglob(f"*.{kind}")
+    ]
+    assert not re.findall(
+        r"pip install '?ebjr", "\n".join(page.read_text() for page in [README, *more])
+    )
+
+
+def test_the_line_for_a_wheel_takes_the_newest_of_several(tmp_path):
+    (line,) = re.findall(r"`pip install (\"\$\(.*?\)\[.*?\]\")`", README.read_text())
+    (tmp_path / "dist").mkdir()
+    for age, name in enumerate(("ebjr-0.3.0", "ebjr-0.10.0", "ebjr-0.1.0")):
+        wheel = tmp_path / "dist" / f"{name}-py3-none-any.whl"
+        wheel.touch()
+        os.utime(wheel, (1e9 - age, 1e9 - age))
+    found = subprocess.run(
+        ["sh", "-c", f"printf '%s;' {line}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "dist/ebjr-0.3.0-py3-none-any.whl[onnx,learned];"
 
 
 def cells(line: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Check that the built site is whole and needs no network: python -m docs.make.check."""
+"""Check that the built site is whole, and opens from disk: python -m docs.make.check."""
 
 from __future__ import annotations
 
@@ -25,6 +25,24 @@ def asks(site: Path) -> list[str]:
     ]
 
 
+ROOTED = re.compile(r'\b(?:href|src)="?(/[^/">\s][^">\s]*)')
+"""A path from a server's root, which leads nowhere when a page is opened from disk."""
+
+
+def rooted(site: Path) -> list[str]:
+    """Return the paths in a site's pages that need a server.
+
+    404.html is left out: a server answers with it at any depth, where only paths from the root
+    lead to the site, and on disk nothing leads to it.
+    """
+    return [
+        f"{page.relative_to(site)}: {found}"
+        for page in sorted(site.rglob("*.html"))
+        if page != site / "404.html"
+        for found in ROOTED.findall(page.read_text())
+    ]
+
+
 if __name__ == "__main__":
     missing = [f"the reference does not show {name}" for name in not_shown(BUILD / "site")]
-    sys.exit("\n".join([*asks(BUILD / "site"), *missing]) or None)
+    sys.exit("\n".join([*asks(BUILD / "site"), *rooted(BUILD / "site"), *missing]) or None)

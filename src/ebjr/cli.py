@@ -69,7 +69,7 @@ def main() -> None:
                 warnings.simplefilter("always", said)
             warnings.showwarning = _once_each()
             app()
-    except (EbjrError, ValueError, OSError, KeyboardInterrupt) as error:
+    except (EbjrError, ValueError, TypeError, OSError, KeyboardInterrupt) as error:
         err.print(f"ebjr: {escape(_sentence(error))}", style="red", highlight=False, soft_wrap=True)
         for note in getattr(error, "__notes__", ()):
             _note(note)
@@ -251,6 +251,7 @@ def calibrate(
     imports: opt.Imports = None,
 ) -> None:
     """Choose a threshold on one half of the outcomes and report on the other half."""
+    opt.check_together("--output", output, student=student, teacher=teacher, link=link)
     from ebjr.backends.entry import entries_of
     from ebjr.joint_file import JointConfig
     from ebjr.sweep import run_sweep
@@ -301,6 +302,8 @@ def evaluate(
     as_json: opt.Json = False,
 ) -> None:
     """Report quality and cost for every score, on examples kept out of calibration."""
+    opt.check_together("--report", report, title=title, data=data)
+    opt.check_together("--data", data, images=images)
     from ebjr.joint_file import JointConfig
     from ebjr.study import run_study
     from ebjr.tables import print_study, study_figures
@@ -650,9 +653,10 @@ def profile(
     as_json: opt.Json = False,
 ) -> None:
     """Measure a model's FLOPs, parameters, latency, memory and joules."""
+    from ebjr.evaluation.inputs import parse_shape
     from ebjr.tables import print_profile
 
-    shape = opt.parse_shape(input_shape)
+    shape = parse_shape(input_shape)
     if tuned:
         _tune(model, shape, seconds, as_json)
         return

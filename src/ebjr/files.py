@@ -31,14 +31,21 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     moves last, so that it never names another file that is still missing.
     """
     target = check_writable(path)
-    beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
-    with full_disk_named(target), beside as name:
+    with full_disk_named(target), _draft_of(target) as name:
         yield Path(name)
         for file in filter(Path.is_file, Path(name).rglob("*")):
             with file.open("rb") as written:
                 os.fsync(written.fileno())  # or a power failure leaves an empty file
         for entry in sorted(Path(name).iterdir(), key=lambda entry: entry.name == target.name):
             entry.replace(target.parent / entry.name)
+
+
+def _draft_of(target: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        error.filename = str(target)  # the draft's name would tell a user nothing
+        raise
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
@@ -50,7 +57,21 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
     if target.exists() and not target.is_file():
         raise FileExistsError(f"{target} is a device or a pipe; give the name of a file")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"cannot write {target}: you may not write to {target.parent}")
     return target
+
+
+def check_file(path: str | os.PathLike[str], missing: str | None = None) -> Path:
+    """Check that a path is that of a file to read; else FileNotFoundError with the text `missing`.
+
+    Without `missing` it is a model's.
+    """
+    file = Path(path)
+    if not file.is_file():
+        missing = missing or f"model file {file} does not exist; check the path"
+        raise FileNotFoundError(missing + (f" ({file} is a folder)" if file.is_dir() else ""))
+    return file
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

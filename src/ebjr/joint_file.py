@@ -3,17 +3,12 @@
 import hashlib
 import json
 import os
-import re
-import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any, Self
-
-import tomli_w
 
 from ebjr.backends.entry import (
     ROUTER_KEYS,
@@ -32,17 +27,17 @@ from ebjr.backends.entry import (
     picked,
 )
 from ebjr.backends.exported import ExportedJoint
-from ebjr.backends.python import import_path
 from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.calibration.goal import ARGUMENTS, GUARANTEE, Goal
 from ebjr.calibration.guarantee import Certificate
-from ebjr.calibration.stage_search import Stage
 from ebjr.calibration.stages import StagedPoint, reduced
 from ebjr.costs import Cost
 from ebjr.curve import FIGURES, OperatingPoint, TradeOffCurve
-from ebjr.errors import ModelError, PromiseWarning, note
-from ebjr.files import read_text, sha256_of, write_beside
+from ebjr.errors import ModelError, PromiseWarning
+from ebjr.files import check_file
 from ebjr.joint import JointModel, models_of
+from ebjr.joint_outcomes import check_same, models_changed, stages_in
+from ebjr.joint_text import read_table, write_table
 from ebjr.labels import check_same_classes
 from ebjr.model import Model, ModelFacts, facts
 from ebjr.outcomes import Outcomes
@@ -133,6 +128,9 @@ class JointConfig:
     skip: float | None = None
 
     def __post_init__(self) -> None:
+        # what can be known without loading a model is checked here, so before the work
+        if not (isinstance(self.name, str) and self.name):
+            raise ValueError(f"name must be a text of at least one letter, not {self.name!r}")
         if any(isinstance(part, RemoteEntry) for part in self.student.parts):
             raise ValueError(
                 "only the last teacher may be remote: the student answers every input, so that all "
@@ -150,7 +148,7 @@ class JointConfig:
             check_same_classes(str(entry.path), entry.labels, "joint.toml", self.labels, again)
         for role, entry in (("student", self.student), ("teacher", self.teacher)):
             for part in entry.parts:
-                if isinstance(part, ChatEntry):
+                if isinstance(part, ChatEntry):  # other models say their names once loaded
                     names = tuple(part.options["labels"])
                     self._check_names(role, ModelFacts(part.options["model"], labels=names))
         if isinstance(self.teacher, RemoteEntry):
@@ -210,7 +208,7 @@ class JointConfig:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, and its long lists to a second one: both, or neither."""
-        target, folder = Path(path), Path(path).resolve().parent
+        folder, known = Path(path).resolve().parent, self.calibration
         table = {
             "name": self.name,
             "task": self.task,
@@ -230,27 +228,13 @@ class JointConfig:
             "calibration": self.calibration or None,
             "operating_points": self.operating_points or None,
         }
-        own, lists = _parted(table)
-        with write_beside(path) as draft:
-            if lists:  # named by its hash, so that two joint.toml in a folder do not share one
-                text = tomli_w.dumps(lists).encode()
-                found = hashlib.sha256(text).hexdigest()
-                own["lists"] = {"path": f"{target.stem}.lists-{found[:8]}.toml", "sha256": found}
-                (draft / own["lists"]["path"]).write_bytes(text)
-            (draft / target.name).write_bytes((self._header(own) + _toml(own)).encode())
-
-    def _header(self, own: Mapping[str, Any]) -> str:
-        """Return the comments at the top: the knob, the goal, the verdict, the promise."""
-        known, lists = self.calibration, own.get("lists")
-        words = [
+        comments = [
             "The knob is threshold: inputs whose score is under it go to the teacher.",
             f"Chosen for {Goal.from_dict(known)}." if "goal" in known else None,
             known.get("verdict"),
             known.get("certified", {}).get("statement"),
-            lists and f"Long lists are in {lists['path']}: keep both files together.",
         ]
-        lines = (fill(f"# {text}", 100, subsequent_indent="# ") for text in words if text)
-        return "\n".join(lines) + "\n\n"
+        write_table(path, table, comments)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
@@ -263,16 +247,12 @@ class JointConfig:
         ValueError
             The file is not TOML, lacks a key or its long lists, or has an unknown key.
         """
-        file = Path(path)
-        if not file.is_file():
-            raise FileNotFoundError(f"{path} does not exist; `ebjr calibrate` writes one")
+        file = check_file(path, f"{path} does not exist; `ebjr calibrate` writes one")
         if file.suffix.lower() == ".onnx":
             raise ValueError(f"{path} is an exported file: give the joint.toml it was made from")
-        text, folder = read_text(file), file.resolve().parent
+        table = read_table(path)
         try:
-            return cls._from_table(_with_lists(tomllib.loads(text), folder), file.resolve())
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not a TOML file: {error}") from error
+            return cls._from_table(table, file.resolve())
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -288,13 +268,16 @@ class JointConfig:
         imports = table.get("imports", [])
         if not isinstance(imports, list) or not all(isinstance(each, str) for each in imports):
             raise ValueError(f"imports must be a list of files and modules, not {imports!r}")
-        _check_score(router["score"], imports)
+        _check_score(router["score"], imports)  # first: other errors would hide `imports`
         calibration = table.get("calibration", {})
         check_keys(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
         for name, point in points.items():
             check_keys(point, FIGURES, f"operating_points.{name}", ("threshold",))
         named = picked(table, ("labels", "columns"))
+        for key, value in named.items():
+            if not isinstance(value, list):  # a text has a first and a last letter, too
+                raise ValueError(f"{key} must be a list of names, not {value!r:.80}")
         names: dict[str, Any] = {key: tuple(value) for key, value in named.items()}
         return cls(
             student=entry_from_table(table["student"], file.parent, "student", (file,)),
@@ -331,10 +314,10 @@ class JointConfig:
         chosen = self.calibration.get("chosen_on", {})
         certified = "certified" in self.calibration
         now = {"score": self.score, "threshold": self.threshold, "blend": blend_text(self.blend)}
-        if self.rescale is not None or "rescale" in chosen:
+        if self.rescale is not None or "rescale" in chosen:  # a scale may be added or removed
             now["rescale"] = None if self.rescale is None else self.rescale.as_dict()
         watched = [key for key in now if certified or key != "threshold"]
-        inner = self.student.routers
+        inner = self.student.routers  # these are no knobs: the last score reads what they made
         changed = self.calibration.get("routers", inner) != inner
         return [
             *(
@@ -482,79 +465,20 @@ class JointConfig:
         """
         if self.skip is not None:
             raise ValueError("a joint.toml with skip is a stage: evaluate the outer joint.toml")
-        stages = self._stages(outcomes)
+        stages = stages_in(outcomes, self.parts, self.student.routers)
         outcomes = reduced(outcomes, stages)
-        self._check_same(outcomes)
+        pair = {"student": self.student, "teacher": self.teacher}
+        said = {name: getattr(self, name) for name in ("task", "known_classes", "columns")}
+        check_same(outcomes, pair, said, self.classes, self.labels)
         table = outcomes.with_scale(self.rescale)
+        # a long curve is thinned, but must keep the row of this threshold
         curve = TradeOffCurve.of(table, self.score, self.blend, keep=[self.threshold])
-        standing = None if self._models_changed() else self.certificate
+        standing = None if models_changed(self.parts) else self.certificate
         point = replace(curve.at(threshold=self.threshold), certified=standing)
         if len(stages) > 2:
             last = replace(stages[-1], score=self.score, threshold=self.threshold, blend=self.blend)
             point = StagedPoint.of(point, (*stages[:-1], last))
         return outcomes, point
-
-    def _stages(self, outcomes: Outcomes) -> list[Stage]:
-        """Return the file's stages, by their roles in some outcomes; the last has no router.
-
-        A ValueError names a model that is missing from the outcomes. Outcomes without entries must
-        have the same number of models.
-        """
-        routers = self.student.routers
-        if not routers and len(outcomes.roles) == 2:
-            return [Stage(role) for role in outcomes.roles]
-        roles = list[str]()
-        for part in self.parts:
-            own = part.as_table(None)
-            free = (role for role in outcomes.roles if role not in roles)
-            same = [role for role in free if _is_same(own, outcomes.models.get(role, {}))]
-            if not same and (outcomes.models or len(outcomes.roles) != len(self.parts)):
-                look = "" if part.preprocess is None else f" ({part.preprocess.as_text()})"
-                raise ValueError(
-                    "the outcomes must be of all models of joint.toml, but lack "
-                    f"{own.get('path', own.get('url'))}{look}; record all of them at once"
-                )
-            roles.append(same[0] if same else outcomes.roles[len(roles)])
-        inner = zip(roles[1:-1], routers, strict=True)
-        stages = [Stage(role, **router) for role, router in inner]
-        return [Stage(roles[0]), *stages, Stage(roles[-1])]
-
-    def _check_same(self, outcomes: Outcomes) -> None:
-        """Check that outcomes are of the file's task, models and classes."""
-        again = "record again with the models of joint.toml"
-        same = ("task", "known_classes", "columns")
-        facts = {name: (getattr(self, name), getattr(outcomes, name)) for name in same}
-        for role in ("student", "teacher"):
-            said, found = getattr(self, role).as_table(None), outcomes.models.get(role, {})
-            for key in _IDENTITY:
-                facts[f"{role} ({key})"] = said.get(key), found.get(key)
-        count = self.classes if self.labels is None else len(self.labels)
-        answered = outcomes.kind.common_classes(outcomes.student, outcomes.teacher)
-        facts["number of classes"] = count, answered
-        if [len(names or ()) for names in facts["columns"]] == [1, 1]:
-            del facts["columns"]  # a single column may have any name
-        for what, (expected, came) in facts.items():
-            if None not in (expected, came) and came != expected:
-                raise ValueError(
-                    f"the outcomes are of another {what} than joint.toml: {came!s:.80}, not "
-                    f"{expected!s:.80}; {again}"
-                )
-        check_same_classes("the outcomes", outcomes.labels, "joint.toml", self.labels, again)
-
-    def _models_changed(self) -> bool:
-        """Tell, with a warning, whether a model's file has changed."""
-        for entry in self.parts:
-            try:
-                entry.check()
-            except FileNotFoundError:  # outcomes can be evaluated on another machine
-                continue
-            except ModelError as error:
-                told = f"{error}; the figures are of the model as it was"
-                warnings.warn(told, PromiseWarning, stacklevel=5)
-                return True
-            if isinstance(entry, ModelEntry) and import_path(entry.path):  # would have to run code
-                note(f"the weights of {entry.path} are checked only when it is loaded")
-        return False
 
     def threads_for(self, overlap: int) -> int | None:
         """Return the threads of each model with `overlap` batches in flight.
@@ -562,6 +486,7 @@ class JointConfig:
         The batches share the cores. None if the file has `threads`, or if a model is not run by
         ONNX Runtime.
         """
+        # a remote model uses no cores here, and PyTorch's threads are the process's, not a model's
         here = [each for each in self.parts if isinstance(each, ModelEntry)]
         if any("threads" in each.options or not each.path.endswith(".onnx") for each in here):
             return None
@@ -709,16 +634,6 @@ def _chosen(point: OperatingPoint) -> dict[str, Any]:
     return {"chosen_on": figures} | ({} if certified is None else {"certified": certified})
 
 
-_IDENTITY = ("sha256", "weights_sha256", "metadata", "preprocess")
-"""The keys of an entry that identify the model and its input."""
-
-
-def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    said = [(key, one.get(key), other.get(key)) for key in _IDENTITY]
-    unsaid = "url" in one and None in said[0]  # a server may have begun to give a hash since
-    return all(was == found for _, was, found in (said[1:] if unsaid else said))
-
-
 _MEANING = {
     "preprocessing": "preprocessing",
     "known_classes": "list of known_classes",
@@ -740,50 +655,6 @@ def _meaning(
 def _known(of: JointConfig | JointModel | Outcomes) -> dict[str, Any]:
     known = of.known_classes
     return {} if known is None else {"known_classes": [*known], "classes": of.classes}
-
-
-def _toml(table: Mapping[str, Any]) -> str:
-    """Write a table as TOML, with each list of numbers or names on one line."""
-    lists = re.compile(r"\[\n    ([^\s\[{].*(?:,\n    .*)*),\n\]")
-    return lists.sub(lambda one: "[" + one[1].replace(",\n    ", ", ") + "]", tomli_w.dumps(table))
-
-
-def _parted(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a table without its None values into short entries, and lists longer than 20."""
-    own, lists = {}, {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            own[key], lists[key] = _parted(value)
-        elif value is not None:
-            (lists if isinstance(value, list) and len(value) > 20 else own)[key] = value
-    return own, {key: value for key, value in sorted(lists.items()) if value}
-
-
-def _with_lists(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Merge the long lists from the file that a table names, after checking its hash."""
-    if (beside := table.pop("lists", None)) is None:
-        return table
-    check_keys(beside, ("path", "sha256"), "lists", ("path", "sha256"))
-    file = folder / (name := str(beside["path"]))
-    if file.name != name:
-        raise ValueError(f"the file of its long lists must be beside it, not {name!r:.80}")
-    if not file.is_file() or sha256_of(file) != beside["sha256"]:
-        state = "has changed" if file.is_file() else "is missing"
-        raise ValueError(
-            f"the file of its long lists, {file}, {state}: copy both files together, or calibrate "
-            "again"
-        )
-    return _joined(table, tomllib.loads(read_text(file)))
-
-
-def _joined(table: dict[str, Any], lists: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge lists into a table; a ValueError refuses a key that is there already."""
-    for key, value in lists.items():
-        if isinstance(value, Mapping) and isinstance(table.setdefault(key, {}), dict):
-            _joined(table[key], value)
-        elif table.setdefault(key, value) is not value:
-            raise ValueError(f"{key} is both in the file and in its long lists: remove one")
-    return table
 
 
 def _check_score(score: Any, imports: Sequence[str]) -> None:

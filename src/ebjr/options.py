@@ -11,7 +11,7 @@ import csv
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import partial
@@ -59,6 +59,13 @@ def option(group: str, help: str, *names: str, **more: Any) -> Any:
 def declared(group: str, help: str, *names: str, default: Any = None, **more: Any) -> Any:
     """Declare a command's parameter or a group's field as an option; ``...`` makes it required."""
     return field(default=default, metadata={"option": option(group, help, *names, **more)})
+
+
+def check_together(flag: str, given: Any, **others: Any) -> None:
+    """Refuse options that do nothing without the option `flag`, which was `given` or is None."""
+    for name, value in others.items():
+        if given is None and value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} goes with {flag}: add {flag}")
 
 
 def parse_number(text: str) -> float:
@@ -248,7 +255,7 @@ OutcomesTask = Annotated[
 ]
 Strict = Annotated[bool, option("Data", "Stop at the first image that cannot be read.", "--strict")]
 BatchSize = Annotated[int, option("Run", "Inputs per batch.", min=1)]
-Threads = Annotated[int | None, option("Run", "Threads per model.", min=1)]
+Threads = Annotated[int | None, option("Run", "Threads per model.", min=1, max=1024)]
 Restart = Annotated[
     bool, option("Run", "Start over instead of resuming an interrupted run.", "--restart")
 ]
@@ -261,8 +268,7 @@ Metric = Annotated[
     option(
         "Task",
         "How answers are judged. regression: rmse, mse, mae or r2; detection: ap, ap50 or f1; "
-        "multilabel: "
-        "subset_accuracy or micro_f1.",
+        "multilabel: subset_accuracy or micro_f1.",
         "--metric",
     ),
 ]
@@ -442,7 +448,7 @@ class PairOptions:
         link: str | None,
     ) -> Model:
         """Load one model: a file, or an address that is called as `link` says."""
-        from ebjr.backends import load_model
+        from ebjr.backends import is_address, load_model
         from ebjr.backends.entry import check_remote, parse_link, parse_options
         from ebjr.backends.python import import_path
         from ebjr.link.far import FarTeacher
@@ -452,12 +458,14 @@ class PairOptions:
         if layout != "auto" and boxes is None:
             raise ValueError(f"--{role}-layout is for detection, not for {task}")
         chosen = {} if output is None else {"output": output}
-        if path.startswith(("http://", "https://")):
+        if is_address(path):
             check_remote(task)
             if given is not None:
                 raise ValueError(f"--{role}-options are for a file: use --link for an address")
             options, how = parse_link(link or "")
             return FarTeacher(load_model(path, **options, **chosen), how)
+        if link is not None and role == "teacher":
+            raise ValueError("--link is for a teacher at an address, not for a file: remove it")
         options = {} if threads is None or path.endswith(".toml") else {"threads": threads}
         options |= parse_options(given or "") | chosen
         if boxes is not None and (import_path(path) is None or layout != "auto"):
@@ -526,11 +534,9 @@ class PromiseOptions:
         """Return what is promised; None without a promise."""
         from ebjr.within import Wanted
 
-        given: dict[str, Any] = {"--delta": self.delta, "--teacher-calls": self.teacher_calls}
-        given |= {"--positive": self.positive, "--labels": self.labels, "--window": self.window}
+        others = {**vars(self), "promise": None, "seed": None}  # these say nothing without it
+        check_together("--promise", self.promise or None, **others)
         if not self.promise:
-            if alone := [flag for flag, value in given.items() if value is not None]:
-                raise ValueError(f"{alone[0]} goes with --promise, as in --promise agreement=0.97")
             return None
         promised: dict[str, float | None] = {}
         for name, has, share in (text.partition("=") for text in self.promise):
@@ -694,8 +700,10 @@ class ServerOptions:
 
 
 def read_names(file: Path) -> list[str]:
-    """Return a text file's lines, without empty ones."""
-    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    """Return a text file's lines, without empty ones; ValueError if there are no others."""
+    if not (names := [line.strip() for line in read_text(file).splitlines() if line.strip()]):
+        raise ValueError(f"{file} must have a class on each line, but is empty")
+    return names
 
 
 def parse_look(text: str) -> dict[str, Any]:
@@ -703,7 +711,9 @@ def parse_look(text: str) -> dict[str, Any]:
     from ebjr.data.looks import LOOK_KEYS
     from ebjr.data.preprocess import Preprocess
 
-    change = Preprocess.parse(re.sub(r"\bmirror\b(?!\s*=)", "mirror=true", text)).as_dict()
+    change: dict[str, Any] = {}
+    with suppress(ValueError):  # the message would name --preprocess
+        change = Preprocess.parse(re.sub(r"\bmirror\b(?!\s*=)", "mirror=true", text)).as_dict()
     if not change or change.keys() - LOOK_KEYS:
         raise ValueError(f"--look must be like mirror, shift=2/0 or size=192, not {text!r}")
     return change
@@ -741,27 +751,16 @@ def linked(outcomes: Outcomes, text: str | None) -> Outcomes:
     """Return outcomes with a link's cost, as ``--over-link`` gives it, added to the teacher's."""
     if text is None:
         return outcomes
+    from ebjr.backends.entry import check_keys
+    from ebjr.data.preprocess import values_of
     from ebjr.link.far import over_link
 
     try:
-        parts = dict(part.split("=") for part in text.split(","))
-        return over_link(outcomes, **{name.strip(): float(n) for name, n in parts.items()})
-    except (ValueError, TypeError):
-        raise ValueError(
-            f"--over-link must be like bytes=3000,seconds=0.04, not {text!r}"
-        ) from None
-
-
-def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    """Read a shape like ``1,3,32,32``."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(
-            f"--input-shape must be whole numbers like 1,3,32,32, not {text!r}"
-        ) from None
+        parts = values_of(text, "it", example := "bytes=3000,seconds=0.04")
+        check_keys(parts, ("bytes", "seconds"), "it", () if parts else ("bytes", "seconds"))
+        return over_link(outcomes, **{name: float(value) for name, value in parts.items()})
+    except ValueError as error:
+        raise ValueError(f"--over-link must be like {example}, not {text!r}: {error}") from None
 
 
 @contextmanager

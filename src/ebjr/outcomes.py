@@ -521,6 +521,8 @@ def _check_lengths(student: Any, teacher: Any, targets: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
     if isinstance(error, zipfile.BadZipFile | EOFError | OSError):
         return "the file is truncated or damaged"
     if isinstance(error, KeyError):

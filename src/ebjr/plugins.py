@@ -115,8 +115,9 @@ def import_own(name: str, called: str | None = None) -> ModuleType:
         way = "; run in the folder that holds it, or install it" if absent else ""
         where = place_of(error, file)
         raise ValueError(f"{called} failed{where}: {words_of(error)}{way}") from error
-    own = module.__file__
-    if file is None and own and _HASHES.setdefault(own, found := sha256_of(own)) != found:
+    if (own := getattr(module, "__file__", None)) is None:  # a built-in module, or any folder
+        raise ValueError(f"{called}: it is no Python file: name a .py file or a module")
+    if file is None and _HASHES.setdefault(own, found := sha256_of(own)) != found:
         raise ValueError(f"{called}: {own} has changed since it was imported: restart the process")
     return module
 

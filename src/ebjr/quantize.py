@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.backends.onnx import OnnxModel, quiet
+from ebjr.backends.onnx import OnnxModel, check_named, quiet
 from ebjr.data.preprocess import Preprocess
 from ebjr.errors import ModelError, check_at_least, check_choice, needs, one_line
 from ebjr.evaluation.profile import measure_latency
@@ -73,13 +73,14 @@ def quantize(
     ModelError
         `source` is not an ONNX model, is quantized already, or cannot be quantized.
     ValueError
-        `batches` is empty, `output` is `source`, or an option is out of range.
+        `batches` is empty, `output` is `source` or does not end in ``.onnx``, or an option is out
+        of range.
     """
     check_choice("method", method, METHODS)
     check_at_least(1, examples=examples)
     if weight_bits not in WEIGHT_BITS:
         raise ValueError(f"weight_bits must be 7 or 8, not {weight_bits}")
-    source, output = Path(source), Path(output)
+    source, output = Path(source), check_named(output)
     if output.resolve() == source.resolve():
         raise ValueError(
             f"the output {output} is the model itself; give it another name (--output)"

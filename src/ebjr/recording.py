@@ -111,33 +111,29 @@ def record(
         Inputs per model call.
     progress
         Called with the number of examples of each recorded batch.
-    student_preprocess, teacher_preprocess
-        How decoded images become a model's input: a `Preprocess`, its text like
-        ``"size=160,resize=crop"``, or a ``.toml`` file. ``"auto"``, the default, takes size and
-        layout from the model's input if it cannot take the images as they are, and says so;
-        ``"infer"`` always does; None never does.
-    output_kind
-        What the models return: ``"logits"``, ``"probabilities"``, whose logarithm is taken, or
-        ``"auto"``, which decides by the first batch and says so. None, the default, raises if
-        answers do not look like logits. `load_model` has an option of the same name.
-    student_cost, teacher_cost
-        Known costs of an example. Unknown ones are filled in: FLOPs are counted; seconds, and bytes
-        of a remote model, are measured in this run.
-    preprocess, costs
-        As in `record_all`.
-    flops
-        Count the FLOPs of model files and torch modules.
-    joules
-        Measure or estimate the joules of both models before the run, which takes seconds.
-    labels, metric, known_classes, rescale, models
-        As in `Outcomes`. By default `labels` are the data's, and `models` names both models' files
-        and addresses.
-    folder
-        The folder of the outcomes file: paths in `models` are relative to it. None: absolute.
-    keep
-        A `Journal` beside the outcomes file that keeps each recorded batch: after an error or a
-        kill the same call resumes there. Call its `remove` once the outcomes are saved. It knows a
-        model that came from no file only by name.
+    **about
+        Further arguments:
+
+        - `student_preprocess`, `teacher_preprocess`: How decoded images become a model's input: a
+          `Preprocess`, its text like ``"size=160,resize=crop"``, or a ``.toml`` file. ``"auto"``,
+          the default, takes size and layout from the model's input if it cannot take the images as
+          they are, and says so; ``"infer"`` always does; None never does.
+        - `output_kind`: What the models return: ``"logits"``, ``"probabilities"``, whose logarithm
+          is taken, or ``"auto"``, which decides by the first batch and says so. None, the default,
+          raises if answers do not look like logits. `load_model` has an option of the same name.
+        - `student_cost`, `teacher_cost`: Known costs of an example. Unknown ones are filled in:
+          FLOPs are counted; seconds, and bytes of a remote model, are measured in this run.
+        - `preprocess`, `costs`: As in `record_all`.
+        - `flops`: Count the FLOPs of model files and torch modules.
+        - `joules`: Measure or estimate the joules of both models before the run, which takes
+          seconds.
+        - `labels`, `metric`, `known_classes`, `rescale`, `models`: As in `Outcomes`. By default
+          `labels` are the data's, and `models` names both models' files and addresses.
+        - `folder`: The folder of the outcomes file: paths in `models` are relative to it. None:
+          absolute.
+        - `keep`: A `Journal` beside the outcomes file that keeps each recorded batch: after an
+          error or a kill the same call resumes there. Call its `remove` once the outcomes are
+          saved. It knows a model that came from no file only by name.
 
     Raises
     ------

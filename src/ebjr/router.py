@@ -50,7 +50,7 @@ class Router:
     ) -> None:
         self.score = as_score(score)
         self.threshold = threshold
-        self.skip = None if skip is None else check_threshold(skip)
+        self.skip = None if skip is None else check_threshold(skip, "skip")
         if self.skip is not None and self.skip >= self.threshold:
             raise ValueError(f"skip must be under the threshold, {threshold}, not {skip}")
 
@@ -108,8 +108,8 @@ def deferral_key(score: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(score), -np.inf, score)
 
 
-def check_threshold(value: float) -> float:
-    """Return a threshold as a float.
+def check_threshold(value: float, name: str = "threshold") -> float:
+    """Return a threshold, called `name`, as a float.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def check_threshold(value: float) -> float:
     except (ValueError, OverflowError):  # not a number, or an integer too large for a float
         number = math.nan
     if math.isnan(number) or number == -math.inf:
-        raise ValueError(f"threshold must be a number above -inf, not {value!r:.60}")
+        raise ValueError(f"{name} must be a number above -inf, not {value!r:.60}")
     return number
 
 

@@ -95,7 +95,6 @@ class Task:
     final: type[Any]  # the class of the joint model, a `JointModel`
     reads: tuple[RawOutput, ...] = ()  # further raw outputs that scores may read
     auto: tuple[str, ...] = ()  # competitors of score="auto", simplest first; empty: `scores`
-    shown: tuple[str, ...] = ()  # scores that a report compares; empty: `scores` and `random`
     learner: Learner | None = None
     blends: tuple[float | Blend, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # of blend="auto"
     columns = "columns"  # a word for raw output's columns, in messages
@@ -158,8 +157,10 @@ class Task:
         return [*found, *self.own_scores(student), *([self.learned] if self.learned else [])]
 
     def compared(self, student: Any) -> list[str]:
-        """Return the scores that a report compares with the chosen one."""
-        found = [*(self.shown or self.scores(student)), *self.own_scores(student)]
+        """Return the scores that a report compares with the chosen one: one variant of each."""
+        known = self.scores(student)
+        found = [name for name in self.auto if name in known] or known
+        found = [*found, *self.own_scores(student)]
         return list(dict.fromkeys([*(name for name in found if name != "random"), "random"]))
 
     def own_scores(self, student: Any) -> list[str]:

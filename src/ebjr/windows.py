@@ -40,7 +40,7 @@ class RiskWindows:
     promise is kept. A window ends with its `audits`-th audited row. Ending at a random row is
     allowed, because a monitor may be read after every row.
 
-    - `tolerance`, `alpha`, `promise`, `audit_probability`: As in `RiskMonitor`.
+    - `tolerance`, `alpha`, and further arguments `how`: As in `RiskMonitor`.
     - `audits`: Audited rows per window; None is enough to tell half of the tolerance from nothing:
       50 over the tolerance, from 500 to 20,000.
 
@@ -61,12 +61,10 @@ class RiskWindows:
         tolerance: float,
         alpha: float = 0.05,
         *,
-        promise: str = "harm",
-        audit_probability: float = 1.0,
         audits: int | None = None,
+        **how: Any,
     ) -> None:
-        own = {"promise": promise, "audit_probability": audit_probability}
-        self._settings: dict[str, Any] = {"tolerance": tolerance, "alpha": alpha, **own}
+        self._how = how
         wanted = 50 / max(tolerance, 1e-9)
         self.audits = int(min(max(wanted, 500), 20_000)) if audits is None else audits
         self.tolerance, self.alpha = float(tolerance), alpha
@@ -78,7 +76,7 @@ class RiskWindows:
     def _begin(self) -> None:
         self._number += 1
         level = self.alpha / (self._number * (self._number + 1))
-        self._monitor = RiskMonitor(**{**self._settings, "alpha": level})
+        self._monitor = RiskMonitor(self.tolerance, level, **self._how)
         self._audited = self._deferred = 0
 
     def update(self, loss: Any, now: str, audited: Any = None, deferred: Any = None) -> None:

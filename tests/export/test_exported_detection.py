@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from scipy.special import logit
 from slices import write_joint
 from tiny import CELL, CELLS, write_detectors
 
@@ -15,6 +16,7 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 from ebjr import JointDetector, ModelError, Router, load_model
 from ebjr.backends.exported import ExportedJoint
+from ebjr.backends.layouts import LAYOUTS, Decoded, Fixed, Layout
 from ebjr.data.preprocess import Preprocess
 from ebjr.export import export_joint
 from ebjr.tasks.detection.scale import CommonScale, ConfidenceMap
@@ -149,6 +151,11 @@ NODES["end2end_normalized"] = [
     for kind, given, out in NODES["end2end"]
     if out != ["pixels"]
 ]
+NODES["corners"] = [
+    *(step for step in NODES["end2end_normalized"] if step[2][0] in ("c", "w", "h", "first")),
+    *(step for step in NODES["end2end_normalized"] if step[2][0] in ("last", "corners", "scores")),
+    ("Concat", ["corners", "scores"], ["out"]),
+]
 ABOUT = {
     "Concat": {"axis": 2}, "ReduceMax": {"axes": [2]}, "ArgMax": {"axis": 2}, "Cast": {"to": 1},
 }  # fmt: skip
@@ -171,21 +178,38 @@ def in_one_output(path, layout):
     onnx.save(model, path)
 
 
-@pytest.mark.parametrize("layout", NODES)
-@pytest.mark.parametrize("label_ids", [None, [2, 0]], ids=["all classes", "two of them"])
-@pytest.mark.parametrize("score", ["max_confidence", "detection_energy(part='classes')"])
-def test_families_that_answer_in_one_output_are_exported(tmp_path, layout, label_ids, score):
+def check_family(folder, layout, score, asked="auto", label_ids=None):
     pair = []
-    for path, limit in zip(write_detectors(tmp_path), (6, 40), strict=True):
+    for path, limit in zip(write_detectors(folder), (6, 40), strict=True):
         in_one_output(path, layout)
-        pair.append(load_model(path, layout="auto", classes=3, limit=limit, label_ids=label_ids))
+        pair.append(load_model(path, layout=asked, classes=3, limit=limit, label_ids=label_ids))
         assert pair[-1].facts.options["layout"] == layout
     joint = JointDetector(*pair, Router(score, -1e30))
     images = scenes(12, 40, 50)
     scores = np.asarray(joint(list(images)).score)
     joint.router.threshold = float(np.median(scores[np.isfinite(scores)])) + 1e-4
-    export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
-    check_same_boxes(ExportedJoint(tmp_path / "joint.onnx", threads=1), joint, images)
+    export_joint(write_joint(folder, joint), folder / "joint.onnx")
+    check_same_boxes(ExportedJoint(folder / "joint.onnx", threads=1), joint, images)
+
+
+@pytest.mark.parametrize("layout", sorted({*NODES} - {"corners"}))
+@pytest.mark.parametrize("label_ids", [None, [2, 0]], ids=["all classes", "two of them"])
+@pytest.mark.parametrize("score", ["max_confidence", "detection_energy(part='classes')"])
+def test_families_that_answer_in_one_output_are_exported(tmp_path, layout, label_ids, score):
+    check_family(tmp_path, layout, score, label_ids=label_ids)
+
+
+def decode_corners(outputs, size, classes):
+    """(n, q, 4 + classes): corners from 0 to 1, then scores."""
+    rows, sides = outputs["out"], np.array([*size[::-1]] * 2, np.float32)
+    parts = rows[:, :, :4] * sides, logit(rows[:, :, 4:])
+    return [Decoded(*one) for one in zip(*parts, strict=True)]
+
+
+def test_one_declaration_is_all_that_a_layout_needs_to_be_exported(tmp_path, monkeypatch):
+    fixed = Fixed(lambda outputs, classes: ("out",), corners=True)
+    monkeypatch.setitem(LAYOUTS, "corners", Layout(decode_corners, None, fixed=fixed))
+    check_family(tmp_path, "corners", "max_confidence", asked="corners")
 
 
 @pytest.mark.parametrize("softmax", [False, True])

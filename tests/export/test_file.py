@@ -277,6 +277,10 @@ def test_the_commands_mistakes_are_one_sentence(run, calibrated):
         (("joint.toml", "-o", "nowhere/joint.onnx"), "the folder nowhere does not exist"),
         (("missing.toml", "-o", "joint.onnx"), "missing.toml does not exist"),
         (
+            ("joint.toml", "-o", "joint.bin"),
+            "must end in .onnx, but is joint.bin",
+        ),
+        (
             ("joint.toml", "-o", "joint.onnx", "--operating-point", "none"),
             "no operating point 'none'",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 import ebjr.tasks as folders
@@ -67,3 +68,11 @@ def test_a_folder_that_declares_too_little_is_said_to_in_one_sentence(folder, ch
 def test_an_unknown_task_names_those_that_this_version_knows():
     with pytest.raises(ValueError, match=r"task must be one of .*regression.* in EBJR \d.*'sing'"):
         folders.as_task("sing")
+
+
+def test_a_score_that_competes_stands_in_the_report_too(monkeypatch):
+    logits, known = np.zeros((4, 3)), folders.as_task("classification")
+    plain = [name for name in known.auto if "(" not in name]
+    assert known.compared(logits) == [*plain, "random"]
+    monkeypatch.setattr(type(known), "auto", (*known.auto, "label_mass"))
+    assert known.compared(logits) == [*plain, "label_mass", "random"]

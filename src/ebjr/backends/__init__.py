@@ -101,8 +101,13 @@ def load_model(source: Any, *, trust: bool = False, **options: Any) -> Model:
     return source
 
 
+def is_address(source: str | os.PathLike[str]) -> bool:
+    """Tell whether a model is named by an address, and not by a file or an import path."""
+    return str(source).startswith(("http://", "https://"))
+
+
 def _load_file(source: str | os.PathLike[str], trust: bool, options: dict[str, Any]) -> Model:
-    if str(source).startswith(("http://", "https://")):
+    if is_address(source):
         from ebjr.link.remote import RemoteModel
 
         return RemoteModel(str(source), **options)

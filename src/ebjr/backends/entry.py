@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
-from ebjr.backends import load_model
+from ebjr.backends import is_address, load_model
 from ebjr.backends.onnx import external_files
 from ebjr.backends.python import absolute, import_path, in_module, source_file
 from ebjr.blend import as_blend
 from ebjr.costs import UNITS, Cost
 from ebjr.data.preprocess import Preprocess, prepared, unprepared, values_of
 from ebjr.errors import ModelError, ProtocolError, TeacherUnavailable, note
-from ebjr.files import read_text, sha256_of
+from ebjr.files import check_file, read_text, sha256_of
 from ebjr.joint import JointModel, router_table
 from ebjr.link.far import FarTeacher, Link
 from ebjr.model import Model, facts
@@ -72,8 +72,7 @@ class ModelEntry(_Single):
     @classmethod
     def of_file(cls, path: str | os.PathLike[str], **about: Any) -> Self:
         """Make the entry of a model file with its hash now."""
-        if not source_file(path).is_file():
-            raise FileNotFoundError(f"model file {path} does not exist")
+        check_file(source_file(path))
         return cls(absolute(path), _hash(path), **about)
 
     def check(self) -> None:
@@ -579,6 +578,8 @@ def entries_of(
             entry = replace(entry, options={**entry.options, **options}, link=how)
         assert entry is not None
         entries[role] = replace(entry, cost=costs[role])
+    if link is not None and not any(isinstance(entry, FarEntry) for entry in entries.values()):
+        raise ValueError("--link is for a teacher at an address, not for a file: remove it")
     return entries
 
 
@@ -588,7 +589,7 @@ def _entry_at(source: str, link: str | None, recorded: Mapping[str, Any]) -> Ent
             return entry_of(load_model(source, **recorded))
         except TypeError as error:  # the file takes other options than the recorded model
             raise ValueError(f"{source}: {error}") from error
-    if not source.startswith(("http://", "https://")):
+    if not is_address(source):
         return ModelEntry.of_file(source)
     options, how = parse_link(link or "")
     return entry_of(load_model(source, **options), link=how)

@@ -42,11 +42,27 @@ Decode = Callable[[Outputs, Size, int], list[Decoded]]
 
 
 @dataclass(frozen=True)
+class Fixed:
+    """What the export reads of outputs with the same number of boxes on every image.
+
+    `names` takes all outputs for n inputs and the number of classes, and returns the names of the
+    outputs with boxes (n, q, 4), class logits and any bin logits; or of one output (n, q, 4 + k)
+    that has boxes, then class scores from 0 to 1, or if the layout is `by_label` a score and a
+    class.
+    """
+
+    names: Callable[[Outputs, int], tuple[str, ...]]
+    corners: bool = False  # boxes are two corners, not the center and both sides
+    pixels: bool = False  # boxes are in pixels of the model's input, not positions from 0 to 1
+
+
+@dataclass(frozen=True)
 class Layout:
     """How to read the outputs of a family of detectors.
 
     `decode` takes all outputs for n inputs, the input's (height, width) and the number of classes,
-    and returns n `Decoded`, or raises a ModelError if the outputs are of another family.
+    and returns n `Decoded`, or raises a ModelError if the outputs are of another family. Layouts
+    with `fixed` can be exported.
     """
 
     decode: Decode
@@ -55,6 +71,7 @@ class Layout:
     per_cell: tuple[int, ...] | None = None
     by_label: bool = False  # a class is a number in the outputs, not a column
     first: int = 0  # the number of the first class
+    fixed: Fixed | None = None
 
     def check(self, outputs: Outputs, size: Size, classes: int) -> None:
         """Raise a ModelError if shapes, number of boxes or values are another family's."""
@@ -146,14 +163,16 @@ def decode_rtdetr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     return [Decoded(*one) for one in zip(pixels, _log_odds(rows[:, :, 4:]), strict=True)]
 
 
-def normalized(decode: Decode) -> Decode:
-    """Return a decoder of the same outputs with boxes from 0 to 1 instead of pixels."""
+def normalized(layout: Layout) -> Layout:
+    """Return the layout of the same outputs with boxes from 0 to 1 instead of pixels."""
 
     def scaled(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
         sides = np.array([size[1], size[0]] * 2, np.float32)
-        return [replace(one, boxes=one.boxes * sides) for one in decode(outputs, size, classes)]
+        found = layout.decode(outputs, size, classes)
+        return [replace(one, boxes=one.boxes * sides) for one in found]
 
-    return scaled
+    fixed = layout.fixed and replace(layout.fixed, pixels=False)
+    return replace(layout, decode=scaled, fixed=fixed)
 
 
 def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
@@ -202,17 +221,30 @@ def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decod
     return [_labeled(boxes, labels, scores, classes, 1)]
 
 
+_YOLOV8 = Layout(decode_yolov8, 0.7, (1,))
+_END2END = Layout(
+    decode_end2end,
+    None,
+    by_label=True,
+    fixed=Fixed(lambda outputs, classes: (_dense_name(outputs, 6),), corners=True, pixels=True),
+)
+
 LAYOUTS: dict[str, Layout] = {
     "nanodet": Layout(decode_nanodet, 0.6),
-    "yolov8": Layout(decode_yolov8, 0.7, (1,)),
+    "yolov8": _YOLOV8,
     "yolov5": Layout(decode_yolov5, 0.6, (1, 3)),
-    "detr": Layout(decode_detr, None),
+    "detr": Layout(decode_detr, None, fixed=Fixed(detr_outputs)),
     "torchvision": Layout(decode_torchvision, None, by_label=True, first=1),
-    "yolov8_normalized": Layout(normalized(decode_yolov8), 0.7, (1,)),
+    "yolov8_normalized": normalized(_YOLOV8),
     "yolox": Layout(decode_yolox, 0.65, (1,)),
-    "end2end": Layout(decode_end2end, None, by_label=True),
-    "end2end_normalized": Layout(normalized(decode_end2end), None, by_label=True),
-    "rtdetr": Layout(decode_rtdetr, None, ()),
+    "end2end": _END2END,
+    "end2end_normalized": normalized(_END2END),
+    "rtdetr": Layout(
+        decode_rtdetr,
+        None,
+        (),
+        fixed=Fixed(lambda outputs, classes: (_dense_name(outputs, 4 + classes),)),
+    ),
 }
 """The supported families, by name."""
 
@@ -366,13 +398,13 @@ def _corners(boxes: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([center - half, center + half], axis=-1)
 
 
-def dense_output(outputs: Outputs, width: int) -> str:
+def _dense_name(outputs: Outputs, width: int) -> str:
     """Return the name of the first output (n, boxes, width)."""
     return _pick(outputs, _has(2, [width]), f"output (n, boxes, {width})")
 
 
 def _dense(outputs: Outputs, width: int) -> NDArray[Any]:
-    return outputs[dense_output(outputs, width)]
+    return outputs[_dense_name(outputs, width)]
 
 
 def _objects(row: NDArray[Any]) -> NDArray[Any]:

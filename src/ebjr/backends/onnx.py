@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ebjr.backends.chunks import as_array, at_least_one, checked_batch_size, run_in_chunks
 from ebjr.errors import ModelError, needs, one_line
+from ebjr.files import check_file
 from ebjr.model import Answer, InputShape, ModelFacts, device_name
 
 _SAME_NAME = "float16 uint8 int8 uint16 int16 uint32 int32 uint64 int64 bool"
@@ -279,12 +280,21 @@ def external_files(path: Path) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in files)
 
 
+def check_named(path: str | os.PathLike[str]) -> Path:
+    """Check that the name of a graph to write ends in ``.onnx``, by which commands know it."""
+    if (target := Path(path)).suffix.lower() != ".onnx":
+        raise ValueError(
+            f"the output must end in .onnx, but is {path}: give a name like "
+            f"{target.with_suffix('.onnx').name} (--output)"
+        )
+    return target
+
+
 def open_session(
     path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
 ) -> Any:
     """Open ONNX Runtime's session of a file, with the settings of all our sessions."""
-    if not path.is_file():
-        raise FileNotFoundError(f"model file {path} does not exist; check the path")
+    check_file(path)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # by default it logs use to send away
     with needs("onnx", f"running {path}"):
         import onnxruntime

@@ -17,6 +17,7 @@ from typing import Any
 
 from ebjr.backends.weights import weights_of
 from ebjr.errors import EbjrError, ModelError, needs, one_line
+from ebjr.files import check_file
 from ebjr.labels import some
 from ebjr.model import Around, Model, ModelFacts, facts
 from ebjr.plugins import import_own, module_file, place_of, words_of
@@ -127,8 +128,7 @@ def _makes(found: Any) -> bool:
 
 
 def _saved(path: Path, trust: bool) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"model file {path} does not exist; check the path")
+    check_file(path)
     risk = "is a pickle, which can run any code when it is read"
     with needs("learned", f"reading {path}"):
         import joblib

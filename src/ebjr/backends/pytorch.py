@@ -13,6 +13,7 @@ from ebjr.arrays import to_numpy
 from ebjr.backends.chunks import as_array, checked_batch_size, run_in_chunks
 from ebjr.backends.onnx import quiet
 from ebjr.errors import ModelError, needs, one_line
+from ebjr.files import check_file
 from ebjr.model import Answer, InputShape, ModelFacts, device_name
 
 with needs("torch", "running a PyTorch module"):
@@ -151,9 +152,7 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     ModelError
         The file is corrupt, holds pickled objects, or has several inputs.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"model file {path} does not exist; check the path")
+    path = check_file(path)
     try:
         # torch logs the traceback of a corrupt file; our error says the same in one line
         with _no_unpickling(), quiet("torch.export"):

@@ -18,6 +18,7 @@ import numpy as np
 
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.evaluation.inputs import OpenShape, Shape, batch_of_one, input_dtype_of, random_batch
+from ebjr.files import check_file
 from ebjr.model import facts, model_name
 
 
@@ -84,9 +85,7 @@ def count_flops(
             f"FLOPs are counted for an .onnx file, a torch module or a model from ebjr.load_model, "
             f"not for {model!r}: load it first, or give its FLOPs (--student-flops)"
         )
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"model file {path} does not exist: check the path")
-    return _count_onnx(Path(path), input_shape)
+    return _count_onnx(check_file(path), input_shape)
 
 
 def _flops(

@@ -58,3 +58,15 @@ def timed_calls(model: Any, batch: Any, deadline: float, most: int = sys.maxsize
         model(batch)
         times.append(time.perf_counter() - start)
     return times
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """Read a shape like ``1,3,32,32``."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--input-shape must be whole numbers like 1,3,32,32, not {text!r}"
+        ) from None

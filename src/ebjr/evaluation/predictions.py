@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import take_rows
+from ebjr.files import check_file
 from ebjr.labels import check_same_classes
 from ebjr.outcomes import Outcomes
 
@@ -48,9 +49,7 @@ def read_predictions(
 
 def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read an ``.npz``'s arrays; of outcomes only `about`: `Outcomes.load` reads the rest."""
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {path} to compare with")
+    file = check_file(path, f"there is no file {path} to compare with")
     try:
         with file.open("rb") as opened:
             if opened.read(2) != b"PK":  # an .npz is a zip archive

@@ -245,6 +245,7 @@ def tune(
     """
     available = available_cores() if cores is None else cores
     check_at_least(1, cores=available, rounds=rounds)
+    check_at_least(0, seconds=seconds)
     sizes = _checked_sizes(batch_sizes)
     models = {threads: load(threads) for threads in _powers(available)}
     known, dtype = facts(models[1]), input_dtype_of(models[1])

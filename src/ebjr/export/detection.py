@@ -1,4 +1,4 @@
-"""Detectors like DETR inside the graph: a fixed number of boxes, and no NMS.
+"""Detectors like DETR inside the graph: a fixed number of boxes (`Layout.fixed`), and no NMS.
 
 An image's detections are the best `limit` pairs of box and class, as in `ebjr.backends.detectors`.
 Padding rows have boxes of 0, the label -1 and the score 0.
@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ebjr.backends.detectors import OnnxDetector
-from ebjr.backends.layouts import dense_output, detr_outputs
+from ebjr.backends.layouts import LAYOUTS, Fixed
 from ebjr.errors import ModelError
 from ebjr.export.images import place_images
 from ebjr.export.operators import Operators, Value
@@ -20,8 +20,6 @@ from ebjr.scores import Score
 from ebjr.tasks.detection.scale import LEAST_SCORE, ConfidenceMap
 
 FLOAT = ir.DataType.FLOAT
-FIXED = ("detr", "rtdetr", "end2end", "end2end_normalized")
-"""The layouts with the same number of boxes on every image."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,8 @@ class Head:
     """What the joint graph reads of a detector's graph."""
 
     detector: OnnxDetector
-    outputs: tuple[str, ...]  # names of boxes, logits and any bin logits, or one name for all
+    fixed: Fixed  # its layout's
+    outputs: tuple[str, ...]  # their names, as in `Fixed`
     queries: int  # boxes on an image
     bins: int  # for a side, or 0
     softmax: bool  # the last logit means "nothing"
@@ -48,22 +47,20 @@ class Head:
 
 def head_of(role: str, detector: OnnxDetector, example: np.ndarray) -> Head:
     """Return a detector's head; a ModelError if it needs NMS or its number of boxes varies."""
-    layout = detector.layout_name
-    if layout not in FIXED or detector.nms is not None:
+    fixed = detector.layout.fixed
+    if fixed is None or detector.nms is not None:
+        known = ", ".join(name for name, layout in LAYOUTS.items() if layout.fixed)
         raise ModelError(
-            f"the {role} {detector.path} (layout {layout or 'own'}) decodes and suppresses boxes "
-            "outside its graph; only detectors like DETR, with a fixed number of boxes and no "
-            f"suppression, can be exported: those with the layouts {', '.join(FIXED)}"
+            f"the {role} {detector.path} (layout {detector.layout_name or 'own'}) decodes and "
+            "suppresses boxes outside its graph; only detectors like DETR, with a fixed number of "
+            f"boxes and no suppression, can be exported: those with the layouts {known}"
         )
     answers = detector.model.answer_all(detector.preprocess(example))
-    classes = detector.classes
-    if layout != "detr":
-        name = dense_output(answers, 6 if detector.layout.by_label else 4 + classes)
-        return Head(detector, (name,), answers[name].shape[1], 0, False)
-    names = detr_outputs(answers, classes)
-    count, queries, columns = answers[names[1]].shape
-    bins = sum(answers[name].size for name in names[2:]) // (count * queries * 4)
-    return Head(detector, names, queries, bins, columns > classes)
+    names = fixed.names(answers, detector.classes)
+    boxes, *others = (answers[name] for name in names)
+    bins = others[1].size // boxes.size if len(others) > 1 else 0
+    softmax = bool(others) and others[0].shape[2] > detector.classes
+    return Head(detector, fixed, names, boxes.shape[1], bins, softmax)
 
 
 @dataclass(frozen=True)
@@ -110,18 +107,20 @@ def find(op: Operators, head: Head, raws: list[Value], images: Value) -> Found:
 
 def _read(op: Operators, head: Head, raws: list[Value]) -> tuple[Value, Value]:
     """Return corners in the layout's unit, and logits of our classes, or of all for a softmax."""
-    whole = raws[0]
-    boxes, scores = op.Slice(whole, [0], [4], [2]), op.Slice(whole, [4], [2**31], [2])
+    boxes, scores = op.Slice(raws[0], [0], [4], [2]), op.Slice(raws[0], [4], [2**31], [2])
+    corners = boxes if head.fixed.corners else _corners(op, boxes)
     if head.detector.layout.by_label:
         score, label = op.Slice(scores, [0], [1], [2]), op.Slice(scores, [1], [2], [2])
         own = op.Equal(label, head.columns.astype(np.float32))
-        return boxes, op.Where(own, _log_odds(op, score), -math.inf)
+        return corners, op.Where(own, _log_odds(op, score), -math.inf)
+    logits = raws[1] if len(head.outputs) > 1 else _log_odds(op, scores)
+    return corners, logits if head.softmax else op.Gather(logits, head.columns, axis=2)
+
+
+def _corners(op: Operators, boxes: Value) -> Value:
     center, half = op.Slice(boxes, [0], [2], [2]), op.Slice(boxes, [2], [4], [2])
     half = op.Mul(op.Max(half, 0.0), 0.5)
-    logits = _log_odds(op, scores) if head.detector.layout_name == "rtdetr" else raws[1]
-    if not head.softmax:
-        logits = op.Gather(logits, head.columns, axis=2)
-    return op.Concat(op.Sub(center, half), op.Add(center, half), axis=2), logits
+    return op.Concat(op.Sub(center, half), op.Add(center, half), axis=2)
 
 
 def _log_odds(op: Operators, scores: Value) -> Value:
@@ -142,7 +141,7 @@ def _placed(op: Operators, head: Head, corners: Value, images: Value) -> Value:
         return exact.Concat(*pair, *pair, axis=0)
 
     pixels = corners
-    if head.detector.layout_name != "end2end":  # other layouts go from 0 to 1
+    if not head.fixed.pixels:
         pixels = op.Mul(corners, op.Cast(four(*size), to=int(FLOAT)))
     preprocess, pixels = head.detector.preprocess, exact.to(pixels, np.float64)
     if any(preprocess.shift):

@@ -17,7 +17,7 @@ import ebjr
 from ebjr.arrays import to_numpy
 from ebjr.backends.entry import FarEntry, ModelEntry, RemoteEntry, entry_of
 from ebjr.backends.exported import ExportedJoint
-from ebjr.backends.onnx import OnnxModel
+from ebjr.backends.onnx import OnnxModel, check_named
 from ebjr.backends.output_kind import AsLogits
 from ebjr.data.preprocess import unprepared
 from ebjr.errors import ModelError, one_line
@@ -89,13 +89,13 @@ def export_joint(
         A model is not an ONNX graph or cannot become part of one, or the joint graph does not
         answer like the joint model.
     ValueError
-        The score cannot be exported, or `opset` does not exist.
+        The score cannot be exported, `opset` does not exist, or `path` does not end in ``.onnx``.
     TypeError
         A model of `joint` came from no file.
     OSError
         The file cannot be written.
     """
-    newest = onnx.defs.onnx_opset_version()
+    path, newest = check_named(path), onnx.defs.onnx_opset_version()
     if opset is not None and not LEAST_OPSET <= opset <= newest:
         raise ValueError(
             f"opset must be from {LEAST_OPSET} to {newest}, the newest in onnx "
@@ -109,7 +109,7 @@ def export_joint(
     given = _given(models_of(model))
     batch = _tried(levels, given)
     with write_beside(path) as folder:
-        draft, found = folder / Path(path).name, []
+        draft, found = folder / path.name, []
         for depth in range(1, len(levels) + 1):  # inner levels too, to test every threshold
             graph = _graph(levels[:depth], given, batch, opset)
             _describe(graph, about, given, levels[:depth])
@@ -122,8 +122,8 @@ def export_joint(
                 raise ModelError(f"{error}{_fixed(given)}") from error
         written = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(
-        path=Path(path),
-        data=None if data is None else Path(path).with_name(data.name),
+        path=path,
+        data=None if data is None else path.with_name(data.name),
         bytes=written,
         opset=graph.graph.opset_imports[""],
         ir_version=graph.ir_version,

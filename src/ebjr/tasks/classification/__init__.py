@@ -33,7 +33,6 @@ class Classification(Task):
         *("entropy(temperature=2.0)", "entropy(temperature=0.5)", "energy(temperature=2.0)"),
         *("normalized_logit(p=2.0)", "normalized_logit(p=4.0)"),
     )
-    shown: tuple[str, ...] = auto[:6]
     learner = Logistic()
     blends = (
         *Task.blends,

@@ -25,7 +25,7 @@ class Specialized(Classification):
     name = "specialized"
     raw = LOGITS_AND_OTHER
     reads = (LOGITS,)
-    auto = shown = ()
+    auto = ()
 
     def __init__(self, known_classes: tuple[int, ...] | None = None) -> None:
         self.known_classes = known_classes
@@ -99,15 +99,16 @@ class SpecializedJointClassifier(JointModel):
         A model whose raw output is (n, C + 1): logits of the known classes, then of "other".
     teacher
         A model whose raw output is logits of all classes, (n, classes).
-    router, when_unavailable, late
+    router
         As in `JointClassifier`.
     known_classes
         The teacher's label of each class that the student knows, in the student's order.
     classes
         The number of the teacher's classes.
-    blend
-        As in `JointClassifier`. The student's "other" is spread over the classes that it does not
-        know in the teacher's proportions.
+    **policy
+        ``blend``, ``when_unavailable`` and ``late``, as in `JointClassifier`. In a blend the
+        student's "other" is spread over the classes that it does not know in the teacher's
+        proportions.
 
     Raises
     ------
