@@ -42,6 +42,13 @@ def test_to_numpy_takes_gradients_bfloat16_and_lists():
     np.testing.assert_array_equal(to_numpy([1, 2]), [1, 2])
 
 
+def test_masked_values_are_no_numbers():
+    masked = np.ma.array([1.0, 1e20], mask=[False, True])
+    with pytest.raises(ValueError, match="1 of 2 values are masked: leave their rows out"):
+        to_numpy(masked)
+    assert to_numpy(masked[:1]).tolist() == [1.0]
+
+
 @pytest.mark.parametrize("awkward", [np.broadcast_to(1.0, (3, 2)), ROWS[::-1], ROWS[:, ::-1]])
 def test_read_only_and_reversed_arrays_become_tensors(awkward):
     torch = pytest.importorskip("torch")
