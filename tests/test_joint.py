@@ -347,6 +347,7 @@ def test_rows_left_by_a_limit_and_rows_of_nonsense_are_told_apart():
         (lambda b: Answer(mark(b, 1), degraded=np.zeros(7, bool)), "must mark 2 rows as true or"),
         (lambda b: Answer(mark(b, 1), degraded=np.zeros(2)), "must mark 2 rows as true or"),
         (lambda b: Answer(mark(b, 1), None, np.ones(3, bool)), "must mark 2 rows as true or"),
+        (lambda b: Answer(mark(b, 1), spent=np.ones((1, 3))), "spent on each of 2 inputs, .2, 3."),
     ],
 )
 def test_what_is_no_number_is_no_answer(output, says):
