@@ -30,6 +30,7 @@ from ebjr.backends.entry import (
     entry_of,
     joined,
     picked,
+    stored_score,
 )
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.python import import_path
@@ -159,13 +160,8 @@ class JointConfig:
         kind.check_scale(self.rescale)
         kind.check_classes(self.classes)
         object.__setattr__(self, "known_classes", kind.known_classes)  # the dataclass is frozen
-        router = Router(self.score, self.threshold, self.skip)
+        Router(self.score, self.threshold, self.skip)  # raises if it is none
         object.__setattr__(self, "blend", as_blend(self.blend))
-        if not router.score.named:
-            raise ValueError(
-                f"joint.toml stores a score by name, but {self.score} has no registered name; "
-                "register it with ebjr.register_score"
-            )
 
     @classmethod
     def of_study(
@@ -184,7 +180,7 @@ class JointConfig:
         return cls(
             student,
             teacher,
-            point.score,
+            stored_score(point.router.score),
             point.threshold,
             point.blend,
             name=name,
@@ -627,7 +623,7 @@ def save_joint(
     JointConfig(
         student,
         teacher,
-        str(joint.router.score),
+        stored_score(joint.router.score),
         joint.router.threshold,
         name=name,
         labels=labels,
