@@ -579,6 +579,23 @@ def test_a_row_that_the_student_cannot_score_goes_to_the_teacher(bad, asarray):
     np.testing.assert_array_equal(to_numpy(answer.output)[:, 2], [1, -1, 1])
 
 
+def test_a_row_of_nan_is_no_answer_while_the_teacher_is_away(asarray):
+    def spoiled(batch):
+        output = student(batch)
+        output[1:2] = np.nan
+        return output
+
+    def away(batch):
+        raise TeacherUnavailable("it is away")
+
+    joint = JointClassifier(spoiled, away, Router("energy", 1e9))
+    batch = asarray(batch_of([1, 1, 1]))
+    with pytest.raises(TeacherUnavailable, match="1 of 3 rows have no answer from spoiled or away"):
+        joint(batch)
+    assert joint.unanswered(joint.unchecked(batch)).tolist() == [False, True, False]
+    assert joint(batch[:1]).degraded.tolist() == [True]
+
+
 def test_the_base_class_leaves_the_answer_to_its_finals():
     with pytest.raises(NotImplementedError, match="use a task's final"):
         JointModel(student, teacher, KEEP)
