@@ -3,6 +3,7 @@ from __future__ import annotations
 import array_api_compat
 import numpy as np
 import pytest
+import scipy.sparse
 import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,3 +165,13 @@ def test_rows_put_have_the_wider_dtype(one, other, asarray):
 def test_logits_have_rows_and_at_least_two_classes(shape, asarray):
     with pytest.raises(ValueError, match="with at least 2 classes, not"):
         arrays.as_logits(asarray(np.ones(shape)))
+
+
+@pytest.mark.parametrize("form", ["csr_array", "coo_array", "csc_matrix"])
+def test_a_sparse_matrix_is_known_by_its_numbers(form):
+    """Recordings and promises resume only over the same data."""
+    make, dense = getattr(scipy.sparse, form), np.diag([1.0, 2.0, 0.0])
+    others = (2 * dense, dense[::-1], np.diag([1.0, 2.0]), np.pad(dense, (0, 1)))
+    assert arrays.fingerprint(make(dense)) == arrays.fingerprint(make(dense.copy()))
+    for other in others:
+        assert arrays.fingerprint(make(dense)) != arrays.fingerprint(make(other))

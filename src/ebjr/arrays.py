@@ -242,9 +242,12 @@ def join_rows(parts: Sequence[Batch]) -> Batch:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash arrays, or lists of anything, by SHA-256."""
+    """Hash arrays, sparse matrices, or lists of anything, by SHA-256."""
     found = hashlib.sha256()
     for part in parts:
+        if hasattr(part, "tocsr"):  # its text has no numbers
+            rows = part.tocsr()
+            part = [np.array(rows.shape), rows.data, rows.indices, rows.indptr]
         for row in part if isinstance(part, list) else [part]:
             array = to_numpy(row) if is_array(row) else np.asarray(row, object)
             numbers = not array.dtype.hasobject
