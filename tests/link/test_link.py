@@ -371,6 +371,25 @@ def test_only_rows_that_were_sent_are_billed_and_one_without_an_answer_takes_no_
     assert answer.spent[:, 2].tolist() == [1.0] * asked + [0.0] * (5 - asked)
 
 
+def test_an_attempt_that_failed_is_billed_too():
+    calls = []
+
+    def late(batch):
+        calls.append(len(batch))
+        spent = np.full((len(batch), 3), float(len(calls)))
+        if len(calls) % 3:
+            error = TeacherUnavailable("it is busy")
+            error.spent = spent
+            raise error
+        return Answer(teach(batch), spent=spent)
+
+    x = np.zeros((2, 2), np.float32)
+    for retries, bill in ((2, 1 + 2 + 3), (1, 4 + 5)):
+        teacher = FarTeacher(late, Link(retries=retries))
+        joint = JointClassifier(student, teacher, Router("max_logit", 99.0))
+        assert joint(x).spent[:, 2].tolist() == [bill, bill]
+
+
 def test_only_rows_that_were_sent_are_billed_if_none_is_answered():
     def away(batch):
         error = TeacherUnavailable("it is busy")

@@ -244,8 +244,9 @@ class FarTeacher:
         return answer
 
     def _tried(self, batch: Batch) -> Any:
+        lost: list[Any] = []  # what attempts have spent that failed
         if not self.link.retries:  # stamina's own overhead is more than a fast teacher takes
-            return self._attempt(batch, 1)
+            return self._attempt(batch, 1, lost)
         for attempt in self._attempts(
             on=self._again,
             attempts=self.link.retries + 1,
@@ -255,13 +256,20 @@ class FarTeacher:
             wait_jitter=0.1,
         ):
             with attempt:
-                return self._attempt(batch, attempt.num)
+                return self._attempt(batch, attempt.num, lost)
         raise AssertionError("the last attempt raises")
 
-    def _attempt(self, batch: Batch, number: int) -> Any:
+    def _attempt(self, batch: Batch, number: int, lost: list[Any]) -> Any:
         try:
-            return self.teacher(batch)
+            found = self.teacher(batch)
+            if not lost:
+                return found
+            found = as_answer(found)
+            return replace(found, spent=sum(lost, 0 if found.spent is None else found.spent))
         except TeacherUnavailable as error:
+            if error.spent is not None:
+                lost.append(error.spent)
+                error.spent = sum(lost)
             told = (self.name, number, self.link.retries + 1, error)
             log.info("%s, attempt %d of %d: %s", *told, extra={"kind": ("attempt", self.name)})
             raise
