@@ -3,6 +3,7 @@ from __future__ import annotations
 import array_api_compat
 import numpy as np
 import pytest
+import scipy.sparse
 import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,6 +41,13 @@ def test_to_numpy_takes_gradients_bfloat16_and_lists():
     assert to_numpy(torch.ones(2, dtype=torch.bfloat16)).dtype == np.float32
     assert to_numpy(torch.ones(2, dtype=torch.float16)).dtype == np.float16
     np.testing.assert_array_equal(to_numpy([1, 2]), [1, 2])
+
+
+def test_masked_values_are_no_numbers():
+    masked = np.ma.array([1.0, 1e20], mask=[False, True])
+    with pytest.raises(ValueError, match="1 of 2 values are masked: leave their rows out"):
+        to_numpy(masked)
+    assert to_numpy(masked[:1]).tolist() == [1.0]
 
 
 @pytest.mark.parametrize("awkward", [np.broadcast_to(1.0, (3, 2)), ROWS[::-1], ROWS[:, ::-1]])
@@ -157,3 +165,13 @@ def test_rows_put_have_the_wider_dtype(one, other, asarray):
 def test_logits_have_rows_and_at_least_two_classes(shape, asarray):
     with pytest.raises(ValueError, match="with at least 2 classes, not"):
         arrays.as_logits(asarray(np.ones(shape)))
+
+
+@pytest.mark.parametrize("form", ["csr_array", "coo_array", "csc_matrix"])
+def test_a_sparse_matrix_is_known_by_its_numbers(form):
+    """Recordings and promises resume only over the same data."""
+    make, dense = getattr(scipy.sparse, form), np.diag([1.0, 2.0, 0.0])
+    others = (2 * dense, dense[::-1], np.diag([1.0, 2.0]), np.pad(dense, (0, 1)))
+    assert arrays.fingerprint(make(dense)) == arrays.fingerprint(make(dense.copy()))
+    for other in others:
+        assert arrays.fingerprint(make(dense)) != arrays.fingerprint(make(other))

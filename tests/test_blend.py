@@ -156,3 +156,17 @@ def test_where_the_student_says_nan_the_teacher_alone_answers(asarray, blend):
     np.testing.assert_allclose(found, np.concatenate([to_numpy(one) for one in alone]))
     means = to_numpy(blend_predictions(student[:, :1], teacher[:, :1], 0.5))
     np.testing.assert_allclose(means[:, 0], [1.0, 2 / 3])
+
+
+@pytest.mark.parametrize("blend", [0.5, Blend(0.5, student_temperature=2.0)])
+@pytest.mark.parametrize("row", [[np.inf, 1.0, 0.0], [-np.inf] * 3])
+def test_where_the_students_row_has_no_softmax_the_teacher_alone_answers(asarray, blend, row):
+    teacher = asarray(np.array([[1.0, 5.0, 0.0]]))
+    found = to_numpy(blend_logits(asarray(np.array([row])), teacher, blend))
+    np.testing.assert_allclose(found, to_numpy(blend_logits(teacher, teacher, blend)))
+
+
+@pytest.mark.parametrize("number", [np.inf, -np.inf])
+def test_an_infinite_prediction_is_not_mixed_in(asarray, number):
+    student, teacher = asarray(np.array([[number], [2.0]])), asarray(np.array([[1.0], [5.0]]))
+    np.testing.assert_array_equal(to_numpy(blend_predictions(student, teacher, 1.0)), [[1], [3.5]])

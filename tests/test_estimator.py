@@ -18,6 +18,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassif
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -116,6 +117,18 @@ def test_a_goal_is_that_of_calibrate(digits, joint):
     joint.set_params(goal="accuracy", deferral_rate=None, target=0.9999)
     with pytest.raises(ebjr.CalibrationError, match=r"no threshold reaches accuracy 0\.9999"):
         joint.fit(inputs, targets)
+
+
+def test_a_promise_is_about_the_models_whose_answers_certify_it(digits):
+    """A teacher fitted on more rows than in the folds is better than its answers there."""
+    inputs, _, targets, _ = digits
+    pair = LogisticRegression(C=1e-4, max_iter=999), KNeighborsClassifier(1)
+    how = {"tolerance": 0.1, "router_score": "margin", "blend": 0.0, "random_state": 0}
+    joint = ebjr.JointEstimator(*pair, **how, delta=0.1, folds=3).fit(inputs, targets)
+    assert joint.point_.certified.n == joint.point_.n == pytest.approx(len(inputs) / 3, abs=1)
+    assert joint.teacher_.n_samples_fit_ == len(inputs) - joint.point_.n
+    whole = ebjr.JointEstimator(*pair, **how).fit(inputs, targets)
+    assert whole.teacher_.n_samples_fit_ == whole.point_.n == len(inputs)
 
 
 def test_a_class_of_one_row_is_fitted_and_not_calibrated_on(joint):

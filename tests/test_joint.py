@@ -347,6 +347,7 @@ def test_rows_left_by_a_limit_and_rows_of_nonsense_are_told_apart():
         (lambda b: Answer(mark(b, 1), degraded=np.zeros(7, bool)), "must mark 2 rows as true or"),
         (lambda b: Answer(mark(b, 1), degraded=np.zeros(2)), "must mark 2 rows as true or"),
         (lambda b: Answer(mark(b, 1), None, np.ones(3, bool)), "must mark 2 rows as true or"),
+        (lambda b: Answer(mark(b, 1), spent=np.ones((1, 3))), "spent on each of 2 inputs, .2, 3."),
     ],
 )
 def test_what_is_no_number_is_no_answer(output, says):
@@ -576,6 +577,23 @@ def test_a_row_that_the_student_cannot_score_goes_to_the_teacher(bad, asarray):
     answer = joint(asarray(batch_of([1, 1, 1])))
     assert to_numpy(answer.deferred).tolist() == [False, True, False]
     np.testing.assert_array_equal(to_numpy(answer.output)[:, 2], [1, -1, 1])
+
+
+def test_a_row_of_nan_is_no_answer_while_the_teacher_is_away(asarray):
+    def spoiled(batch):
+        output = student(batch)
+        output[1:2] = np.nan
+        return output
+
+    def away(batch):
+        raise TeacherUnavailable("it is away")
+
+    joint = JointClassifier(spoiled, away, Router("energy", 1e9))
+    batch = asarray(batch_of([1, 1, 1]))
+    with pytest.raises(TeacherUnavailable, match="1 of 3 rows have no answer from spoiled or away"):
+        joint(batch)
+    assert joint.unanswered(joint.unchecked(batch)).tolist() == [False, True, False]
+    assert joint(batch[:1]).degraded.tolist() == [True]
 
 
 def test_the_base_class_leaves_the_answer_to_its_finals():

@@ -648,6 +648,15 @@ def test_a_lambda_cannot_be_written_down(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_function_with_the_name_of_a_score_is_not_written_down_as_that_score(joint, tmp_path):
+    joint.router.score = ebjr.Score("margin", lambda output: output[:, 0])
+    with pytest.raises(ValueError, match="but margin has no registered name"):
+        ebjr.save_joint(tmp_path / "joint.toml", joint)
+    outer = ebjr.JointClassifier(joint, joint.teacher, Router("margin", 0.5))
+    with pytest.raises(TypeError, match="but margin has no registered name"):
+        ebjr.save_joint(tmp_path / "joint.toml", outer)
+
+
 def test_a_score_without_a_name_cannot_be_written_down(joint, tmp_path):
     joint.router = Router(lambda logits: logits[:, 0], 1.0)
     with pytest.raises(ValueError, match=r"joint.toml stores a score by name|no score named"):

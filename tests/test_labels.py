@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from ebjr.labels import are_names, check_same_names, places
+from ebjr.labels import Places, are_names, check_same_names, places
 
 NAMES = ("bird", "cat", "dog")
 
@@ -120,3 +120,15 @@ def test_a_model_that_names_other_classes_than_it_answers_is_refused():
         ValueError, match=r"the models name 3 classes \(bird, cat, dog\), but return 2"
     ):
         places(None, NAMES, 2, None)
+
+
+def test_a_name_of_two_classes_does_not_tell_them_apart():
+    """Like ImageNet's two cranes."""
+    names = ("crane", "fox", "crane")
+    assert places(names, names, 3, "given").place is None
+    named = Places(names, by_name=True)
+    assert named.of(np.array(["fox"]), 3).tolist() == [1]
+    with pytest.raises(ValueError, match="several of the models' classes are called so"):
+        named.of(np.array(["crane", "fox"]), 3)
+    with pytest.raises(ValueError, match="several of the models' classes are called so"):
+        places(("crane", "fox"), names, 3, "folders")

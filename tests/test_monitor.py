@@ -383,6 +383,23 @@ def test_excess_is_the_joint_error_minus_the_teacher_s():
     assert excess([0, 1, 1], [1, 0, 1], [1, 1, 1]).tolist() == [1, -1, 0]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: harm([0, 1], [1, 1], [False, False], ["cat", "dog"]),
+        lambda: harm(["cat", "dog"], [1, 1], [False, False]),
+        lambda: excess([0, 1], [1, 1], ["cat", "dog"]),
+    ],
+)
+def test_names_and_numbers_never_agree_and_are_refused(call):
+    with pytest.raises(ValueError, match="labels must be all names or all whole numbers"):
+        call()
+
+
+def test_the_teachers_answer_to_a_row_may_be_unknown():
+    assert harm([0, 1], [np.nan, 1], [True, False], [0, 1]).tolist() == [0, 0]
+
+
 def test_deferred_rows_are_always_audited_and_kept_ones_at_the_given_rate():
     deferred = np.arange(50_000) < 10_000
     audited, chance = draw_audits(deferred, 0.1, np.random.default_rng(0))

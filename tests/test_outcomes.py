@@ -215,6 +215,20 @@ def test_targets_of_any_size_survive(tmp_path, largest):
     assert Outcomes.load(tmp_path / "wide.npz").targets.tolist() == [0, largest]
 
 
+@pytest.mark.parametrize(
+    ("task", "near", "targets"),
+    [
+        ("classification", [[1000.0, 1000.1], [1.0, 2.0]], [1, 1]),
+        ("multilabel", [[1e-9, 1.0], [1.0, 2.0]], [[1, 1], [1, 1]]),
+    ],
+)
+def test_answers_that_half_precision_would_change_are_refused(task, near, targets, tmp_path):
+    clear = [[-1.0, 1.0], [1.0, 2.0]]
+    with pytest.raises(ValueError, match="1 of 2 answers of the student would be others"):
+        Outcomes(near, clear, targets, task).save(tmp_path / "half.npz", half=True)
+    Outcomes(clear, clear, targets, task).save(tmp_path / "half.npz", half=True)
+
+
 def test_logits_too_large_for_half_precision_are_refused_in_a_sentence(tmp_path):
     outcomes = Outcomes(1e6 * np.eye(2), np.eye(2), [0, 1])
     with pytest.raises(ValueError, match="half"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -366,6 +367,27 @@ def test_preprocessing_that_is_given_is_not_inferred(folder):
     assert ours.models["teacher"]["preprocess"]["std"] == [1, 1, 1]
     own = [ebjr.Preprocessed(model, Preprocess(size=SIZE)) for model in pair()]
     assert record(*own, open_data("images")).models["student"]["preprocess"] == {"size": SIZE}
+
+
+class TrueFirst:
+    """A classifier of statements whose first class is "true"."""
+
+    labels = ("true", "false")
+
+    def __call__(self, batch):
+        return np.stack([batch[:, 0], -batch[:, 0]], axis=1)
+
+
+def test_bools_are_the_classes_true_and_false(folder):
+    rows, said = np.array([[1.0], [-1.0]]), np.array([True, False])
+    Path("data.csv").write_text("x,label\n1.0,true\n-1.0,false\n")
+    np.savez("data.npz", inputs=rows, targets=said)
+    for data in (open_data("data.csv", input_columns="x"), open_data("data.npz")):
+        found = record(TrueFirst(), TrueFirst(), data)
+        assert (found.targets.tolist(), found.student_quality.mean()) == ([0, 1], 1)
+    assert record(TrueFirst(), TrueFirst(), rows, said).targets.tolist() == [0, 1]
+    numbered = record(lambda b: b[:, [0, 0]], lambda b: b[:, [0, 0]], rows, said)
+    assert numbered.targets.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])

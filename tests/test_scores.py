@@ -499,3 +499,14 @@ def test_one_known_class_has_an_energy_and_a_probability_and_nothing_to_compare(
         ValueError, match="needs at least two known classes and 'other', 3 columns, not 2"
     ):
         as_score("specialized_margin")(rows)
+
+
+def test_a_function_with_the_name_of_a_score_is_not_taken_for_it():
+    """A file would name it, and be read with the other function."""
+
+    def softmax(logits):
+        return -abs(logits).sum(axis=1)
+
+    with pytest.raises(ValueError, match="a score named softmax exists already: rename yours"):
+        as_score(softmax)
+    assert as_score(SCORES["softmax"]).named

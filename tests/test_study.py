@@ -102,6 +102,24 @@ def test_a_point_that_is_chosen_already_is_judged_as_it_is(outcomes, study):
     assert again.other_results == study.other_results
 
 
+@pytest.mark.parametrize("score", ["softmax", "margin", "entropy", "energy"])
+def test_a_deferral_rate_is_found_among_scores_that_crowd(score):
+    """Softmax probabilities of a sure student differ in their last digits."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 10, 4_000)
+    sure = rng.normal(0, 0.1, (4_000, 10))
+    sure[np.arange(4_000), targets] += rng.uniform(12, 30, 4_000)
+    table = Outcomes(sure, 9 * np.eye(10)[targets], targets)
+    study = run_study(table, "budget", deferral_rate=0.3, score=score, blend=0.0)
+    figures = study.kept_figures()
+    values = as_score(score)(study.held_out.student)
+    for rate in (0.1, 0.3, 0.5, 0.9):
+        found = np.interp(rate, np.linspace(0, 1, 101), figures["score_quantiles"])
+        assert (values < found).mean() == pytest.approx(rate, abs=0.04)
+    curve = study.point.curve(study.held_out)
+    assert set(figures["curve"]["threshold"]) <= set(curve.threshold.tolist())
+
+
 def test_a_point_out_of_its_goals_reach_can_still_be_judged():
     """A blend that hurts here never matches the teacher; its figures are asked for all the same."""
     rng = np.random.default_rng(3)

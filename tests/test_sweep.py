@@ -84,6 +84,34 @@ def test_of_a_budget_the_best_quality_wins(tables):
     assert sweep.best == max(points, key=lambda name: points[name].quality)
 
 
+def test_savings_are_compared_in_a_unit_that_all_candidates_know(tables):
+    costs = {
+        "top 3": (Cost(flops=1.0, seconds=9.0), Cost(flops=100.0, seconds=10.0)),
+        "top 8": (Cost(seconds=1.0), Cost(seconds=10.0)),
+    }
+    found = run_sweep(
+        {
+            name: replace(tables[name], student_cost=student, teacher_cost=teacher)
+            for name, (student, teacher) in costs.items()
+        },
+        tolerance=0.01,
+        traffic=Traffic(0.95, POPULAR),
+        blend=0.0,
+        score="known_softmax",
+    )
+    assert (found.unit, found.best) == ("seconds", "top 8")
+    saved = found.as_dict()["candidates"]["top 3"]["saving_by_popular_share"]
+    assert saved["0.95"] < 1.2
+    one, other = (
+        replace(tables[name], student_cost=Cost(**{unit: 1.0}), teacher_cost=Cost(**{unit: 9.0}))
+        for name, unit in (("top 3", "flops"), ("top 8", "seconds"))
+    )
+    apart = run_sweep({"one": one, "other": other}, tolerance=0.01, blend=0.0)
+    rates = {name: study.point.deferral_rate for name, study in apart.studies.items()}
+    assert apart.unit is None
+    assert apart.best == min(rates, key=rates.__getitem__)
+
+
 def test_a_candidate_that_cannot_is_left_out_with_its_reason(tables):
     goal = {"target": 0.99, "score": "specialized_energy", "blend": 0.0}
     weak = replace(tables["top 1"], teacher=tables["top 1"].teacher)

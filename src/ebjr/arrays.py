@@ -33,8 +33,18 @@ def is_array(value: object) -> bool:
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """Convert an array on any device to NumPy; bfloat16, which NumPy lacks, becomes float32."""
-    if type(array) is np.ndarray or not array_api_compat.is_torch_array(array):
+    """Convert an array on any device to NumPy; bfloat16, which NumPy lacks, becomes float32.
+
+    A ValueError refuses masked values, whose numbers mean nothing.
+    """
+    if type(array) is np.ndarray:
+        return array
+    if not array_api_compat.is_torch_array(array):
+        if np.ma.is_masked(array):
+            raise ValueError(
+                f"{np.ma.getmaskarray(array).sum()} of {array.size} values are masked: leave their "
+                "rows out, or fill them in with .filled()"
+            )
         return np.asarray(array)
     tensor = array.detach().cpu()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
@@ -232,9 +242,12 @@ def join_rows(parts: Sequence[Batch]) -> Batch:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash arrays, or lists of anything, by SHA-256."""
+    """Hash arrays, sparse matrices, or lists of anything, by SHA-256."""
     found = hashlib.sha256()
     for part in parts:
+        if hasattr(part, "tocsr"):  # its text has no numbers
+            rows = part.tocsr()
+            part = [np.array(rows.shape), rows.data, rows.indices, rows.indptr]
         for row in part if isinstance(part, list) else [part]:
             array = to_numpy(row) if is_array(row) else np.asarray(row, object)
             numbers = not array.dtype.hasobject

@@ -2,15 +2,17 @@
 
 A deferred answer is ``softmax(teacher) + weight * softmax(student)``, renormalized; for regression
 the weighted mean of both predictions. Weight 0 is the paper's: the teacher alone. Whether more
-helps depends on the pair, and is calibrated. If the student's row has a NaN, the teacher's row
-replaces it.
+helps depends on the pair, and is calibrated. If the student's row has no softmax, because of a NaN
+or an infinite logit, or if its prediction is not finite, the teacher's row replaces it.
 """
 
 import ast
 import math
 from dataclasses import astuple, dataclass, fields
 
-from ebjr.arrays import Array, as_float, log_softmax, logaddexp, unless_nan
+import numpy as np
+
+from ebjr.arrays import Array, as_float, log_softmax, logaddexp, logsumexp, unless_nan
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,10 @@ def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
     if weight == 0:
         return teacher
     student, teacher = as_float(student), as_float(teacher)
+    known = student + 0 * logsumexp(student)[..., None]  # NaN in rows without a softmax
     mixed = logaddexp(
         log_softmax(_over(teacher, theirs)),
-        log_softmax(_over(unless_nan(student, teacher), mine)) + math.log(weight),
+        log_softmax(_over(unless_nan(known, teacher), mine)) + math.log(weight),
     )
     return mixed - math.log1p(weight)
 
@@ -148,7 +151,9 @@ def blend_predictions(student: Array, teacher: Array, blend: float | Blend) -> A
     _check_weight(weight)
     if weight == 0:
         return teacher
-    return (teacher + weight * unless_nan(student, teacher)) / (1 + weight)
+    with np.errstate(invalid="ignore"):
+        known = student + 0 * student  # NaN for infinities
+    return (teacher + weight * unless_nan(known, teacher)) / (1 + weight)
 
 
 def _over(logits: Array, temperature: float) -> Array:

@@ -134,10 +134,14 @@ class OperatingPoint:
     @property
     def saving(self) -> float | None:
         """How many times cheaper it is than the teacher alone; below 1 it is more expensive."""
-        if self.unit is None:
+        return self.saving_in(self.unit)
+
+    def saving_in(self, unit: str | None) -> float | None:
+        """Return `saving` in a unit of `costs.UNITS`; None if not both models' costs are known."""
+        if unit is None or not is_comparable(self.student_cost, self.teacher_cost, unit):
             return None
-        own = getattr(self.cost, self.unit)
-        return getattr(self.alone_cost, self.unit) / own if own else math.inf
+        own = getattr(self.cost, unit)
+        return getattr(self.alone_cost, unit) / own if own else math.inf
 
     @property
     def joules_saved(self) -> float | None:

@@ -36,6 +36,8 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
     goal, tolerance, target, deferral_rate, delta, router_score, blend
         As for `calibrate`; its `score` is `router_score` here, since every estimator has a method
         `score`.
+        With `delta`, both are fitted without one fold, which certifies the threshold: a promise is
+        about the very models whose answers certify it.
     folds
         The number of folds. A class with one row is fitted, but not calibrated on.
     random_state
@@ -108,10 +110,22 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
                 f"{self.classes_[0]}"
             )
         fold = _folds(targets, self.folds, check_random_state(self.random_state))
-        student = self._outside(self.student, X, y, fold)
-        teacher = self._outside(self.teacher, X, y, fold)
+        # a promise is about the very models whose answers certify it
+        promised = self.delta is not None
+        seen = fold == 0 if promised else fold >= 0
+        own = ~seen if promised else np.ones(len(y), bool)
+        self.student_, self.teacher_ = (
+            clone(one).fit(X[own], y[own]) for one in (self.student, self.teacher)
+        )
+        both = SklearnModel(self.student_), SklearnModel(self.teacher_)
+        if promised:
+            student, teacher = (model(X[seen]) for model in both)
+        else:
+            student, teacher = (
+                self._outside(one, X, y, fold) for one in (self.student, self.teacher)
+            )
         self.point_ = calibrate(
-            Outcomes(student, teacher, targets[fold >= 0]),
+            Outcomes(student, teacher, targets[seen]),
             self.goal,
             tolerance=self.tolerance,
             target=self.target,
@@ -120,10 +134,6 @@ class JointEstimator(ClassifierMixin, BaseEstimator):
             score=self.router_score,
             blend=self.blend,
         )
-        self.student_, self.teacher_ = (
-            clone(one).fit(X, y) for one in (self.student, self.teacher)
-        )
-        both = SklearnModel(self.student_), SklearnModel(self.teacher_)
         self.joint_ = JointClassifier(*both, self.point_.router, blend=self.point_.blend)
         return self
 

@@ -184,7 +184,9 @@ class JointModel:
 
     def unanswered(self, found: JointAnswer) -> np.ndarray | None:
         """Return the rows, (n,) bool, that an `unchecked` answer leaves open; None if none."""
-        return silent_rows(found.output) if self._may_be_silent else None
+        # a local student's rows of NaN are deferred, so that only degraded ones can be left
+        looked = self._may_be_silent or bool(found.degraded.any())
+        return silent_rows(found.output) if looked else None
 
     def unchecked(self, inputs: Batch) -> JointAnswer:
         """Like a call, but rows that no model answered are NaN, for a later teacher to answer."""

@@ -25,6 +25,7 @@ from ebjr.backends.entry import (
     entry_of,
     joined,
     picked,
+    stored_score,
 )
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend, as_blend, blend_text
@@ -157,13 +158,8 @@ class JointConfig:
         kind.check_scale(self.rescale)
         kind.check_classes(self.classes)
         object.__setattr__(self, "known_classes", kind.known_classes)  # the dataclass is frozen
-        router = Router(self.score, self.threshold, self.skip)
+        Router(self.score, self.threshold, self.skip)  # raises if it is none
         object.__setattr__(self, "blend", as_blend(self.blend))
-        if not router.score.named:
-            raise ValueError(
-                f"joint.toml stores a score by name, but {self.score} has no registered name; "
-                "register it with ebjr.register_score"
-            )
 
     @classmethod
     def of_study(
@@ -182,7 +178,7 @@ class JointConfig:
         return cls(
             student,
             teacher,
-            point.score,
+            stored_score(point.router.score),
             point.threshold,
             point.blend,
             name=name,
@@ -552,7 +548,7 @@ def save_joint(
     JointConfig(
         student,
         teacher,
-        str(joint.router.score),
+        stored_score(joint.router.score),
         joint.router.threshold,
         name=name,
         labels=labels,

@@ -92,6 +92,8 @@ def places(
         )
     if names is None:
         return Places(named, by_name=named is not None and whole_numbers(named) is not None)
+    if tuple(names) == named:
+        return Places(named)
     numbers, folders = whole_numbers(names), named_by == "folders"
     shared = named is not None and not {*names}.isdisjoint(named)
     if named is not None and (shared or not (numbers or named_by == "given")):
@@ -123,6 +125,19 @@ def whole_numbers(names: Sequence[str]) -> list[int] | None:
     return list(map(int, names)) if all(re.fullmatch(r"-?[0-9]+", name) for name in names) else None
 
 
+def spelled_places(names: Sequence[str], kind: str) -> dict[int, int] | None:
+    """Return the class of each number, for labels of a NumPy kind; None if numbers are places.
+
+    Numbers are names if every class is named by one of its own: 3 is then "3" or "03", whatever its
+    place. Bools are names if two classes are called true and false, in any case.
+    """
+    words = [name.casefold() for name in names]
+    if kind == "b" and {"false", "true"} <= {*words}:
+        return {0: words.index("false"), 1: words.index("true")}
+    found = {number: place for place, number in enumerate(whole_numbers(names) or ())}
+    return found if kind in "biu" and len(found) == len(names) else None
+
+
 def as_names(array: np.ndarray) -> np.ndarray:
     """Turn an object array of texts into a text array; leave others unchanged."""
     words = array.dtype.kind == "O" and all(isinstance(each, str) for each in array.flat)
@@ -140,6 +155,11 @@ def _found(names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     for name in names:
         if name not in where:
             raise ValueError(_unknown(name, labels))
+        if labels.count(name) > 1:
+            raise ValueError(
+                f"the data have the class {name!r}, and several of the models' classes are called "
+                "so: give each its own name with --classes (classes=)"
+            )
     return np.array([where[name] for name in names], np.int64)
 
 

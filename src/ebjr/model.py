@@ -318,13 +318,19 @@ def answer(
     Raises
     ------
     ModelError
-        The output does not have a row for each answered input, or its marks are not booleans.
+        The output does not have a row for each answered input, its marks are not booleans, or what
+        it spent is not given for each input.
     """
     found = as_answer(model(batch))
     expected = rows if found.answered is None else int(to_numpy(found.answered).sum())
     for marks, count in ((found.answered, rows), (found.degraded, expected)):
         if marks is not None and (to_numpy(marks).dtype != bool or len(marks) != count):
             raise ModelError(f"{model_name(model)} must mark {count} rows as true or false")
+    if found.spent is not None and np.shape(found.spent) != (rows, 3):
+        raise ModelError(
+            f"{model_name(model)} must say what it spent on each of {rows} inputs, ({rows}, 3), "
+            f"not {np.shape(found.spent)}"
+        )
     if getattr(found.output, "requires_grad", False):
         found = replace(found, output=found.output.detach())  # an answer, not a graph to train
     if dollars is not None:

@@ -33,7 +33,7 @@ from ebjr.betting import (
 from ebjr.errors import check_choice
 from ebjr.files import json_number
 from ebjr.router import check_threshold, deferral_key, is_deferred
-from ebjr.stats import clopper_pearson, same_length
+from ebjr.stats import clopper_pearson, same_labels, same_length
 
 LOSS_VALUES = {
     "harm": (0.0, 1.0),
@@ -62,17 +62,19 @@ def harm(
     Raises
     ------
     ValueError
-        The lengths differ.
+        The lengths differ, or some are names and others numbers.
 
     Examples
     --------
     >>> harm([0, 0, 1], [1, 1, 1], [False, True, False])
     array([1., 0., 0.])
     """
-    student, teacher, asked = same_length(
-        student=student_prediction, teacher=teacher_prediction, deferred=deferred
+    student, teacher, truth = same_labels(
+        student=student_prediction,
+        teacher=teacher_prediction,
+        targets=teacher_prediction if targets is None else targets,
     )
-    truth = teacher if targets is None else same_length(student=student, targets=targets)[1]
+    asked = same_length(student=student, deferred=deferred)[1]
     return (~asked.astype(bool) & (student != truth) & (teacher == truth)).astype(np.float64)
 
 
@@ -85,14 +87,14 @@ def excess(joint_prediction: Any, teacher_prediction: Any, targets: Any) -> np.n
     Raises
     ------
     ValueError
-        The lengths differ.
+        The lengths differ, or some are names and others numbers.
 
     Examples
     --------
     >>> excess([0, 1, 1], [1, 0, 1], [1, 1, 1])
     array([ 1., -1.,  0.])
     """
-    joint, teacher, truth = same_length(
+    joint, teacher, truth = same_labels(
         joint=joint_prediction, teacher=teacher_prediction, targets=targets
     )
     return (joint != truth).astype(np.float64) - (teacher != truth)

@@ -625,7 +625,7 @@ def _limit(goal: Goal, table: Outcomes) -> float:
         costs = table.student_cost, table.teacher_cost
         TradeOffCurve.of(table).cost_in(str(goal.unit))  # raises if the cost is unknown
         student, teacher = (getattr(cost, str(goal.unit)) for cost in costs)
-        return float(np.clip((limit - student) / teacher, 0.0, 1.0))
+        return float(np.clip((limit - student) / teacher, 0.0, 1.0)) if teacher else 1.0
     return limit
 
 

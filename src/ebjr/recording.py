@@ -40,7 +40,16 @@ from ebjr.errors import ModelError, TeacherUnavailable, check_at_least, note
 from ebjr.evaluation.example_costs import costs_of
 from ebjr.files import json_number
 from ebjr.journal import CONTENTS, Journal
-from ebjr.labels import Places, are_names, as_names, places, some, unnamed, whole_numbers
+from ebjr.labels import (
+    Places,
+    are_names,
+    as_names,
+    places,
+    some,
+    spelled_places,
+    unnamed,
+    whole_numbers,
+)
 from ebjr.link.far import FarTeacher
 from ebjr.model import Model, as_answer, check_pair, facts, trunk_of
 from ebjr.outcomes import Outcomes, roles_of
@@ -627,6 +636,8 @@ class _Recording:
         if self.kind.has_labels:
             array = as_names(to_numpy(given))
             named = [self.about.get("labels"), *(facts(m).labels for m in self.given.values())]
+            if array.dtype.kind == "b":
+                array = _spelled(array, named)
             if array.dtype.kind == "U" and array.ndim == 1:
                 if any(map(are_names, named)):
                     return array
@@ -687,6 +698,14 @@ def counter(
 
 
 # Checks
+
+
+def _spelled(targets: np.ndarray, named: Iterable[Sequence[str] | None]) -> np.ndarray:
+    """Return bools as the names of the classes true and false, if there are such classes."""
+    for names in filter(None, named):
+        if (places := spelled_places(names, "b")) is not None:
+            return np.where(targets, names[places[1]], names[places[0]])
+    return targets
 
 
 def _check_labels(targets: Any, kind: Task, path: Path) -> None:

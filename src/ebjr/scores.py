@@ -428,7 +428,8 @@ def as_score(score: str | Callable[..., Array] | Score) -> Score:
     Raises
     ------
     ValueError
-        `score` is not a known name, or has a parameter that it does not take.
+        `score` is not a known name, has a parameter that it does not take, or is a function with
+        the name of another score.
     TypeError
         `score` is neither a string nor callable.
 
@@ -446,7 +447,11 @@ def as_score(score: str | Callable[..., Array] | Score) -> Score:
             f"score must be a name or a callable, not {type(score).__name__}; names: "
             f"{', '.join(SCORES)}"
         )
-    return Score(getattr(score, "__name__", type(score).__name__), score)
+    name = getattr(score, "__name__", type(score).__name__)
+    for raw in RAW_OUTPUTS.values():  # files keep the name alone
+        if {**raw.scores, **raw.fitted}.get(name, score) is not score:
+            raise ValueError(f"a score named {name} exists already: rename yours")
+    return Score(name, score)
 
 
 def _parse(text: str) -> Score:

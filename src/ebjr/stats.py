@@ -114,6 +114,26 @@ def same_length(**named: Any) -> list[np.ndarray]:
     return arrays
 
 
+def same_labels(**named: Any) -> list[np.ndarray]:
+    """Return columns of labels (n,) of one length as arrays; ValueError if they cannot agree.
+
+    A name is never equal to a number, and no label to a fraction: all would count as wrong.
+    """
+    arrays = same_length(**named)
+    kinds = {name: _kind(array) for name, array in zip(named, arrays, strict=True) if len(array)}
+    if len({*kinds.values()}) > 1 or "fractions" in kinds.values():
+        said = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+        raise ValueError(f"labels must be all names or all whole numbers, but are {said}")
+    return arrays
+
+
+def _kind(labels: np.ndarray) -> str:
+    kind = "U" if isinstance(labels[0], str) else labels.dtype.kind
+    with np.errstate(invalid="ignore"):
+        fractions = kind == "f" and bool((labels % 1 > 0).any())  # NaN may stand for unknown
+    return {"U": "names", "S": "bytes"}.get(kind, "fractions" if fractions else "numbers")
+
+
 def right_or_wrong(name: str, correct: Any) -> np.ndarray:
     """Return `correct` as (n,) bool; ValueError if it has other values than right and wrong."""
     array = np.asarray(correct)

@@ -310,14 +310,15 @@ class Study:
         scores = np.asarray(self.point.router.score(self.calibration.student), np.float64)
         known = np.sort(deferral_key(scores))
         at = np.linspace(0, len(known) - 1, 101).round().astype(int)
-        return rounded(known[at], digits=6)
+        return [float(score) for score in known[at]]  # all digits: softmax scores crowd under 1
 
     def _curve(self) -> dict[str, list[float]]:
         """Return rows of the curve of `held_out`, evenly spaced in deferral rate."""
         curve = self.point.curve(self.held_out)
         rows = thin_rows(curve, most=_CURVE_ROWS)
-        columns = ("threshold", "deferral_rate", "quality")
-        return {name: rounded(getattr(curve, name)[rows], digits=6) for name in columns}
+        columns = ("deferral_rate", "quality")
+        figures = {name: rounded(getattr(curve, name)[rows], digits=6) for name in columns}
+        return {"threshold": curve.threshold[rows].tolist(), **figures}
 
     def _watched(self) -> dict[str, Any]:
         """Return the reference of the live monitors from `held_out`; {} for under 20 rows."""

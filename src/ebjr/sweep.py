@@ -14,6 +14,7 @@ from typing import Any
 
 from ebjr.calibration import Goal, calibrate
 from ebjr.calibration.goal import ARGUMENTS, GUARANTEE
+from ebjr.costs import UNITS, is_comparable
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
@@ -44,6 +45,11 @@ class Sweep:
     def traffic(self) -> Traffic | None:
         """The traffic to which the examples were resampled."""
         return self.study.traffic
+
+    @property
+    def unit(self) -> str | None:
+        """The unit of savings: the first in which every candidate's costs are known."""
+        return _common_unit(self.studies)
 
     @cached_property
     def by_share(self) -> dict[str, dict[float, OperatingPoint]]:
@@ -79,7 +85,9 @@ class Sweep:
             "known_classes": study.outcomes.known_classes,
             "chosen_on": study.point.as_dict(),
             "held_out": study.result.as_dict(),
-            "saving_by_popular_share": {f"{x:g}": point.saving for x, point in points.items()},
+            "saving_by_popular_share": {
+                f"{x:g}": point.saving_in(self.unit) for x, point in points.items()
+            },
         }
 
     @property
@@ -95,7 +103,7 @@ class Sweep:
                 known_text(study.outcomes),
                 measure.words(study.result.quality),
                 f"{100 * study.result.deferral_rate:.1f} %",
-                saving_text(study.result.saving),
+                saving_text(study.result.saving_in(self.unit)),
             ]
             for name, study in self.studies.items()
         }
@@ -115,7 +123,11 @@ class Sweep:
     def _savings(self) -> Extra:
         assert self.traffic is not None
         savings = {
-            name: {share: point.saving for share, point in row.items() if point.saving is not None}
+            name: {
+                share: saving
+                for share, point in row.items()
+                if (saving := point.saving_in(self.unit)) is not None
+            }
             for name, row in self.by_share.items()
         }
         shares = sorted({share for row in savings.values() for share in row})
@@ -199,13 +211,21 @@ def run_sweep(
 
 def _best(studies: Mapping[str, Study], goal: str) -> str:
     """Return the cheapest on the calibration half, or for a budget the best in quality."""
+    unit = _common_unit(studies)
 
     def merit(name: str) -> tuple[float, float]:
         point = studies[name].point
-        cheap = -point.deferral_rate if point.saving is None else point.saving
+        saving = point.saving_in(unit)  # in one unit, or by the calls of the teacher they share
+        cheap = -point.deferral_rate if saving is None else saving
         return (point.quality, cheap) if goal == "budget" else (cheap, point.quality)
 
     return max(studies, key=merit)
+
+
+def _common_unit(studies: Mapping[str, Study]) -> str | None:
+    """Return the first unit in which every candidate's costs are known, or None."""
+    pairs = [(study.point.student_cost, study.point.teacher_cost) for study in studies.values()]
+    return next((unit for unit in UNITS if all(is_comparable(*one, unit) for one in pairs)), None)
 
 
 def _at_share(study: Study, traffic: Traffic) -> OperatingPoint | None:

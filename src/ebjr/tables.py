@@ -153,7 +153,7 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
             measure.text(here.quality),
             f"{here.deferral_rate:.1%}",
             flops_text(here.cost),
-            saving_text(here.saving),
+            saving_text(here.saving_in(sweep.unit)),
             escape(point_title(here)),
             style="bold" if name == sweep.best else None,
         )
@@ -164,7 +164,7 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
     if shares:
         popular = plain_table("times cheaper by popular share", *(f"{s:.0%}" for s in shares))
         for name, row in sweep.by_share.items():
-            cells = [saving_text(row[s].saving) if s in row else "" for s in shares]
+            cells = [saving_text(row[s].saving_in(sweep.unit)) if s in row else "" for s in shares]
             popular.add_row(escape(name), *cells, style="bold" if name == sweep.best else None)
         console.print()
         print_table(console, popular)

@@ -346,7 +346,15 @@ class Task:
         """Return raw output as arrays of a file, by name; `half` stores half precision."""
         if half and np.abs(output).max() > 65504:
             raise ValueError("raw outputs over 65504 do not fit half precision: save without half")
-        return {name: np.asarray(output, np.float16 if half else None)}
+        packed = np.asarray(output, np.float16 if half else None)
+        if half and self.targets_are in ("labels", "label sets"):
+            changed = np.asarray(self.predict(packed) != self.predict(output))
+            if count := int(changed.reshape(len(packed), -1).any(axis=1).sum()):
+                raise ValueError(
+                    f"in half precision {count} of {len(packed)} answers of the {name} would be "
+                    "others: save without half"
+                )
+        return {name: packed}
 
     def unpack(self, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
         """Read what `pack` returned."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -382,6 +384,13 @@ def test_a_promise_that_cannot_be_certified_names_the_smallest_that_can():
 def test_a_guarantee_that_makes_no_sense_is_refused_in_one_sentence(goal, arguments, message):
     with pytest.raises(ValueError, match=message):
         calibrate(pair(), goal, **arguments, score="margin", blend=0.0)
+
+
+def test_a_teacher_that_costs_nothing_may_always_be_asked():
+    free = Cost(dollars=0.0)
+    table = replace(pair(), student_cost=free, teacher_cost=free)
+    with pytest.raises(ValueError, match="needs no guarantee: remove delta"):
+        calibrate(table, "budget", dollars=1.0, delta=0.1, score="margin", blend=0.0)
 
 
 def test_temperatures_are_chosen_where_they_win_by_more_than_noise():

@@ -519,6 +519,34 @@ def test_names_of_arrays_stay_names_until_classes_are_given(kind, tmp_path) -> N
 
 
 @pytest.mark.parametrize(
+    ("labels", "classes", "places"),
+    [
+        ([3, 1], ["1", "2", "3"], [2, 0]),
+        ([3, 1], ["03", "02", "01"], [0, 2]),
+        ([1, 0], ["cat", "1"], [1, 0]),
+        ([True, False], ["TRUE", "maybe", "FALSE"], [0, 2]),
+        ([True, False], ["cat", "dog"], [1, 0]),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "npz"])
+def test_numbers_and_bools_are_names_where_classes_are_called_so(
+    labels, classes, places, suffix, tmp_path
+) -> None:
+    path = tmp_path / f"d.{suffix}"
+    if suffix == "npz":
+        np.savez(path, inputs=np.zeros((2, 1)), targets=np.array(labels))
+    elif suffix == "csv":
+        path.write_text("x,label\n" + "".join(f"0.5,{one}\n" for one in labels))
+    else:
+        write_table(path, pa.table({"x": [0.5, 0.5], "label": labels}))
+    how = {} if suffix == "npz" else {"input_columns": "x"}
+    assert read(open_data(path, classes=classes, **how)).targets.tolist() == places
+    if "1" in classes and len(classes) > 2:
+        with pytest.raises(ValueError, match="'3' is not one of the 3 given classes"):
+            open_data(path, classes=["1", "2", "4"], **how)
+
+
+@pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
         ({"x": np.zeros(3)}, "it needs an array named inputs, but has x"),

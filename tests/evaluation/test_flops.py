@@ -10,7 +10,9 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from ebjr.backends import load_model
-from ebjr.errors import ModelError
+from ebjr.costs import Cost
+from ebjr.errors import ModelError, RecordingNote
+from ebjr.evaluation.example_costs import costs_of
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.profile import profile
 
@@ -182,6 +184,14 @@ def test_what_cannot_be_looked_into_is_reported(tmp_path):
     assert counted.flops == 2 * 8 * 3
     assert counted.uncounted == {"If": 1, "Wavelet": 1, "MatMul": 1}
     assert counted.known == counted.flops
+
+    def model(batch):
+        return batch
+
+    model.path = path
+    with pytest.warns(RecordingNote, match="a lower bound, .*: the model has If, Wavelet, MatMul"):
+        costs = costs_of({"student": model}, np.zeros((2, 8)), {"student": Cost()})
+    assert costs["student"].flops == counted.flops
 
 
 def test_what_is_nothing_but_uncounted_has_no_flops_that_are_known(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebjr.evaluation.tests import FEW, compare, mcnemar
+from ebjr import Outcomes
+from ebjr.evaluation.tests import FEW, compare, compare_answers, mcnemar
 
 
 def pairs(b: int, c: int, both: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -83,6 +84,14 @@ def test_compare_names_the_winner_in_one_sentence():
     assert "the joint model is better, by more than chance explains" in test.verdict
 
 
+def test_labels_of_any_type_are_compared():
+    assert compare([0, 1], [0.0, 0.0], np.array([0, 1], np.uint8)).first_only == 1
+    assert compare(["a", "b"], np.array(["a", "c"], object), ["a", "c"]).second_only == 1
+
+
+SETS = Outcomes([[1.0, -1.0]], [[1.0, -1.0]], [[1, 0]], "multilabel")
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -91,6 +100,10 @@ def test_compare_names_the_winner_in_one_sentence():
         (lambda: mcnemar([0.5], [1]), "0"),
         (lambda: mcnemar([np.nan], [1]), "first_correct must be"),
         (lambda: compare([0, 1], [0], [0, 1]), "of the same length"),
+        (lambda: compare([0, 1], ["a", "b"], [0, 1]), "other_prediction names, targets numbers"),
+        (lambda: compare([0, 1], np.array(["a", "b"], object), [0, 1]), "other_prediction names"),
+        (lambda: compare([0, 1], [0.2, 0.9], [0, 1]), "other_prediction fractions"),
+        (lambda: compare_answers(SETS, [[1, 0]], [[0.2, 0.9]]), "predictions must be 0 or 1"),
     ],
 )
 def test_bad_input_is_one_sentence(call, words):

@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -29,8 +30,9 @@ from ebjr import (
     over_link,
     record,
 )
+from ebjr.errors import OutputWarning
 from ebjr.link.far import MANY, Breaker, Bucket
-from ebjr.model import ModelFacts
+from ebjr.model import Answer, ModelFacts
 
 pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
 pytest.importorskip("stamina", reason="the extra `remote` is not installed")
@@ -341,6 +343,62 @@ def test_the_rows_that_a_limited_teacher_answers_are_blended_with_their_own(far)
     whole = JointClassifier(student, teach, Router("max_logit", 9.0), blend=0.5)
     limited = JointClassifier(student, teacher, Router("max_logit", 9.0), blend=0.5)
     np.testing.assert_allclose(limited(X).output[0], whole(X).output[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rate", "lost", "asked"), [(1, [], 1), (2, [], 2), (3, [1], 3), (4, [0, 1], 4)]
+)
+def test_only_rows_that_were_sent_are_billed_and_one_without_an_answer_takes_no_other(
+    rate, lost, asked
+):
+    def chat(batch):
+        heard = ~np.isin(np.arange(len(batch)), lost)
+        marks = None if heard.all() else heard
+        return Answer(
+            teach(batch[heard]), answered=marks, why="odd", spent=np.ones((len(batch), 3))
+        )
+
+    joint = JointClassifier(
+        student, FarTeacher(chat, Link(rows_per_second=rate)), Router("max_logit", 99.0)
+    )
+    x = np.arange(10, dtype=np.float32).reshape(5, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OutputWarning)
+        answer = joint(x)
+    there = np.setdiff1d(np.arange(asked), lost)
+    assert np.flatnonzero(answer.deferred).tolist() == there.tolist()
+    np.testing.assert_array_equal(answer.output[there], teach(x[there]))
+    assert answer.spent[:, 2].tolist() == [1.0] * asked + [0.0] * (5 - asked)
+
+
+def test_an_attempt_that_failed_is_billed_too():
+    calls = []
+
+    def late(batch):
+        calls.append(len(batch))
+        spent = np.full((len(batch), 3), float(len(calls)))
+        if len(calls) % 3:
+            error = TeacherUnavailable("it is busy")
+            error.spent = spent
+            raise error
+        return Answer(teach(batch), spent=spent)
+
+    x = np.zeros((2, 2), np.float32)
+    for retries, bill in ((2, 1 + 2 + 3), (1, 4 + 5)):
+        teacher = FarTeacher(late, Link(retries=retries))
+        joint = JointClassifier(student, teacher, Router("max_logit", 99.0))
+        assert joint(x).spent[:, 2].tolist() == [bill, bill]
+
+
+def test_only_rows_that_were_sent_are_billed_if_none_is_answered():
+    def away(batch):
+        error = TeacherUnavailable("it is busy")
+        error.spent = np.ones((len(batch), 3))
+        raise error
+
+    link = Link(rows_per_second=2, retries=0)
+    joint = JointClassifier(student, FarTeacher(away, link), Router("max_logit", 99.0))
+    assert joint(np.zeros((5, 2), np.float32)).spent[:, 2].tolist() == [1.0, 1.0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from ebjr.model import Model, facts
 from ebjr.outcomes import Outcomes
 from ebjr.protocol import read_metadata
 from ebjr.router import Router
+from ebjr.scores import Score
 from ebjr.tasks import as_task
 
 log = logging.getLogger("ebjr.backends.entry")
@@ -428,6 +429,16 @@ def joined(
     return found
 
 
+def stored_score(score: Score) -> str:
+    """Return a score's text for a file; a ValueError if a reader would take another function."""
+    if not score.named:
+        raise ValueError(
+            f"joint.toml stores a score by name, but {score} has no registered name; register it "
+            "with ebjr.register_score"
+        )
+    return str(score)
+
+
 def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:
     """Make the entry of a loaded model, with its preprocessing.
 
@@ -436,13 +447,17 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
     Raises
     ------
     TypeError
-        `model` came from neither a file nor an address, is a detector with an unnamed layout, or
-        has an option that a file cannot store.
+        `model` came from neither a file nor an address, is a detector with an unnamed layout, has
+        an option that a file cannot store, or is a joint model whose score has no registered name.
     """
     if isinstance(model, FarTeacher):
         link = link or model.link
     if isinstance(model, JointModel):
         both = entry_of(model.student), entry_of(model.teacher)
+        try:
+            stored_score(model.router.score)
+        except ValueError as error:
+            raise TypeError(str(error)) from error
         router = router_table(model.router, model.blend)
         return JointEntry(*both, router, model.task, cost or Cost())
     known = facts(model)

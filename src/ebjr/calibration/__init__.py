@@ -62,7 +62,6 @@ def calibrate(
         The calibration examples.
     goal
         A `Goal`, or its kind with the arguments below.
-        ``"match-teacher"``: the least deferral whose quality is at least the teacher's minus
         ``"match-teacher"``: the least deferral with at least the teacher's quality minus
         `tolerance` (default 0).
         ``"accuracy"``: the least deferral with an accuracy of at least `target`. For regression

@@ -193,7 +193,7 @@ class Goal:
             self.row(curve)  # raises if no row keeps the budget
             costs = curve.outcomes.student_cost, curve.outcomes.teacher_cost
             student, teacher = (getattr(cost, self.unit) for cost in costs)
-            rate = (self.limit - student) / teacher
+            rate = (self.limit - student) / teacher if teacher else np.inf
         if rate >= 1:
             raise ValueError(
                 "the budget allows deferring every input, which needs no guarantee: remove delta"

@@ -33,7 +33,7 @@ class Examples:
     """Some consecutive examples."""
 
     inputs: NDArray[Any] | list[NDArray[np.uint8]]  # (n, ...), or images, uint8 (height, width, 3)
-    # (n,) or (n, labels), int64, or text if the classes have no names; None: no labels
+    # (n,) or (n, labels), int64, or text or bool if the classes have no names; None: no labels
     targets: NDArray[Any] | list[GroundTruth] | None
     names: list[str]  # each example's name in messages and answers
 
@@ -237,7 +237,8 @@ class ImageData(Data):
     def _batch(self, some: Sequence[Decoded]) -> Examples:
         targets: Any = [example.target for example, _ in some] if self.has_targets else None
         if targets and not isinstance(targets[0], GroundTruth):
-            targets = np.array(targets, str if isinstance(targets[0], str) else np.int64)
+            bools, named = (isinstance(targets[0], kind) for kind in (bool, str))
+            targets = np.array(targets, str if named else bool if bools else np.int64)
         return Examples(
             [image for _, image in some], targets, [example.name for example, _ in some]
         )

@@ -29,7 +29,7 @@ from ebjr.data.examples import (
 from ebjr.data.folders import image_data, open_folder
 from ebjr.data.tables import TABLE_SUFFIXES, open_table
 from ebjr.errors import check_choice
-from ebjr.labels import some
+from ebjr.labels import some, spelled_places
 from ebjr.model import Model
 
 _FORMS = (
@@ -68,7 +68,8 @@ def open_data(
     - `on_unreadable`: ``"skip"`` leaves out unreadable images and names them in `Data.unreadable`;
       ``"error"`` raises a ValueError at the first one.
     - `classes`: The names of the labels, in the model's order: sub-folders, text labels, names in a
-      table's schema and COCO's categories are looked up here. Without it text labels stay text.
+      table's schema and COCO's categories are looked up here, and so are numbers if all classes are
+      named by numbers. Without it text labels stay text.
     - `input_columns`, `label_column`: A table's columns, if names and types do not determine them:
       a name, or several in a sequence or separated by commas. If one of several holds texts, all
       are read as texts, unchanged.
@@ -141,7 +142,21 @@ def _open_arrays(path: Path, targets_are: str, classes: tuple[str, ...] | None) 
     if targets is not None and targets.dtype.kind == "U" and classes is not None:
         names, rows = np.unique(targets, return_inverse=True)
         targets = np.array([label_place(name, classes) for name in names.tolist()])[rows]
+    elif targets is not None and targets.ndim == 1 and targets_are == "labels" and classes:
+        targets = _numbered(targets, classes)
     return ArrayData(path, classes, targets is not None, inputs, targets)
+
+
+def _numbered(targets: NDArray[Any], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return labels that are numbers or bools as classes."""
+    places = spelled_places(classes, targets.dtype.kind)
+    if places is None:
+        return targets.astype(np.int64)
+    known, rows = np.unique(targets, return_inverse=True)
+    for number in known.tolist():
+        if number not in places:
+            label_place(str(number), classes)  # raises
+    return np.array([places[number] for number in known.tolist()], np.int64)[rows]
 
 
 def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -203,4 +218,4 @@ def _checked_targets(
         return targets if targets.dtype.kind == "U" else np.char.decode(targets, "utf-8")
     if targets.dtype.kind not in "biu":
         raise ValueError(f"{path}: targets must be whole numbers, but are {targets.dtype}")
-    return targets.astype(np.int64)
+    return targets if targets.dtype.kind == "b" else targets.astype(np.int64)

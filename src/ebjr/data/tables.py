@@ -26,7 +26,7 @@ from ebjr.data.examples import (
 )
 from ebjr.errors import needs, note
 from ebjr.files import read_text
-from ebjr.labels import some
+from ebjr.labels import some, spelled_places
 
 _TEXT = {".csv", ".jsonl", ".tsv"}
 TABLE_SUFFIXES = frozenset({".arrow", ".feather", ".parquet", *_TEXT})
@@ -205,7 +205,8 @@ class Labels:
     classes: tuple[str, ...] | None
     count: int | None = None  # for label sets: the number of labels
     listed: bool = False  # lists hold the right labels, instead of 0 and 1 for each
-    places: tuple[int, ...] | None = None  # the class of each of the table's numbers
+    places: Mapping[int, int] | None = None  # the class of each number, if that is not its place
+    by_table: bool = False  # the table says what its numbers mean
 
     def of(self, label: Any) -> Any:
         """Return the target of a label; None for a missing one."""
@@ -233,11 +234,15 @@ class Labels:
         """Return a label's number; text stays text without known classes."""
         if isinstance(label, str):
             return label if self.classes is None else label_place(label, self.classes)
-        if self.places and not 0 <= label < len(self.places):
+        if self.places is None:
+            return label if self.classes is None else int(label)
+        if label not in self.places and not self.by_table:
+            return label_place(str(label), self.classes or ())
+        if label not in self.places:
             raise ValueError(
                 f"the label {label} is not one of the {len(self.places)} that the table names"
             )
-        return self.places[label] if self.places else int(label)
+        return self.places[label]
 
 
 @contextmanager
@@ -412,9 +417,12 @@ def _labels(
     classes = classes or known
     if known and classes and known != classes:
         with _damage_named(path):
-            places = tuple(label_place(name, classes) for name in known)
+            places = {number: label_place(name, classes) for number, name in enumerate(known)}
+    elif classes and not known:
+        places = spelled_places(classes, "b" if _sort(kind) == "boolean" else "i")
+    how: dict[str, Any] = {"places": places, "by_table": known is not None}
     if sets:
-        return Labels(classes, *_sets_in(table, column, classes, known is not None), places)
+        return Labels(classes, *_sets_in(table, column, classes, known is not None), **how)
     fitting = ("whole", "floating") if numbers else ("text", "whole", "boolean")
     if (sort := _sort(kind)) not in fitting:
         way = "; lists of labels are for --task multilabel" if sort == "list" else ""
@@ -422,7 +430,7 @@ def _labels(
         raise ValueError(
             f"{path}: the label column {column!r} must hold {wanted}, but holds {kind}{way}"
         )
-    return Labels(classes, places=places)
+    return Labels(classes, **how)
 
 
 def _sets_in(

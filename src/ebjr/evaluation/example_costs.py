@@ -71,6 +71,7 @@ def _counted(model: Model, batch: Batch, wanted: bool) -> Flops | None:
         if wanted and known.path:
             note(f"FLOPs not counted: {one_line(error)}")
         return None
-    if wanted and counted.known is None:
-        note(f"FLOPs not counted: the model has {', '.join(counted.uncounted)}")
+    if wanted and counted.uncounted:
+        how = "not counted" if counted.known is None else "a lower bound, which leaves out a part"
+        note(f"FLOPs {how}: the model has {', '.join(counted.uncounted)}")
     return counted

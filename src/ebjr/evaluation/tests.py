@@ -14,7 +14,14 @@ from scipy.special import chdtrc
 from ebjr.evaluation.bootstrap import MOST_WHOLE, interval_of, resampled_means, resampled_wholes
 from ebjr.metric import METRICS, Metric
 from ebjr.outcomes import Outcomes
-from ebjr.stats import Interval, binomial_cdf, right_or_wrong, same_length, share_interval
+from ebjr.stats import (
+    Interval,
+    binomial_cdf,
+    right_or_wrong,
+    same_labels,
+    same_length,
+    share_interval,
+)
 
 FEW = 25
 """With fewer discordant pairs, McNemar's test is exact by default."""
@@ -176,14 +183,14 @@ def compare(
     Raises
     ------
     ValueError
-        The shapes differ.
+        The shapes differ, or some are names and others numbers.
 
     Examples
     --------
     >>> compare([0, 1, 1], [0, 1, 0], [0, 1, 1]).first_only
     1
     """
-    joint, other, truth = same_length(
+    joint, other, truth = same_labels(
         joint_prediction=joint_prediction, other_prediction=other_prediction, targets=targets
     )
     return mcnemar(joint == truth, other == truth, names=names)
@@ -319,7 +326,7 @@ def compare_answers(
     Raises
     ------
     ValueError
-        `joint` or `other` has another length than the outcomes.
+        `joint` or `other` has another length than the outcomes, or is not of the task's answers.
 
     Examples
     --------
@@ -342,11 +349,14 @@ def compare_answers(
 def _judgeable(outcomes: Outcomes, *answers: Any) -> list[Any]:
     if outcomes.kind.scale is not None:
         return [outcomes.kind.judged(found, outcomes.targets) for found in answers]
-    columns = [np.asarray(column, dtype=outcomes.targets.dtype) for column in answers]
+    columns = [np.asarray(column) for column in answers]
     if any(column.shape != outcomes.targets.shape for column in columns):
         shapes = " and ".join(str(column.shape) for column in columns)
         raise ValueError(f"both models need {len(outcomes)} predictions, not {shapes}")
-    return columns
+    try:
+        return [outcomes.kind.check_targets(column) for column in columns]
+    except ValueError as error:
+        raise ValueError(str(error).replace("targets", "predictions", 1)) from error
 
 
 def _compare_wholes(

@@ -14,11 +14,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from ebjr.arrays import Batch, row_count
+from ebjr.arrays import Batch, row_count, to_numpy
 from ebjr.data.preprocess import unprepared
 from ebjr.errors import OtherModel, TeacherUnavailable, needs, one_line
 from ebjr.joint import check_policy
-from ebjr.model import Model, ModelFacts, as_answer, facts, model_name
+from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
 from ebjr.outcomes import Outcomes
 from ebjr.threads import JITTER, background
 
@@ -179,10 +179,13 @@ class FarTeacher:
             )
         if not self._breaker.enter():
             raise TeacherUnavailable(self._resting)
-        whole = self._ask(batch if granted == rows else batch[:granted])
         if granted == rows:
-            return whole
-        return replace(as_answer(whole), answered=np.arange(rows) < granted)
+            return self._ask(batch)
+        try:
+            return _of_more(as_answer(self._ask(batch[:granted])), rows - granted)
+        except TeacherUnavailable as error:
+            error.spent = _billed(error.spent, rows - granted)
+            raise
 
     @property
     def state(self) -> str:
@@ -241,8 +244,9 @@ class FarTeacher:
         return answer
 
     def _tried(self, batch: Batch) -> Any:
+        lost: list[Any] = []  # what attempts have spent that failed
         if not self.link.retries:  # stamina's own overhead is more than a fast teacher takes
-            return self._attempt(batch, 1)
+            return self._attempt(batch, 1, lost)
         for attempt in self._attempts(
             on=self._again,
             attempts=self.link.retries + 1,
@@ -252,13 +256,20 @@ class FarTeacher:
             wait_jitter=0.1,
         ):
             with attempt:
-                return self._attempt(batch, attempt.num)
+                return self._attempt(batch, attempt.num, lost)
         raise AssertionError("the last attempt raises")
 
-    def _attempt(self, batch: Batch, number: int) -> Any:
+    def _attempt(self, batch: Batch, number: int, lost: list[Any]) -> Any:
         try:
-            return self.teacher(batch)
+            found = self.teacher(batch)
+            if not lost:
+                return found
+            found = as_answer(found)
+            return replace(found, spent=sum(lost, 0 if found.spent is None else found.spent))
         except TeacherUnavailable as error:
+            if error.spent is not None:
+                lost.append(error.spent)
+                error.spent = sum(lost)
             told = (self.name, number, self.link.retries + 1, error)
             log.info("%s, attempt %d of %d: %s", *told, extra={"kind": ("attempt", self.name)})
             raise
@@ -322,6 +333,18 @@ class FarTeacher:
         if opened or self.state == "half-open" != before:
             self._warn()
         return opened
+
+
+def _of_more(found: Answer, unasked: int) -> Answer:
+    """Return an answer to some inputs as one to these and `unasked` more."""
+    heard = np.ones(row_count(found.output), bool) if found.answered is None else found.answered
+    answered = np.append(to_numpy(heard), np.zeros(unasked, bool))
+    return replace(found, answered=answered, spent=_billed(found.spent, unasked))
+
+
+def _billed(spent: Any, unasked: int) -> Any:
+    """Return what was spent on some inputs as that on these and `unasked` more; None is unknown."""
+    return None if spent is None else np.concatenate([to_numpy(spent), np.zeros((unasked, 3))])
 
 
 def _look_for(

@@ -76,6 +76,13 @@ def test_a_blend_is_the_weighted_mean_of_each_labels_probability(asarray):
     assert TASK.mix(student, teacher, 0.0) is teacher
 
 
+def test_a_row_that_scores_cannot_read_is_not_mixed_in(asarray):
+    student = asarray(np.array([[np.inf, 1.0], [np.nan, 1.0], [-np.inf, 1.0]]))
+    teacher = asarray(np.array([[-1.0, -2.0]] * 3))
+    found = to_numpy(TASK.predict(TASK.mix(student, teacher, 4.0)))
+    assert found.tolist() == [[False, False], [False, False], [False, True]]
+
+
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 30))
 @settings(max_examples=40)
 def test_micro_f1_of_any_deferred_rows_is_what_scikit_learn_says(seed, n):

@@ -173,6 +173,15 @@ def test_a_row_with_nan_is_deferred(name, asarray):
     assert np.isnan(score).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("name", PREDICTIONS.scores)
+@pytest.mark.parametrize("prediction", [np.nan, np.inf, -np.inf])
+def test_a_row_whose_prediction_is_not_finite_is_deferred(name, prediction, asarray):
+    rows = np.ones((3, 2 if name == "predicted_std" else 3))
+    rows[1, 0] = prediction
+    score = to_numpy(as_score(name)(asarray(rows)))
+    assert np.isnan(score).tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize(
     "text",
     [

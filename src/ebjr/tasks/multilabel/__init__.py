@@ -120,7 +120,10 @@ class Multilabel(Task):
             return teacher
         student, teacher = as_float(student), as_float(teacher)
         theirs = teacher / whole.teacher_temperature
-        mine = unless_nan(student, teacher) / whole.student_temperature
+        xp = namespace(student)
+        with np.errstate(invalid="ignore"):
+            known = student + 0 * xp.maximum(student, xp.zeros_like(student))  # NaN for +inf
+        mine = unless_nan(known, teacher) / whole.student_temperature
         return _log_sum(theirs, mine, whole.weight) - _log_sum(-theirs, -mine, whole.weight)
 
     def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:

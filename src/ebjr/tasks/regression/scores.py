@@ -324,7 +324,8 @@ def _score_columns(output: Array, what: str) -> Array:
             f"the student's raw output has only predictions: its score needs {what} in columns "
             "after the first"
         )
-    columns = whole[:, 1:]
+    with np.errstate(invalid="ignore"):
+        columns = whole[:, 1:] + 0 * whole[:, :1]  # NaN if the prediction is not finite
     # contiguous, so that sums round alike in a batch and row by row
     return np.ascontiguousarray(columns) if type(columns) is np.ndarray else columns
 
