@@ -347,6 +347,10 @@ class Task:
         if half and np.abs(output).max() > 65504:
             raise ValueError("raw outputs over 65504 do not fit half precision: save without half")
         packed = np.asarray(output, np.float16 if half else None)
+        if half and self.targets_are == "labels":  # rounding ties some winners with another class
+            said = np.asarray(self.predict(output))
+            rows = np.flatnonzero(self.predict(packed) != said)
+            packed[rows, said[rows]] = np.nextafter(packed[rows].max(axis=1), np.float16(np.inf))
         if half and self.targets_are in ("labels", "label sets"):
             changed = np.asarray(self.predict(packed) != self.predict(output))
             if count := int(changed.reshape(len(packed), -1).any(axis=1).sum()):
