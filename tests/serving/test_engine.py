@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import REQUESTS
 
 from ebjr import (
     JointClassifier,
@@ -59,12 +60,7 @@ class Gate:
         return self.model(x)
 
 
-@given(
-    st.lists(st.lists(st.integers(-5, 5), min_size=1, max_size=9), min_size=1, max_size=12),
-    st.integers(1, 7),
-    st.integers(1, 7),
-    st.sampled_from([0.0, 0.5]),
-)
+@given(REQUESTS, st.integers(1, 7), st.integers(1, 7), st.sampled_from([0.0, 0.5]))
 def test_every_request_gets_what_the_joint_model_says_of_it_alone(requests, small, large, blend):
     joint = joint_of(blend=blend)
     inputs = [np.array(request, np.float64) for request in requests]

@@ -32,7 +32,7 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 import httpx2 as httpx
 import tritonclient.grpc
 import tritonclient.http
-from small import received, request, running, served, student, teacher
+from small import asking, load, received, request, served, student, teacher
 from starlette.testclient import TestClient
 from tiny import CLASSES, SIZE, write_linear, write_pair
 from tritonclient.utils import InferenceServerException
@@ -79,15 +79,6 @@ def folder(tmp_path) -> Path:
     return shop
 
 
-@contextmanager
-def asking(app):
-    with (
-        running(app) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as opened,
-    ):
-        yield opened
-
-
 def body(rows=ROWS) -> dict:
     tensor = {"name": "image", "shape": list(rows.shape), "datatype": "FP32"}
     return {"inputs": [{**tensor, "data": rows.ravel().tolist()}]}
@@ -101,10 +92,6 @@ def ask(client, name, version=None):
 def index(client) -> dict:
     found = client.post("/v2/repository/index").json()
     return {(one["name"], one["version"]): (one["state"], one.get("reason")) for one in found}
-
-
-def load(client, name, what="load"):
-    return client.post(f"/v2/repository/models/{name}/{what}")
 
 
 READY = ("READY", None)

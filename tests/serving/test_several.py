@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 
 import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="httpx2 is not installed")
 
-import httpx2 as httpx
+
 from prometheus_client.parser import text_string_to_metric_families
-from small import request, running, served, student
+from small import asking, request, served, student
 from starlette.testclient import TestClient
 from texts import served_texts
 from tiny import write_pair
@@ -37,16 +36,6 @@ def pair() -> list[Served]:
     """Two models of the same input whose answers differ."""
     second = Served(JointClassifier(other, other, Router("max_logit", 100.0)), "second")
     return [served(), second]
-
-
-@contextmanager
-def asking(app):
-    """A client of a real server."""
-    with (
-        running(app) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}") as opened,
-    ):
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from ebjr.arrays import Batch, join_rows, plain, row_count, to_numpy
 from ebjr.backends import FILES
 from ebjr.data.preprocess import unprepared
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_at_least
-from ebjr.joint import JointAnswer, JointModel, LateRows, models_of, silent_rows
+from ebjr.joint import JointAnswer, JointModel, LateRows, models_of, silent_rows, with_spent
 from ebjr.model import Answer, Model, TeacherFailed, answer, facts
 from ebjr.outcomes import roles_of
 from ebjr.router import check_threshold
@@ -40,7 +40,6 @@ from ebjr.serving.row_queue import (
     put,
     some,
     spans,
-    total,
 )
 from ebjr.task import Task
 from ebjr.threads import available_cores, background
@@ -512,7 +511,9 @@ class Engine:
         ended = time.perf_counter()
         self._tell_asked(number, len(inputs), found, error, said)
         if said is not None:
-            said = said._replace(spent=total(said.spent, found.spent))
+            said = said._replace(
+                spent=with_spent(said.spent, slice(None), found.spent, len(inputs))
+            )
         spent = found.spent if said is None else said.spent
         if found.answered is not None:
             answered = to_numpy(found.answered)
