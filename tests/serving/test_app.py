@@ -9,10 +9,11 @@ import time
 
 import numpy as np
 import pytest
-from small import NAME, request, served, student, teacher
+from small import NAME, asking, request, served, student, teacher
 
 from ebjr import JointClassifier, JointConfig, Router, TeacherUnavailable, load_joint
 from ebjr.demo import run_demo
+from ebjr.protocol import LENGTH_HEADER, InferRequest, write_request
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="httpx2 is not installed")
@@ -118,6 +119,46 @@ def test_a_mistake_is_a_400_in_one_sentence_and_the_server_goes_on(client, messa
     assert says in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
     assert outputs(client.post(f"{NAME}/infer", json=request()))["prediction"] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sent", "good", "bad"),
+    [
+        (np.uint8, np.float32, 7, 0.5),
+        (np.uint8, np.int64, 255, 256),
+        (np.int64, np.float64, -3, np.nan),
+        (np.int32, np.int64, 5, 2**40),
+        (np.float32, np.float64, 0.1, 1e300),
+        (np.float32, np.float64, np.inf, -1e300),
+        (np.float32, np.int64, 2**40 + 1, None),
+        (np.bool_, np.int64, 1, 2),
+    ],
+)
+def test_a_number_that_the_models_type_lacks_is_refused_and_not_changed(wanted, sent, good, bad):
+    seen = []
+
+    def model(x):
+        seen.append(x)
+        return student(x.astype(np.float32))
+
+    model.input_shape, model.input_name, model.input_dtype = (None, 2), "x", wanted
+    app = build_app(Served(JointClassifier(model, model, Router("max_logit", -1e9))))
+    with asking(app) as client:
+        for value in (good, bad, good):
+            if value is None:
+                continue
+            rows = InferRequest({"x": np.array([[1, value]], sent)})
+            body, length = write_request(rows)  # one head, whose reading is remembered
+            answer = client.post(
+                f"{NAME}/infer", content=body, headers={LENGTH_HEADER: str(length)}
+            )
+            assert answer.status_code == (400 if value is bad else 200), answer.text
+            if value is bad:
+                (name,) = [one["datatype"] for one in client.get(NAME).json()["inputs"]]
+                said = f"the input 'x' must be {name}, which has no {np.array([bad], sent)[0]}"
+                assert answer.json() == {"error": said}
+            else:
+                np.testing.assert_array_equal(seen[-1], np.array([[1, good]], wanted))
 
 
 def test_the_knob_is_read_and_moved(client):

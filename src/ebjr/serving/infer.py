@@ -69,7 +69,7 @@ class Infer:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._known: dict[bytes, tuple[Plan, Any, tuple[int, ...], int, Any]] = {}
+        self._known: dict[bytes, tuple[Plan, Any, tuple[int, ...], int, bool]] = {}
         self._config = service.served.config  # the calibration that the plans were made with
 
     def read(self, body: bytes, headers: Headers) -> Question:
@@ -89,7 +89,7 @@ class Infer:
             plan, dtype, shape, size, cast = known
             if len(body) - len(head) == size:
                 found = np.frombuffer(body, dtype, offset=len(head)).reshape(shape)
-                return plan, found if cast is None else found.astype(cast)
+                return plan, self._service.cast(found) if cast else found
         asked = read(body, headers)
         plan, inputs = self._service.plan(asked), self._service.inputs(asked)
         (sent,) = asked.inputs.values()
@@ -97,7 +97,7 @@ class Infer:
             if len(self._known) >= KNOWN:
                 self._known.clear()
             plan = plan._replace(asked=replace(asked, inputs={}))
-            cast = None if inputs.dtype == sent.dtype else inputs.dtype
+            cast = inputs.dtype != sent.dtype
             self._known[head] = plan, sent.dtype, sent.shape, sent.nbytes, cast
         return plan, inputs
 

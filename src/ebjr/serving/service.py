@@ -473,9 +473,26 @@ class Service:
         if wanted is not None and texts != (wanted.kind in "OU"):
             came = "BYTES" if texts else array.dtype
             raise ProtocolError(f"the input {name!r} must be {self.input.datatype}, not {came}")
-        if texts:
-            return _texts(array)
-        return array if wanted is None else array.astype(wanted, copy=False)
+        return _texts(array) if texts else self.cast(array)
+
+    def cast(self, array: np.ndarray) -> np.ndarray:
+        """Return numbers in the model's type; ProtocolError if that would change a value.
+
+        A float may lose digits; nothing else is lost.
+        """
+        wanted = self._wanted
+        if wanted is None or array.dtype == wanted:
+            return array
+        with np.errstate(all="ignore"):
+            found = array.astype(wanted)
+        other = np.isfinite if wanted.kind == "f" else np.asarray  # what a cast may not change
+        lost = other(found) != other(array)
+        if lost.any():
+            raise ProtocolError(
+                f"the input {self.input.name!r} must be {self.input.datatype}, which has no "
+                f"{array[lost][0]}"
+            )
+        return found
 
     def wishes(self, parameters: Mapping[str, Any]) -> "Wishes":
         """Return what a request's parameters ask for; ProtocolError if they are invalid."""
