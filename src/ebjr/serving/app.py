@@ -282,6 +282,7 @@ def run_server(
         if tls is not None:
             config.ssl = tls.context()
             app.state.repository.shared.doors.kept.append(tls.kept)
+            app.state.repository.shared.tls = tls
         where, own = listener.getsockname()[:2]
         started(f"http{'' if tls is None else 's'}://{where}:{own}")
         gc.set_threshold(FEWER_LOOKS, 10, 10)

@@ -21,6 +21,7 @@ from ebjr.serving.warmup import check_labels, warm_up
 
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+    from prometheus_client.core import GaugeMetricFamily
 
 EXTENSIONS = (
     *("binary_tensor_data", "classification"),
@@ -453,6 +454,9 @@ class Repository:
             for family in self._unnamed.collect():
                 _add(known, family)
         yield from known.values()
+        name, text = "ebjr_certificate_expiry_timestamp_seconds", "When the TLS certificate expires."
+        tls = self.shared.tls
+        yield GaugeMetricFamily(name, text, value=None if tls is None else tls.expires)
 
 
 def _give_memory_back() -> None:
