@@ -32,6 +32,9 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 }
 """The protocol's names of types; BYTES are arrays of `bytes` objects."""
 
+REQUEST = ("inputs", "outputs", "parameters", "id")
+"""The fields of an inference request."""
+
 MOST_DIMENSIONS = 32
 MOST_ELEMENTS = 2**59
 """The product of a shape's nonzero sizes: NumPy counts bytes in 63 bits, even of an empty array."""
@@ -67,6 +70,7 @@ class InferRequest:
     id: str | None = None  # the client's own name for the request
     parameters: Parameters = field(default_factory=dict)
     binary: bool = False  # send outputs as bytes if `outputs` is None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # fields that the protocol lacks
 
     def wants(self, name: str) -> RequestedOutput | None:
         """Return how to send an output; None if it was not requested."""
@@ -149,14 +153,15 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
 
 def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
     """Read an inference request from its JSON object and the bytes after it."""
-    inputs = _read_tensors(message, "inputs", rest)
+    inputs = _read_tensors(message, "inputs", rest, whole=True)
     if not inputs:
         raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
     parameters = dict(read_parameters(message, "the request"))
     binary = _flag(parameters, "binary_data_output", False)
     parameters.pop("binary_data_output", None)
     outputs, id = _read_requested(message, binary), _read_text(message, "id")
-    return InferRequest(inputs, outputs, id, parameters, binary)
+    extra = {key: message[key] for key in message.keys() - {*REQUEST}}
+    return InferRequest(inputs, outputs, id, parameters, binary, extra)
 
 
 def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int | None]:
@@ -369,6 +374,12 @@ def read_parameters(table: Mapping[str, Any], what: str) -> Parameters:
     return parameters
 
 
+def check_keys(table: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Check that a part of a request, named `what`, says nothing that would be ignored."""
+    if unknown := table.keys() - {*known}:
+        raise ProtocolError(f"{what} has no {_shown(min(unknown))}; it has {', '.join(known)}")
+
+
 def _flag(parameters: Parameters, key: str, otherwise: bool) -> bool:
     flag = parameters.get(key, otherwise)
     if not isinstance(flag, bool):
@@ -381,7 +392,10 @@ def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[Requested
         return None
     found = []
     for name, table in _named_tables(message, "outputs"):
-        parameters = read_parameters(table, f"the output {_shown(name)}")
+        what = f"the requested output {_shown(name)}"
+        check_keys(table, ("name", "parameters"), what)
+        parameters = read_parameters(table, what)
+        check_keys(parameters, ("binary_data", "classification"), f"'parameters' of {what}")
         binary_data, classes = _flag(parameters, "binary_data", binary), _classes(parameters, name)
         found.append(RequestedOutput(name, binary_data, classes))
     return tuple(found) or None
@@ -397,12 +411,21 @@ def _classes(parameters: Parameters, name: str) -> int | None:
     )
 
 
-def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dict[str, np.ndarray]:
-    """Read a message's tensors, whose data are in the JSON or in the bytes after it."""
+def _read_tensors(
+    message: Mapping[str, Any], key: str, rest: memoryview, *, whole: bool = False
+) -> dict[str, np.ndarray]:
+    """Read a message's tensors, whose data are in the JSON or in the bytes after it.
+
+    With `whole`, a tensor may say nothing that this reader does not know.
+    """
     found: dict[str, np.ndarray] = {}
     for name, table in _named_tables(message, key):
         tensor = _read_tensor(name, table)
-        size = read_parameters(table, str(tensor)).get("binary_data_size")
+        parameters = read_parameters(table, str(tensor))
+        if whole:
+            check_keys(table, (*TensorMetadata._fields, "data", "parameters"), str(tensor))
+            check_keys(parameters, ("binary_data_size",), f"'parameters' of {tensor}")
+        size = parameters.get("binary_data_size")
         if size is None and "data" not in table:
             raise ProtocolError(
                 f"{tensor} needs 'data', or 'binary_data_size' among its parameters, but has "

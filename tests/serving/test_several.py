@@ -231,3 +231,20 @@ def test_lines_of_the_log_and_moves_say_of_which_model_and_version_they_are(tmp_
     moves = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     moves = [(move["model"], move.get("version")) for move in moves if move.get("to") == 0.9]
     assert moves == [("a", None), ("b", "1"), ("b", "2")]
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [("stats", "/v2/models/stats"), ("a:predict", "/v1/models/a:predict")],
+)
+def test_a_name_that_makes_another_address_is_refused(name, address):
+    with pytest.raises(ValueError, match=f"called '{name}': {address} is another address"):
+        build_app(Served(served().joint, name))
+
+
+@pytest.mark.parametrize("name", ["infer", "ready", "versions", "models", "predict", "index"])
+def test_a_name_that_leads_only_to_its_model_is_served(name):
+    with asking(build_app(Served(served().joint, name))) as client:
+        for path in ("/v2/models", "/v1/models"):
+            assert client.get(f"{path}/{name}").json()["name"] == name
+        assert client.post(f"/v2/models/{name}/infer", json=request()).status_code == 200
