@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -527,6 +528,19 @@ def test_a_large_message_has_no_infinity_either():
     assert read_request(raw).inputs["x"].tolist() == [0.5]
     with pytest.raises(ProtocolError, match="JSON has no Infinity"):
         read_request(raw.replace(b"0.5", b"Infinity"))
+
+
+def test_an_answer_that_was_written_leaves_no_id_in_memory():
+    tracemalloc.start()
+    try:
+        for number in range(5):
+            answer = InferResponse({"x": np.ones(1)}, "m", id=f"{number}" + "a" * 1_000_000)
+            body, _ = write_response(answer)
+            assert read_response(body).id == answer.id
+        del answer, body
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_more_json_than_is_read_at_once_is_refused():

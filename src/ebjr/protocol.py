@@ -223,19 +223,18 @@ def write_response(
             pieces.append(piece)
             rest += raw
     parameters = tuple(response.parameters.items())
-    head = _head(response.model_name, response.model_version, response.id, parameters)
-    message = b"%b%b]}" % (head, b",".join(pieces))
+    front, back = _head(response.model_name, response.model_version, parameters)
+    id = b"" if response.id is None else b',"id":%b' % _json("writing").encode(response.id)
+    message = b"%b%b%b%b]}" % (front, id, back, b",".join(pieces))
     return (b"".join([message, *rest]), len(message)) if rest else (message, None)
 
 
-@lru_cache(maxsize=256)  # one model's answers mostly differ only in their tensors
-def _head(name: str, version: str | None, id: str | None, parameters: tuple[Any, ...]) -> bytes:
-    """Write an answer's JSON up to its tensors."""
-    known = {"model_name": name, "model_version": version, "id": id}
-    message: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
-    if parameters:
-        message["parameters"] = dict(parameters)
-    return _encoded(message)[:-1] + b',"outputs":['
+@lru_cache(maxsize=256)  # keeps no text of a client's, which may be large
+def _head(name: str, version: str | None, parameters: tuple[Any, ...]) -> tuple[bytes, bytes]:
+    """Write an answer's JSON up to its id, and from there to its tensors."""
+    about = {"model_name": name} | ({} if version is None else {"model_version": version})
+    told = b"," + _encoded({"parameters": dict(parameters)})[1:-1] if parameters else b""
+    return _encoded(about)[:-1], told + b',"outputs":['
 
 
 def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
