@@ -42,6 +42,12 @@ MOST_ELEMENTS = 2**59
 MOST_JSON_BYTES = 2**26
 """The longest JSON of a message: reading it holds the interpreter's lock for 0.4 s."""
 
+MOST_JSON_VALUES = 2**22
+"""The most numbers, texts and lists in the JSON of a message: each takes time beside its bytes."""
+
+MOST_TEXTS = 2**18
+"""The most elements of a BYTES tensor that follows the JSON: each is read by itself."""
+
 _LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
@@ -327,6 +333,11 @@ def read_object(raw: bytes) -> dict[str, Any]:
             f"the JSON of a message must have at most {MOST_JSON_BYTES:,} bytes, but has "
             f"{len(raw):,}: send its tensors as binary data"
         )
+    if (commas := raw.count(b",")) >= MOST_JSON_VALUES:  # also those in texts: an upper bound
+        raise ProtocolError(
+            f"the JSON of a message must have at most {MOST_JSON_VALUES:,} values, but has "
+            f"{commas + 1:,} (commas, and one): send its tensors as binary data"
+        )
     try:
         message = _json("reading").decode(raw)
     except (ValueError, RecursionError) as error:
@@ -552,20 +563,26 @@ def _from_bytes(tensor: TensorMetadata, raw: memoryview) -> np.ndarray:
 
 
 def _from_length_prefixed(tensor: TensorMetadata, raw: memoryview) -> np.ndarray:
-    found: list[bytes] = []
-    start = 0
-    while start < len(raw):
-        length = int.from_bytes(raw[start : start + 4], "little")
-        end = start + 4 + length
-        if start + 4 > len(raw) or end > len(raw):
+    check_texts(tensor, math.prod(tensor.shape))
+    data, found, start = bytes(raw), list[bytes](), 0
+    while start < len(data):
+        end = start + 4 + int.from_bytes(data[start : start + 4], "little")
+        if start + 4 > len(data) or end > len(data):
             raise ProtocolError(
                 f"{tensor} ends within its element {len(found)}: an element is its length in four "
                 "bytes, then its bytes"
             )
-        found.append(bytes(raw[start + 4 : end]))
+        found.append(data[start + 4 : end])
+        check_texts(tensor, len(found))
         start = end
     _check_count(tensor, len(found))
     return np.fromiter(found, object).reshape(tensor.shape)
+
+
+def check_texts(tensor: Any, count: int) -> None:
+    """Check that a BYTES tensor, as messages name it, has at most `MOST_TEXTS` elements."""
+    if count > MOST_TEXTS:
+        raise ProtocolError(f"{tensor} may have at most {MOST_TEXTS:,} elements of BYTES")
 
 
 def _check_count(tensor: TensorMetadata, count: int) -> None:

@@ -19,6 +19,7 @@ from ebjr.protocol import (
     DATATYPES,
     InferRequest,
     InferResponse,
+    check_texts,
     datatype_of,
     request_of,
     tensor_bytes,
@@ -372,6 +373,8 @@ def _typed_bytes(tensor: Any) -> bytes:
         )
     field, kind = CONTENTS[tensor.datatype]
     values = getattr(tensor.contents, field)
+    if tensor.datatype == "BYTES":
+        check_texts(f"the tensor {tensor.name!r:.60}", len(values))
     pieces = [
         np.fromiter(values[start : start + PIECE], kind)  # piecewise: other threads run between
         for start in range(0, len(values), PIECE)
