@@ -105,7 +105,7 @@ def build_app(
         Route(f"{any_version}/infer", infer, methods=["POST"]),
         Route("/v2/health/live", _says(lambda _: {"live": True})),
         Route("/v2/health/ready", _server_ready),
-        Route("/v2", _says(Repository.server_metadata)),
+        Route("/v2", _says(lambda repository: repository.server_metadata())),
         Route("/v2/repository/index", _index, methods=["POST"]),
         Route("/v2/repository/models/{name}/load", _load, methods=["POST"]),
         Route("/v2/repository/models/{name}/unload", _unload, methods=["POST"]),
