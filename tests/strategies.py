@@ -13,6 +13,9 @@ ROWS, CLASSES, COARSE = st.integers(1, 12), st.integers(2, 6), st.booleans()
 ROWS, CLASSES = st.integers(1, 12), st.integers(2, 6)
 THRESHOLDS = st.floats(min_value=-1e3, max_value=1e3) | st.just(np.inf)
 
+REQUESTS = st.lists(st.lists(st.integers(-5, 5), min_size=1, max_size=9), min_size=1, max_size=9)
+"""The rows of some requests to one engine, a number each."""
+
 
 @st.composite
 def logits(draw, rows=ROWS, classes=CLASSES, coarse=COARSE):

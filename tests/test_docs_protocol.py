@@ -19,8 +19,8 @@ from pages import DOCS, run_commands, run_python, servers_of
 from PIL import Image
 
 from benchmarks.malformed import joint_toml
-from ebjr.protocol import MOST_JSON_BYTES
-from ebjr.serving.grpc import CODES, SERVICE
+from ebjr.protocol import MOST_JSON_BYTES, MOST_JSON_VALUES, MOST_TEXTS
+from ebjr.serving.grpc import CODES, IDLE_SECONDS, MOST_CALLS, SERVICE
 from ebjr.serving.limits import Limits
 from ebjr.serving.service import REQUEST_PARAMETERS
 
@@ -91,4 +91,9 @@ def test_the_limits_are_those_of_the_code():
     pace = f"{limits.body_seconds:g} s, and 1 s for each {limits.body_bytes_per_second // 1024} KiB"
     assert said["time for a body"] == pace
     assert said["an answer that its client does not read"] == f"{limits.write_seconds:g} s"
-    assert said["clients at once (`--connections`)"] == str(limits.connections)
+    for who in ("clients", "gRPC connections"):
+        assert said[f"{who} at once (`--connections`)"] == str(limits.connections)
+    assert said["gRPC calls at once"] == f"{MOST_CALLS}, {MOST_CALLS // 4} of a connection"
+    assert said["a gRPC connection without calls"] == f"{IDLE_SECONDS:g} s"
+    assert said["values in the JSON, counted by its commas"] == f"{MOST_JSON_VALUES // 2**20} Mi"
+    assert said["elements of a `BYTES` tensor beside the JSON"] == f"{MOST_TEXTS // 2**10} Ki"

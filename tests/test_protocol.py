@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from ebjr import ProtocolError
 from ebjr.protocol import (
     DATATYPES,
     MOST_JSON_BYTES,
+    MOST_JSON_VALUES,
+    MOST_TEXTS,
     InferRequest,
     InferResponse,
     RequestedOutput,
@@ -22,6 +25,7 @@ from ebjr.protocol import (
     datatype_of,
     is_number,
     read_metadata,
+    read_object,
     read_request,
     read_response,
     request_of,
@@ -527,6 +531,35 @@ def test_a_large_message_has_no_infinity_either():
     assert read_request(raw).inputs["x"].tolist() == [0.5]
     with pytest.raises(ProtocolError, match="JSON has no Infinity"):
         read_request(raw.replace(b"0.5", b"Infinity"))
+
+
+def test_more_values_than_are_read_at_once_are_refused():
+    some = MOST_JSON_VALUES - 10
+    assert read_object(b'{"a":[' + b"1," * some + b"1]}")["a"][0] == 1
+    with pytest.raises(ProtocolError, match="4,194,304 values, but has 4,194,305"):
+        read_object(b'{"a":[' + b"[]," * MOST_JSON_VALUES + b"1]}")
+
+
+@pytest.mark.parametrize("declared", [1, MOST_TEXTS, MOST_TEXTS + 1])
+def test_more_texts_than_are_read_at_once_are_refused(declared):
+    rest = bytes(4 * (MOST_TEXTS + 1))
+    about = tensor(shape=(declared,), datatype="BYTES", parameters={"binary_data_size": len(rest)})
+    raw = body(inputs=[about])
+    with pytest.raises(ProtocolError, match="may have at most 262,144 elements of BYTES"):
+        read_request(raw + rest, len(raw))
+
+
+def test_an_answer_that_was_written_leaves_no_id_in_memory():
+    tracemalloc.start()
+    try:
+        for number in range(5):
+            answer = InferResponse({"x": np.ones(1)}, "m", id=f"{number}" + "a" * 1_000_000)
+            body, _ = write_response(answer)
+            assert read_response(body).id == answer.id
+        del answer, body
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_more_json_than_is_read_at_once_is_refused():

@@ -53,7 +53,7 @@ def server_context(
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     load_chain(context, certfile, keyfile, password)
-    _check_dates(context, certfile)
+    expiry_of(context, certfile)
     if ca_certs is not None:
         load_authorities(context, ca_certs)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -132,8 +132,11 @@ def _check_readable(*paths: File) -> None:
             pass
 
 
-def _check_dates(context: ssl.SSLContext, certfile: File) -> None:
-    """Check by a handshake in memory that a client would accept the certificate today."""
+def expiry_of(context: ssl.SSLContext, certfile: File) -> float:
+    """Return when a certificate expires, in seconds since 1970.
+
+    ValueError if a client would not accept it today, by a handshake in memory.
+    """
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # trust it without its authority
@@ -149,3 +152,4 @@ def _check_dates(context: ssl.SSLContext, certfile: File) -> None:
         raise ValueError(words) from error
     except ssl.SSLError as error:
         raise ValueError(f"the certificate {certfile} cannot be used: {error.reason}") from error
+    return ssl.cert_time_to_seconds(str((ends[0].getpeercert() or {})["notAfter"]))

@@ -461,12 +461,12 @@ def _with_silence(found: Answer) -> Answer:
     return Answer(output, features=found.features, spent=found.spent, **marks)
 
 
-def with_spent(before: Any, rows: np.ndarray, more: Any, n: int) -> Any:
+def with_spent(before: Any, rows: np.ndarray | slice, more: Any, n: int) -> Any:
     """Add what was spent on some rows to (n, 3) of all; None means that nothing is known."""
     if more is None:
         return before
     spent = np.zeros((n, 3)) if before is None else np.array(before)
-    spent[rows] += more
+    spent[rows] += to_numpy(more)
     return spent
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ebjr.arrays import Batch, row_count, to_numpy
 from ebjr.costs import Cost
-from ebjr.errors import ModelError, TeacherUnavailable
+from ebjr.errors import ModelError, OtherModel, TeacherUnavailable
 from ebjr.labels import are_names, label_text
 from ebjr.task import Task
 
@@ -197,6 +197,12 @@ class TeacherFailed(TeacherUnavailable):
 
     It counts as away. The same inputs are likely to fail again.
     """
+
+
+def may_answer_fewer(failure: Exception) -> bool:
+    """Whether a model that failed on a batch may answer a part of it: it was there to fail."""
+    reason = failure.__cause__ if isinstance(failure, TeacherFailed) else failure
+    return reason is not None and not isinstance(reason, TeacherUnavailable | OtherModel)
 
 
 class Around:

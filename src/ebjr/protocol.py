@@ -32,12 +32,21 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 }
 """The protocol's names of types; BYTES are arrays of `bytes` objects."""
 
+REQUEST = ("inputs", "outputs", "parameters", "id")
+"""The fields of an inference request."""
+
 MOST_DIMENSIONS = 32
 MOST_ELEMENTS = 2**59
 """The product of a shape's nonzero sizes: NumPy counts bytes in 63 bits, even of an empty array."""
 
 MOST_JSON_BYTES = 2**26
 """The longest JSON of a message: reading it holds the interpreter's lock for 0.4 s."""
+
+MOST_JSON_VALUES = 2**22
+"""The most numbers, texts and lists in the JSON of a message: each takes time beside its bytes."""
+
+MOST_TEXTS = 2**18
+"""The most elements of a BYTES tensor that follows the JSON: each is read by itself."""
 
 _LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
@@ -67,6 +76,7 @@ class InferRequest:
     id: str | None = None  # the client's own name for the request
     parameters: Parameters = field(default_factory=dict)
     binary: bool = False  # send outputs as bytes if `outputs` is None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # fields that the protocol lacks
 
     def wants(self, name: str) -> RequestedOutput | None:
         """Return how to send an output; None if it was not requested."""
@@ -149,14 +159,15 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
 
 def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
     """Read an inference request from its JSON object and the bytes after it."""
-    inputs = _read_tensors(message, "inputs", rest)
+    inputs = _read_tensors(message, "inputs", rest, whole=True)
     if not inputs:
         raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
     parameters = dict(read_parameters(message, "the request"))
     binary = _flag(parameters, "binary_data_output", False)
     parameters.pop("binary_data_output", None)
     outputs, id = _read_requested(message, binary), _read_text(message, "id")
-    return InferRequest(inputs, outputs, id, parameters, binary)
+    extra = {key: message[key] for key in message.keys() - {*REQUEST}}
+    return InferRequest(inputs, outputs, id, parameters, binary, extra)
 
 
 def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int | None]:
@@ -218,19 +229,18 @@ def write_response(
             pieces.append(piece)
             rest += raw
     parameters = tuple(response.parameters.items())
-    head = _head(response.model_name, response.model_version, response.id, parameters)
-    message = b"%b%b]}" % (head, b",".join(pieces))
+    front, back = _head(response.model_name, response.model_version, parameters)
+    id = b"" if response.id is None else b',"id":%b' % _json("writing").encode(response.id)
+    message = b"%b%b%b%b]}" % (front, id, back, b",".join(pieces))
     return (b"".join([message, *rest]), len(message)) if rest else (message, None)
 
 
-@lru_cache(maxsize=256)  # one model's answers mostly differ only in their tensors
-def _head(name: str, version: str | None, id: str | None, parameters: tuple[Any, ...]) -> bytes:
-    """Write an answer's JSON up to its tensors."""
-    known = {"model_name": name, "model_version": version, "id": id}
-    message: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
-    if parameters:
-        message["parameters"] = dict(parameters)
-    return _encoded(message)[:-1] + b',"outputs":['
+@lru_cache(maxsize=256)  # keeps no text of a client's, which may be large
+def _head(name: str, version: str | None, parameters: tuple[Any, ...]) -> tuple[bytes, bytes]:
+    """Write an answer's JSON up to its id, and from there to its tensors."""
+    about = {"model_name": name} | ({} if version is None else {"model_version": version})
+    told = b"," + _encoded({"parameters": dict(parameters)})[1:-1] if parameters else b""
+    return _encoded(about)[:-1], told + b',"outputs":['
 
 
 def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
@@ -323,6 +333,11 @@ def read_object(raw: bytes) -> dict[str, Any]:
             f"the JSON of a message must have at most {MOST_JSON_BYTES:,} bytes, but has "
             f"{len(raw):,}: send its tensors as binary data"
         )
+    if (commas := raw.count(b",")) >= MOST_JSON_VALUES:  # also those in texts: an upper bound
+        raise ProtocolError(
+            f"the JSON of a message must have at most {MOST_JSON_VALUES:,} values, but has "
+            f"{commas + 1:,} (commas, and one): send its tensors as binary data"
+        )
     try:
         message = _json("reading").decode(raw)
     except (ValueError, RecursionError) as error:
@@ -369,6 +384,12 @@ def read_parameters(table: Mapping[str, Any], what: str) -> Parameters:
     return parameters
 
 
+def check_keys(table: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Check that a part of a request, named `what`, says nothing that would be ignored."""
+    if unknown := table.keys() - {*known}:
+        raise ProtocolError(f"{what} has no {_shown(min(unknown))}; it has {', '.join(known)}")
+
+
 def _flag(parameters: Parameters, key: str, otherwise: bool) -> bool:
     flag = parameters.get(key, otherwise)
     if not isinstance(flag, bool):
@@ -381,7 +402,10 @@ def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[Requested
         return None
     found = []
     for name, table in _named_tables(message, "outputs"):
-        parameters = read_parameters(table, f"the output {_shown(name)}")
+        what = f"the requested output {_shown(name)}"
+        check_keys(table, ("name", "parameters"), what)
+        parameters = read_parameters(table, what)
+        check_keys(parameters, ("binary_data", "classification"), f"'parameters' of {what}")
         binary_data, classes = _flag(parameters, "binary_data", binary), _classes(parameters, name)
         found.append(RequestedOutput(name, binary_data, classes))
     return tuple(found) or None
@@ -397,12 +421,21 @@ def _classes(parameters: Parameters, name: str) -> int | None:
     )
 
 
-def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dict[str, np.ndarray]:
-    """Read a message's tensors, whose data are in the JSON or in the bytes after it."""
+def _read_tensors(
+    message: Mapping[str, Any], key: str, rest: memoryview, *, whole: bool = False
+) -> dict[str, np.ndarray]:
+    """Read a message's tensors, whose data are in the JSON or in the bytes after it.
+
+    With `whole`, a tensor may say nothing that this reader does not know.
+    """
     found: dict[str, np.ndarray] = {}
     for name, table in _named_tables(message, key):
         tensor = _read_tensor(name, table)
-        size = read_parameters(table, str(tensor)).get("binary_data_size")
+        parameters = read_parameters(table, str(tensor))
+        if whole:
+            check_keys(table, (*TensorMetadata._fields, "data", "parameters"), str(tensor))
+            check_keys(parameters, ("binary_data_size",), f"'parameters' of {tensor}")
+        size = parameters.get("binary_data_size")
         if size is None and "data" not in table:
             raise ProtocolError(
                 f"{tensor} needs 'data', or 'binary_data_size' among its parameters, but has "
@@ -530,20 +563,26 @@ def _from_bytes(tensor: TensorMetadata, raw: memoryview) -> np.ndarray:
 
 
 def _from_length_prefixed(tensor: TensorMetadata, raw: memoryview) -> np.ndarray:
-    found: list[bytes] = []
-    start = 0
-    while start < len(raw):
-        length = int.from_bytes(raw[start : start + 4], "little")
-        end = start + 4 + length
-        if start + 4 > len(raw) or end > len(raw):
+    check_texts(tensor, math.prod(tensor.shape))
+    data, found, start = bytes(raw), list[bytes](), 0
+    while start < len(data):
+        end = start + 4 + int.from_bytes(data[start : start + 4], "little")
+        if start + 4 > len(data) or end > len(data):
             raise ProtocolError(
                 f"{tensor} ends within its element {len(found)}: an element is its length in four "
                 "bytes, then its bytes"
             )
-        found.append(bytes(raw[start + 4 : end]))
+        found.append(data[start + 4 : end])
+        check_texts(tensor, len(found))
         start = end
     _check_count(tensor, len(found))
     return np.fromiter(found, object).reshape(tensor.shape)
+
+
+def check_texts(tensor: Any, count: int) -> None:
+    """Check that a BYTES tensor, as messages name it, has at most `MOST_TEXTS` elements."""
+    if count > MOST_TEXTS:
+        raise ProtocolError(f"{tensor} may have at most {MOST_TEXTS:,} elements of BYTES")
 
 
 def _check_count(tensor: TensorMetadata, count: int) -> None:

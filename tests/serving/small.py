@@ -122,6 +122,22 @@ def running(app, port=0, **options):
             thread.join(30)
 
 
+@contextmanager
+def asking(app):
+    """A client of a real server."""
+    import httpx2
+
+    with (
+        running(app) as (host, port),
+        httpx2.Client(base_url=f"http://{host}:{port}", timeout=60) as opened,
+    ):
+        yield opened
+
+
+def load(client, name="joint", what="load"):
+    return client.post(f"/v2/repository/models/{name}/{what}")
+
+
 def exchange(address, *parts: bytes, seconds: float = 10.0) -> bytes:
     """Send bytes, and all that comes back until the server hangs up."""
     with socket.create_connection(address, seconds) as connection:

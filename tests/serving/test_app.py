@@ -9,10 +9,11 @@ import time
 
 import numpy as np
 import pytest
-from small import NAME, request, served, student, teacher
+from small import NAME, asking, request, served, student, teacher
 
 from ebjr import JointClassifier, JointConfig, Router, TeacherUnavailable, load_joint
 from ebjr.demo import run_demo
+from ebjr.protocol import LENGTH_HEADER, InferRequest, write_request
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="httpx2 is not installed")
@@ -110,6 +111,30 @@ def test_a_request_chooses_its_own_threshold(client, parameters, deferred, thres
             {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]},
             "must have shape [-1, 2], not [1, 3]",
         ),
+        (
+            {**request(), "threshold": 6.0},
+            "a request has no 'threshold'; it has inputs, outputs, parameters, id, model_name",
+        ),
+        ({**request(), "model_name": "b"}, "names the model 'joint', but the request 'b'"),
+        (
+            {"inputs": [{**request()["inputs"][0], "threshold": 6.0}]},
+            "the tensor 'x' has no 'threshold'; it has name, datatype, shape, data, parameters",
+        ),
+        (
+            {"inputs": [{**request()["inputs"][0], "parameters": {"content_type": "np"}}]},
+            "'parameters' of the tensor 'x' has no 'content_type'; it has binary_data_size",
+        ),
+        (
+            {**request(), "outputs": [{"name": "output", "classification": 1}]},
+            "the requested output 'output' has no 'classification'; it has name, parameters",
+        ),
+        (
+            {
+                **request(),
+                "outputs": [{"name": "output", "parameters": {"shared_memory_region": "r"}}],
+            },
+            "has no 'shared_memory_region'; it has binary_data, classification",
+        ),
     ],
 )
 def test_a_mistake_is_a_400_in_one_sentence_and_the_server_goes_on(client, message, says):
@@ -118,6 +143,73 @@ def test_a_mistake_is_a_400_in_one_sentence_and_the_server_goes_on(client, messa
     assert says in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
     assert outputs(client.post(f"{NAME}/infer", json=request()))["prediction"] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sent", "good", "bad"),
+    [
+        (np.uint8, np.float32, 7, 0.5),
+        (np.uint8, np.int64, 255, 256),
+        (np.int64, np.float64, -3, np.nan),
+        (np.int32, np.int64, 5, 2**40),
+        (np.float32, np.float64, 0.1, 1e300),
+        (np.float32, np.float64, np.inf, -1e300),
+        (np.float32, np.int64, 2**40 + 1, None),
+        (np.bool_, np.int64, 1, 2),
+    ],
+)
+def test_a_number_that_the_models_type_lacks_is_refused_and_not_changed(wanted, sent, good, bad):
+    seen = []
+
+    def model(x):
+        seen.append(x)
+        return student(x.astype(np.float32))
+
+    model.input_shape, model.input_name, model.input_dtype = (None, 2), "x", wanted
+    app = build_app(Served(JointClassifier(model, model, Router("max_logit", -1e9))))
+    with asking(app) as client:
+        for value in (good, bad, good):
+            if value is None:
+                continue
+            rows = InferRequest({"x": np.array([[1, value]], sent)})
+            body, length = write_request(rows)  # one head, whose reading is remembered
+            answer = client.post(
+                f"{NAME}/infer", content=body, headers={LENGTH_HEADER: str(length)}
+            )
+            assert answer.status_code == (400 if value is bad else 200), answer.text
+            if value is bad:
+                (name,) = [one["datatype"] for one in client.get(NAME).json()["inputs"]]
+                said = f"the input 'x' must be {name}, which has no {np.array([bad], sent)[0]}"
+                assert answer.json() == {"error": said}
+            else:
+                np.testing.assert_array_equal(seen[-1], np.array([[1, good]], wanted))
+
+
+@pytest.mark.parametrize("name", ["threshold", "timeout", "outputs", "version"])
+def test_a_parameter_in_the_address_is_refused_where_it_has_no_effect(client, name):
+    for path in (f"{NAME}/infer", "/v1/models/joint:predict"):
+        answer = client.post(f"{path}?{name}=2", json=request())
+        assert answer.status_code == 400
+        assert answer.json()["error"].startswith(f"{name!r} has no effect in the address: send")
+    for method, path in (("PUT", "/v1/router"), ("GET", "/v1/status")):
+        answer = client.request(method, f"{path}?verison=2", json={"threshold": 9.0})
+        assert answer.status_code == 400
+        assert answer.json()["error"] == (
+            "the address after '?' has no 'verison'; it has model, version"
+        )
+    assert client.get("/v1/router").json()["threshold"] == 1.0
+    assert client.post(f"{NAME}/infer?trace=2", json=request()).status_code == 200
+
+
+def test_the_model_may_be_named_again_in_the_message(client):
+    assert client.post(f"{NAME}/infer", json={**request(), "model_name": "joint"}).is_success
+
+
+@pytest.mark.parametrize(("path", "known"), [("index", "ready"), ("models/x/load", "parameters")])
+def test_a_call_of_the_repository_says_nothing_that_has_no_effect(client, path, known):
+    answer = client.post(f"/v2/repository/{path}", json={"raedy": True})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == f"the request has no 'raedy'; it has {known}"
 
 
 def test_the_knob_is_read_and_moved(client):

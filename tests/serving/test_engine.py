@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import REQUESTS
 
 from ebjr import (
     JointClassifier,
@@ -59,12 +60,7 @@ class Gate:
         return self.model(x)
 
 
-@given(
-    st.lists(st.lists(st.integers(-5, 5), min_size=1, max_size=9), min_size=1, max_size=12),
-    st.integers(1, 7),
-    st.integers(1, 7),
-    st.sampled_from([0.0, 0.5]),
-)
+@given(REQUESTS, st.integers(1, 7), st.integers(1, 7), st.sampled_from([0.0, 0.5]))
 def test_every_request_gets_what_the_joint_model_says_of_it_alone(requests, small, large, blend):
     joint = joint_of(blend=blend)
     inputs = [np.array(request, np.float64) for request in requests]
@@ -261,6 +257,53 @@ def test_a_model_that_raises_fails_its_batch_and_the_pipeline_goes_on():
             said(engine.ask(np.array([-1.0])))
         assert said(engine.ask(np.array([2.0]))).answer.prediction.tolist() == [0]
     assert heard == [("student", "no negatives")]
+
+
+@pytest.mark.parametrize("stage", ["student", "teacher"])
+def test_a_row_on_which_a_model_fails_costs_only_its_own_request(stage):
+    def moody(x):
+        if np.isnan(x).any() or (x == 0.25).any():
+            raise ValueError("no such number")
+        return teacher(x)
+
+    slow = Gate(moody)
+    models = (slow, teacher) if stage == "student" else (student, slow)
+    joint = JointClassifier(*models, Router("max_logit", 0.0 if stage == "student" else 9.0))
+    with Engine(joint, student_batch=8, teacher_batch=8, workers=1, teacher_workers=1) as engine:
+        first = engine.ask(np.array([0.5]))
+        assert slow.entered.wait(SECONDS)
+        good = [engine.ask(np.array([0.5, row]), client=row) for row in range(1, 4)]
+        bad = engine.ask(np.array([0.25, 0.5]), client="bad")
+        while engine.waiting()[stage] < 8:
+            time.sleep(0.001)
+        slow.open.set()
+        for ticket in (first, *good):
+            np.testing.assert_array_equal(
+                said(ticket).answer.output, teacher(ticket.result().inputs)
+            )
+            assert not ticket.result().answer.degraded.any()
+        if stage == "student":
+            with pytest.raises(ModelError, match="failed on a batch: ValueError: no such number"):
+                said(bad)
+        else:
+            assert said(bad).answer.degraded.all()
+    assert slow.batches == [1, 8, 4, 4, 2, 2]
+
+
+def test_a_teacher_that_is_away_is_not_asked_again_for_parts_of_a_batch():
+    def away(x):
+        raise TeacherUnavailable("the cloud is gone")
+
+    slow = Gate(away)
+    with Engine(joint_of(slow, 9.0), workers=1, teacher_workers=1) as engine:
+        tickets = [engine.ask(np.array([0.5]))]
+        assert slow.entered.wait(SECONDS)
+        tickets += [engine.ask(np.array([0.5])) for _ in range(5)]
+        while engine.waiting()["teacher"] < 5:
+            time.sleep(0.001)
+        slow.open.set()
+        assert all(said(ticket).answer.degraded.all() for ticket in tickets)
+    assert slow.batches == [1, 5]
 
 
 def test_inputs_of_different_shapes_do_not_meet_in_a_batch():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import queue
 import re
+import socket
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from random import Random
 
@@ -23,7 +24,7 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 
 import grpc
 import tritonclient.grpc as triton
-from small import assert_boxes, files_of, images, joint_detector, served
+from small import assert_boxes, files_of, images, joint_detector, received, served
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from ebjr.serving.app import Served
@@ -277,6 +278,23 @@ def one(**fields):
             "the output 'score' of this model has no logits",
         ),
         (message(parameters={"colour": {"int64_param": 1}}), "no parameter 'colour'"),
+        (
+            message(parameters={"binary_data_output": {"bool_param": True}}),
+            "gRPC takes no 'binary_data_output': outputs come as inputs do",
+        ),
+        (
+            message(
+                outputs=[{"name": "score", "parameters": {"binary_data": {"bool_param": False}}}]
+            ),
+            "gRPC takes no 'binary_data': outputs come as inputs do",
+        ),
+        (
+            one(
+                contents={"fp32_contents": [1, 2]},
+                parameters={"binary_data_size": {"int64_param": 4}},
+            ),
+            "needs 2 elements, but has 1",
+        ),
         (message(parameters={"threshold": {}}), "not nothing"),
         (message(parameters={"threshold": {"string_param": "high"}}), "must be a number"),
         (
@@ -292,6 +310,15 @@ def test_a_mistake_is_an_invalid_argument_and_the_server_goes_on(address, client
     with stub(address) as infer, refused("INVALID_ARGUMENT", says):
         infer(asked)
     assert client.infer("joint", [tensor()]).as_numpy("prediction").tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("name", ["RepositoryIndex", "RepositoryModelLoad"])
+def test_a_repository_that_is_named_is_refused_as_there_is_one(address, name):
+    asked = getattr(service_pb2, f"{name}Request")(repository_name="other").SerializeToString()
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(f"/{SERVICE.full_name}/{name}")
+        with refused("INVALID_ARGUMENT", "one repository: leave repository_name empty"):
+            call(asked, timeout=30)
 
 
 def test_what_is_no_message_is_an_invalid_argument(address):
@@ -493,6 +520,50 @@ def asked_bytes() -> bytes:
     contents = {"fp32_contents": ROWS.ravel().tolist()}
     about = {"name": "x", "datatype": "FP32", "shape": ROWS.shape, "contents": contents}
     return MESSAGES["ModelInferRequest"](model_name="joint", inputs=[about]).SerializeToString()
+
+
+LIVE = f"/{SERVICE.full_name}/ServerLive"
+
+
+def test_one_connection_of_calls_that_send_nothing_leaves_others_their_calls(monkeypatch):
+    monkeypatch.setattr("ebjr.serving.grpc.MOST_CALLS", 8)
+    never = threading.Event()
+
+    def nothing():
+        never.wait(30)
+        yield from ()
+
+    with serving(served()) as address, grpc.insecure_channel(address) as greedy:
+        calls = [greedy.stream_unary(LIVE).future(nothing()) for _ in range(12)]
+        own_pool = [("grpc.use_local_subchannel_pool", 1)]  # else both share a connection
+        try:
+            for _ in range(5):
+                with grpc.insecure_channel(address, own_pool) as other:
+                    assert other.unary_unary(LIVE)(b"", timeout=30)
+                time.sleep(0.1)
+        finally:
+            never.set()
+            for call in calls:
+                call.cancel()
+
+
+def test_connections_are_as_few_as_the_limit_and_idle_ones_are_closed(monkeypatch):
+    monkeypatch.setattr("ebjr.serving.grpc.IDLE_SECONDS", 2.0)
+    greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    with serving(served(), limits=Limits(connections=3)) as address, ExitStack() as opened:
+        host, _, port = address.rpartition(":")
+
+        def connected() -> socket.socket:
+            one = opened.enter_context(socket.create_connection((host, int(port)), 30))
+            one.sendall(greeting)
+            return one
+
+        own = [connected() for _ in range(3)]
+        assert all(one.recv(9) for one in own)
+        assert connected().recv(9) == b""
+        assert all(received(one) for one in own)  # until the server hangs up
+        with grpc.insecure_channel(address) as channel:
+            assert channel.unary_unary(LIVE)(b"", timeout=30)
 
 
 def test_a_call_has_an_id_and_a_line_whether_it_is_answered_or_refused(caplog):

@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from ebjr import JointClassifier, Preprocess, Router
 from ebjr.data.preprocess import prepared
 from ebjr.errors import ProtocolError
 from ebjr.serving.app import Served, build_app
-from ebjr.serving.images import decoded_images
+from ebjr.serving.images import Decoder, decoded_images
 from ebjr.serving.limits import Limits, exposure
 
 BODY = json.dumps(request()).encode()
@@ -131,6 +132,20 @@ def png(width, height):
     file = io.BytesIO()
     Image.new("RGB", (width, height)).save(file, "PNG")
     return file.getvalue()
+
+
+def test_clients_take_turns_to_have_their_images_decoded():
+    decoder, order = Decoder(), []
+    begun, done = threading.Event(), threading.Event()
+    decoder.put("first", lambda: begun.wait(30))
+    for number in range(3):
+        decoder.put("greedy", partial(order.append, number))
+    decoder.put("greedy", done.set)
+    decoder.put("modest", partial(order.append, "modest"))
+    begun.set()
+    assert done.wait(30)
+    decoder.stop()
+    assert order == [0, "modest", 1, 2]
 
 
 def test_images_of_many_pixels_are_refused_before_they_are_decoded():

@@ -90,6 +90,7 @@ def test_a_form_names_the_outputs_that_it_asks_for(client, fields, names):
         ({"timeout": "5.0"}, FILES, "not '5.0'; timeout_seconds takes seconds"),
         ({"timeout": "9" * 4000}, FILES, "up to 3600000000, not 9999"),
         ({"priority": "high"}, FILES, "priority must be a whole number from 0"),
+        ({"priority": ["2", "3"]}, FILES, "the form has two values of 'priority': send one"),
         ({"outputs": "logits"}, FILES, "there is no output 'logits'"),
         ({"outputs": ""}, FILES, "there is no output ''"),
         ({"outputs": "prediction,"}, FILES, "there is no output ''"),

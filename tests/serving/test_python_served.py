@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import pytest
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="httpx2 is not installed")
 
-import httpx2 as httpx
-from small import running
+from small import asking, load
 
 from ebjr import JointConfig
 from ebjr.joint_file import ModelEntry
@@ -70,14 +68,8 @@ def write(folder: Path, times: int, module: str | None = None, *files: str) -> l
     return found
 
 
-@contextmanager
-def asking(*files):
-    app = build_app(Files(*files, load=partial(served_of, trust=True)))
-    with (
-        running(app) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as opened,
-    ):
-        yield opened
+def app_of(*files):
+    return build_app(Files(*files, load=partial(served_of, trust=True)))
 
 
 def ask(client, name="joint"):
@@ -87,13 +79,9 @@ def ask(client, name="joint"):
     return answer.json()["outputs"][0]["data"] if answer.status_code == 200 else answer.text
 
 
-def load(client):
-    return client.post("/v2/repository/models/joint/load")
-
-
 def test_code_that_has_changed_with_its_file_answers_once_it_is_loaded(tmp_path):
     (file,) = write(tmp_path, 3)
-    with asking(file) as client:
+    with asking(app_of(file)) as client:
         assert ask(client) == [3, 6, 9]
         write(tmp_path, 7)
         assert load(client).status_code == 200
@@ -118,7 +106,7 @@ def entries_of(file: Path):
 def test_a_module_that_has_changed_is_refused_and_what_was_imported_answers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (file,) = write(tmp_path, 3, "own_code")
-    with asking(file) as client:
+    with asking(app_of(file)) as client:
         assert ask(client) == [3, 6, 9]
         write(tmp_path, 7, "own_code")
         wrong = load(client)
@@ -129,7 +117,7 @@ def test_a_module_that_has_changed_is_refused_and_what_was_imported_answers(tmp_
 
 def test_code_that_several_models_name_is_asked_by_one_worker_of_all(tmp_path):
     files = write(tmp_path, 3, None, "a", "b")
-    with asking(*files) as client, ThreadPoolExecutor(6) as pool:
+    with asking(app_of(*files)) as client, ThreadPoolExecutor(6) as pool:
         found = list(pool.map(partial(ask, client), "ab" * 20))
     assert found == [[3, 6, 9]] * 40
     assert sys.modules["ebjr_import_own_code"].most == 1

@@ -32,7 +32,7 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 import httpx2 as httpx
 import tritonclient.grpc
 import tritonclient.http
-from small import received, request, running, served, student, teacher
+from small import asking, load, received, request, served, student, teacher
 from starlette.testclient import TestClient
 from tiny import CLASSES, SIZE, write_linear, write_pair
 from tritonclient.utils import InferenceServerException
@@ -79,15 +79,6 @@ def folder(tmp_path) -> Path:
     return shop
 
 
-@contextmanager
-def asking(app):
-    with (
-        running(app) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as opened,
-    ):
-        yield opened
-
-
 def body(rows=ROWS) -> dict:
     tensor = {"name": "image", "shape": list(rows.shape), "datatype": "FP32"}
     return {"inputs": [{**tensor, "data": rows.ravel().tolist()}]}
@@ -101,10 +92,6 @@ def ask(client, name, version=None):
 def index(client) -> dict:
     found = client.post("/v2/repository/index").json()
     return {(one["name"], one["version"]): (one["state"], one.get("reason")) for one in found}
-
-
-def load(client, name, what="load"):
-    return client.post(f"/v2/repository/models/{name}/{what}")
 
 
 READY = ("READY", None)
@@ -133,6 +120,49 @@ def test_a_folder_is_served_by_name_and_version_the_newest_unless_one_is_named(f
     assert 'ebjr_rows_total{model="colors"} 0.0' in text
 
 
+def test_a_model_whose_name_leads_elsewhere_is_refused_before_it_is_loaded(folder, caplog):
+    (folder / "stats").mkdir()
+    (folder / "stats" / "joint.toml").write_text("not read")
+    why = "a model cannot be called 'stats': /v2/models/stats is another address of the server"
+    with asking(build_app(Folder(folder))) as client:
+        assert index(client)["stats", "1"] == ("UNAVAILABLE", why)
+        answer = load(client, "stats")
+        assert (answer.status_code, answer.json()["error"]) == (
+            400,
+            f"stats cannot be loaded: {why}",
+        )
+        assert len(client.get("/v2/models/stats").json()["model_stats"]) == 4
+    file = write(folder / "alone", name="stats")
+    with pytest.raises(ValueError, match=re.escape(why)):
+        build_app(Files(file))
+
+
+def test_what_load_says_of_a_broken_model_has_no_path_of_the_server(folder, caplog):
+    write(folder / "gone").with_name("student.onnx").unlink()
+    with asking(build_app(Folder(folder))) as client:
+        write(folder / "both")
+        write(folder / "both" / "1")
+        for name, why in (
+            ("gone", "gone cannot be loaded: joint.toml names the missing model file "),
+            ("both", "both has both a joint.toml and versions: keep one"),
+        ):
+            said = load(client, name).json()["error"]
+            assert said.startswith(why)
+            assert str(folder) not in said
+            assert str(folder / "gone") in caplog.text
+
+
+def test_the_description_is_made_once_and_again_when_a_model_has_changed(folder):
+    app = build_app(Folder(folder))
+    with asking(app) as client:
+        first = client.get("/openapi.json").content
+        app.state.repository.of("colors").served.operating_points = {"unseen": 0.5}
+        assert client.get("/openapi.json").content == first
+        change(folder / "colors" / "joint.toml", operating_points={"late": {"threshold": 0.7}})
+        assert load(client, "colors").status_code == 200
+        assert b'"late"' in client.get("/openapi.json").content
+
+
 def test_broken_models_have_a_reason_and_the_others_serve(folder, caplog):
     (folder / "toml").mkdir()
     (folder / "toml" / "joint.toml").write_text("threshold = ")
@@ -147,6 +177,8 @@ def test_broken_models_have_a_reason_and_the_others_serve(folder, caplog):
         assert client.get("/v2/models/named/ready").status_code == 404
         said = ask(client, "named").json()["error"]
         ready = client.post("/v2/repository/index", json={"ready": True}).json()
+    assert str(folder) not in str([*found.values(), said])  # a client learns no path of the server
+    assert str(folder) in caplog.text
     assert {name for (name, _), (state, _) in found.items() if state == "UNAVAILABLE"} == {
         *("toml", "weights-gone", "named", "both")
     }

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 
 import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="httpx2 is not installed")
 
-import httpx2 as httpx
+
 from prometheus_client.parser import text_string_to_metric_families
-from small import request, running, served, student
+from small import asking, request, served, student
 from starlette.testclient import TestClient
 from texts import served_texts
 from tiny import write_pair
@@ -37,16 +36,6 @@ def pair() -> list[Served]:
     """Two models of the same input whose answers differ."""
     second = Served(JointClassifier(other, other, Router("max_logit", 100.0)), "second")
     return [served(), second]
-
-
-@contextmanager
-def asking(app):
-    """A client of a real server."""
-    with (
-        running(app) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}") as opened,
-    ):
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +231,20 @@ def test_lines_of_the_log_and_moves_say_of_which_model_and_version_they_are(tmp_
     moves = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     moves = [(move["model"], move.get("version")) for move in moves if move.get("to") == 0.9]
     assert moves == [("a", None), ("b", "1"), ("b", "2")]
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [("stats", "/v2/models/stats"), ("a:predict", "/v1/models/a:predict")],
+)
+def test_a_name_that_makes_another_address_is_refused(name, address):
+    with pytest.raises(ValueError, match=f"called '{name}': {address} is another address"):
+        build_app(Served(served().joint, name))
+
+
+@pytest.mark.parametrize("name", ["infer", "ready", "versions", "models", "predict", "index"])
+def test_a_name_that_leads_only_to_its_model_is_served(name):
+    with asking(build_app(Served(served().joint, name))) as client:
+        for path in ("/v2/models", "/v1/models"):
+            assert client.get(f"{path}/{name}").json()["name"] == name
+        assert client.post(f"/v2/models/{name}/infer", json=request()).status_code == 200

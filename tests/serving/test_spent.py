@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import REQUESTS
 
 from ebjr import JointClassifier, Router, TeacherUnavailable
 from ebjr.model import Answer, TeacherFailed
@@ -46,12 +47,7 @@ class Heard(Observer):
         self.handlers = dict.fromkeys(kinds, self.events.append)
 
 
-@given(
-    st.lists(st.lists(st.integers(-5, 5), min_size=1, max_size=9), min_size=1, max_size=9),
-    st.integers(1, 7),
-    st.integers(1, 7),
-    st.sampled_from([0.0, 0.5]),
-)
+@given(REQUESTS, st.integers(1, 7), st.integers(1, 7), st.sampled_from([0.0, 0.5]))
 def test_every_row_costs_what_the_joint_model_says_of_it_alone(requests, small, large, blend):
     joint = joint_of(priced(10, 1e-6), priced(20, 1e-3), blend=blend)
     inputs = [np.array(request, np.float64) for request in requests]

@@ -142,6 +142,15 @@ def test_regressors_say_numbers_and_what_is_no_number_in_json_is_a_word():
             {"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}]},
             "send one input to ask both models, not 2",
         ),
+        *(
+            (request([(0.5, 0.0)]) | more, f"asking both models takes no {name!r}: all comes as")
+            for name, more in {
+                "id": {"id": "7"},
+                "outputs": {"outputs": [{"name": "score"}]},
+                "priority": {"parameters": {"priority": 2}},
+                "binary_data_output": {"parameters": {"binary_data_output": True}},
+            }.items()
+        ),
     ],
 )
 def test_a_mistake_is_a_400_in_one_sentence(message, says):

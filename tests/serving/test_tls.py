@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import signal
 import socket
 import ssl
@@ -14,7 +15,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from pki import Authority
+from pki import Authority, x509
 from small import NAME, request
 from test_process import server
 
@@ -142,6 +143,29 @@ def test_with_authorities_clients_show_certificates(ca, tmp_path):
                 else:
                     with pytest.raises(grpc.RpcError):
                         ask(b"", timeout=30)
+
+
+def expiry(certificate) -> float:
+    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    return found.not_valid_after_utc.timestamp()
+
+
+def test_when_the_certificate_expires_is_known_also_where_clients_show_theirs(ca):
+    pair = ca.certificate("server", 3)
+    plain, asking = Tls(*pair), Tls(*pair, ca_certs=ca.file)
+    assert plain.expires == asking.expires == expiry(pair[0])
+    ca.certificate("server", 5)
+    plain.kept.look(again=True)
+    assert plain.expires == expiry(pair[0]) > asking.expires
+
+
+def test_the_metrics_say_when_the_certificate_expires(ca):
+    pair = ca.certificate("server", 3)
+    with server(**files(pair)) as (_, url), closing(connect(url, trusting(ca))) as connection:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    (found,) = re.findall(r"^ebjr_certificate_expiry_timestamp_seconds (.*)$", text, re.MULTILINE)
+    assert float(found) == expiry(pair[0])
 
 
 def until(condition) -> None:

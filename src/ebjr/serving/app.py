@@ -15,14 +15,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from weakref import ref
 
 from ebjr.errors import EbjrError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
-from ebjr.protocol import read_object
+from ebjr.protocol import check_keys, read_object
 from ebjr.serving.bodies import aside, read_body
 from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
@@ -95,39 +95,46 @@ def build_app(
     """
     files = {"token_file": token_file, "infer_token_file": infer_token_file}
     doors = Doors(token, hosts or (), infer_token=infer_token, **files)
-    repository = Repository(served, doors=doors, **options)
-    chats, handlers = Chats(repository), _Handlers(repository, doors)
+
+    async def described_once(_request: Request) -> Response:
+        return document()
+
     model, any_version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     routes = [
         Route(f"{model}/infer", infer, methods=["POST"]),
         Route(f"{any_version}/infer", infer, methods=["POST"]),
-        Route("/v2/health/live", _says(lambda: {"live": True})),
-        Route("/v2/health/ready", handlers.server_ready),
-        Route("/v2", _says(lambda: repository.server_metadata())),
-        Route("/v2/repository/index", handlers.index, methods=["POST"]),
-        Route("/v2/repository/models/{name}/load", handlers.load, methods=["POST"]),
-        Route("/v2/repository/models/{name}/unload", handlers.unload, methods=["POST"]),
-        Route("/v2/models/stats", _says(repository.model_statistics)),
-        Route(f"{model}/stats", _says(repository.model_statistics)),
-        Route(f"{any_version}/stats", _says(repository.model_statistics)),
-        Route(f"{model}/config", _says(repository.model_config)),
-        Route(f"{any_version}/config", _says(repository.model_config)),
-        Route(model, _says(repository.model_metadata)),
-        Route(f"{model}/ready", handlers.ready),
-        Route(any_version, _says(repository.model_metadata)),
-        Route(f"{any_version}/ready", handlers.ready),
-        Route("/v1/router", handlers.router, methods=["GET"]),
-        Route("/v1/router", handlers.move_knob, methods=["PUT"]),
-        Route("/v1/status", handlers.status),
-        Route("/v1/both", handlers.explain, methods=["POST"]),
-        Route("/v1/late/{id}", handlers.late),
-        Route("/metrics", handlers.metrics),
-        Route("/openapi.json", _says(lambda: described())),
-        Route("/", handlers.page),
-        *chats.routes(),
-        *KServe(repository).routes(),
+        Route("/v2/health/live", _says(lambda _: {"live": True})),
+        Route("/v2/health/ready", _server_ready),
+        Route("/v2", _says(lambda repository: repository.server_metadata())),
+        Route("/v2/repository/index", _index, methods=["POST"]),
+        Route("/v2/repository/models/{name}/load", _load, methods=["POST"]),
+        Route("/v2/repository/models/{name}/unload", _unload, methods=["POST"]),
+        Route("/v2/models/stats", _says(Repository.model_statistics)),
+        Route(f"{model}/stats", _says(Repository.model_statistics)),
+        Route(f"{any_version}/stats", _says(Repository.model_statistics)),
+        Route(f"{model}/config", _says(Repository.model_config)),
+        Route(f"{any_version}/config", _says(Repository.model_config)),
+        Route(model, _says(Repository.model_metadata)),
+        Route(f"{model}/ready", _ready),
+        Route(any_version, _says(Repository.model_metadata)),
+        Route(f"{any_version}/ready", _ready),
+        Route("/v1/router", _router, methods=["GET"]),
+        Route("/v1/router", _move_knob, methods=["PUT"]),
+        Route("/v1/status", _status),
+        Route("/v1/both", _explain, methods=["POST"]),
+        Route("/v1/late/{id}", _late),
+        Route("/metrics", _metrics),
+        Route("/openapi.json", described_once),
+        Route("/", _page),
+        *KServe().routes(),
     ]
+    taken = partial(_taken_by, routes)  # known before a model is loaded
+    repository = Repository(served, doors=doors, taken=taken, **options)
+    chats = Chats(repository)
+    routes += chats.routes()
     described = partial(openapi, repository, routes)
+    document = cache(lambda: JSONResponse(described()))
+    repository.watch(document.cache_clear)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -282,6 +289,7 @@ def run_server(
         if tls is not None:
             config.ssl = tls.context()
             app.state.repository.shared.doors.kept.append(tls.kept)
+            app.state.repository.shared.tls = tls
         where, own = listener.getsockname()[:2]
         started(f"http{'' if tls is None else 's'}://{where}:{own}")
         gc.set_threshold(FEWER_LOOKS, 10, 10)
@@ -366,112 +374,124 @@ def _give_memory_back() -> None:
 
 
 def _says(give: Callable[..., Any]) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler that answers with JSON, from the path's parameters alone."""
+    """Return a handler that answers with JSON, from the repository and the path's parameters."""
 
     async def handler(request: Request) -> Response:
-        return JSONResponse(give(**request.path_params))
+        return JSONResponse(give(host_of(request), **request.path_params))
 
     return handler
 
 
-class _Handlers:
-    """The handlers of the routes."""
+async def _server_ready(request: Request) -> Response:
+    return _readiness(host_of(request).not_ready)
 
-    def __init__(self, repository: Repository, doors: Doors) -> None:
-        self.repository, self._doors = repository, doors
 
-    async def server_ready(self, _request: Request) -> Response:
-        return _readiness(self.repository.not_ready)
+async def _ready(request: Request) -> Response:
+    return _readiness(host_of(request).of(**request.path_params).not_ready)
 
-    async def ready(self, request: Request) -> Response:
-        return _readiness(self.repository.of(**request.path_params).not_ready)
 
-    def _meant(self, request: Request) -> Service:
-        """Return the service that ``?model=`` and ``&version=`` name."""
-        asked = request.query_params
-        service = self.repository.meant(asked.get("model"), asked.get("version", ""))
-        request.scope[HOST] = ref(service)
-        return service
+def _meant(request: Request) -> Service:
+    """Return the service that ``?model=`` and ``&version=`` name."""
+    asked = request.query_params
+    check_keys(asked, ("model", "version"), "the address after '?'")
+    service = host_of(request).meant(asked.get("model"), asked.get("version", ""))
+    request.scope[HOST] = ref(service)
+    return service
 
-    async def index(self, request: Request) -> Response:
-        asked = await self._object(request)
-        ready = asked.get("ready", False)
-        if not isinstance(ready, bool):
-            raise Refused(400, f"'ready' must be true or false, not {ready!r:.60}")
-        return JSONResponse(self.repository.index(ready))
 
-    async def load(self, request: Request) -> Response:
-        return await self._change(request, self.repository.load)
+async def _index(request: Request) -> Response:
+    asked = await _object(request, "ready")
+    ready = asked.get("ready", False)
+    if not isinstance(ready, bool):
+        raise Refused(400, f"'ready' must be true or false, not {ready!r:.60}")
+    return JSONResponse(host_of(request).index(ready))
 
-    async def unload(self, request: Request) -> Response:
-        return await self._change(request, self.repository.unload)
 
-    async def _change(
-        self, request: Request, change: Callable[[str, dict[str, Any]], Awaitable[None]]
-    ) -> Response:
-        check_loading(self._doors, request.scope)
-        asked = await self._object(request)
-        parameters = asked.get("parameters", {})
-        if not isinstance(parameters, dict):
-            raise Refused(400, "'parameters' must be a JSON object")
-        await change(request.path_params["name"], parameters)
-        return JSONResponse({})
+async def _load(request: Request) -> Response:
+    return await _change(request, host_of(request).load)
 
-    async def _object(self, request: Request) -> dict[str, Any]:
-        """Read a JSON object from a body, which may be empty."""
-        with self.repository.admission.hold(client_of(request)) as hold:
-            raw = await read_body(request, self.repository.limits, hold)
-        if len(raw) > MOST_WISH_BYTES:
-            raise Refused(413, f"the JSON object may have at most {MOST_WISH_BYTES} bytes")
-        return read_object(raw) if raw else {}
 
-    async def page(self, _request: Request) -> Response:
-        return HTMLResponse(*page_and_headers())
+async def _unload(request: Request) -> Response:
+    return await _change(request, host_of(request).unload)
 
-    async def router(self, request: Request) -> Response:
-        return JSONResponse(self._meant(request).control.state())
 
-    async def status(self, request: Request) -> Response:
-        # in a thread: the monitor computes bounds, and late rows are counted on a disk
-        known = await asyncio.to_thread(self._meant(request).status)
-        found = {**known, "token": bool(self._doors.moving or self._doors.asking)}
-        return JSONResponse(found, headers={"Cache-Control": "no-store"})
+async def _change(
+    request: Request, change: Callable[[str, dict[str, Any]], Awaitable[None]]
+) -> Response:
+    check_loading(host_of(request).shared.doors, request.scope)
+    asked = await _object(request, "parameters")
+    parameters = asked.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise Refused(400, "'parameters' must be a JSON object")
+    await change(request.path_params["name"], parameters)
+    return JSONResponse({})
 
-    async def explain(self, request: Request) -> Response:
-        service = self._meant(request)
-        with service.admission.hold(client_of(request)) as hold:
-            raw = await read_body(request, service.limits, hold)
-            asked = await aside(len(raw), read, raw, dict(request.scope["headers"]))
-            return JSONResponse(await service.explain(asked, hold))
 
-    async def metrics(self, _request: Request) -> Response:
-        body, kind = await asyncio.to_thread(self.repository.prometheus)
-        return Response(body, media_type=kind)
+async def _object(request: Request, key: str) -> dict[str, Any]:
+    """Read a JSON object with a `key` or nothing from a body, which may be empty."""
+    with host_of(request).admission.hold(client_of(request)) as hold:
+        raw = await read_body(request, host_of(request).limits, hold)
+    if len(raw) > MOST_WISH_BYTES:
+        raise Refused(413, f"the JSON object may have at most {MOST_WISH_BYTES} bytes")
+    found = read_object(raw) if raw else {}
+    check_keys(found, (key,), "the request")
+    return found
 
-    async def late(self, request: Request) -> Response:
-        service, id = self._meant(request), request.path_params["id"]
-        found = await asyncio.to_thread(service.late, id)
-        waits = bool(found["waiting"])
-        return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
 
-    async def move_knob(self, request: Request) -> Response:
-        self._doors.check_moving(request.scope)
-        service = self._meant(request)
-        with service.admission.hold(client_of(request)) as hold:
-            raw = await read_body(request, service.limits, hold)
-        who = request.client.host if request.client else "unknown"
-        try:
-            wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")
-        except (ValueError, RecursionError) as error:
-            raise Refused(400, WISHES) from error
-        service = self._meant(request)  # a reload may have replaced it while the body arrived
-        try:  # in a thread: the audit log waits for the disk
-            await asyncio.to_thread(service.control.ask, wish, who=who, request=request_id())
-        except ValueError as error:
-            raise Refused(400, str(error)) from error
-        except OSError as error:
-            raise Refused(503, f"the audit log cannot be written: {error}") from error
-        return JSONResponse(service.control.state())
+async def _page(request: Request) -> Response:
+    return HTMLResponse(*page_and_headers())
+
+
+async def _router(request: Request) -> Response:
+    return JSONResponse(_meant(request).control.state())
+
+
+async def _status(request: Request) -> Response:
+    # in a thread: the monitor computes bounds, and late rows are counted on a disk
+    known = await asyncio.to_thread(_meant(request).status)
+    doors = host_of(request).shared.doors
+    found = {**known, "token": bool(doors.moving or doors.asking)}
+    return JSONResponse(found, headers={"Cache-Control": "no-store"})
+
+
+async def _explain(request: Request) -> Response:
+    service = _meant(request)
+    with service.admission.hold(client_of(request)) as hold:
+        raw = await read_body(request, service.limits, hold)
+        asked = await aside(len(raw), read, raw, dict(request.scope["headers"]))
+        return JSONResponse(await service.explain(asked, hold))
+
+
+async def _metrics(request: Request) -> Response:
+    body, kind = await asyncio.to_thread(host_of(request).prometheus)
+    return Response(body, media_type=kind)
+
+
+async def _late(request: Request) -> Response:
+    service, id = _meant(request), request.path_params["id"]
+    found = await asyncio.to_thread(service.late, id)
+    waits = bool(found["waiting"])
+    return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
+
+
+async def _move_knob(request: Request) -> Response:
+    host_of(request).shared.doors.check_moving(request.scope)
+    service = _meant(request)
+    with service.admission.hold(client_of(request)) as hold:
+        raw = await read_body(request, service.limits, hold)
+    who = request.client.host if request.client else "unknown"
+    try:
+        wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, WISHES) from error
+    service = _meant(request)  # a reload may have replaced it while the body arrived
+    try:  # in a thread: the audit log waits for the disk
+        await asyncio.to_thread(service.control.ask, wish, who=who, request=request_id())
+    except ValueError as error:
+        raise Refused(400, str(error)) from error
+    except OSError as error:
+        raise Refused(503, f"the audit log cannot be written: {error}") from error
+    return JSONResponse(service.control.state())
 
 
 def _readiness(why_not: str | None) -> Response:
@@ -497,6 +517,19 @@ async def _failed(request: Request, error: Exception) -> Response:
     form = [chats.error] if chats.has(request.url.path) else []
     repository = host_of(request)
     return refusal(request.scope.get(HOST, lambda: None)() or repository, error, *form)
+
+
+def _taken_by(routes: Sequence[Route], name: str) -> str | None:
+    """Return an address of a model called `name` that belongs to another route; None if none."""
+
+    def reached(path: str) -> list[bool]:
+        return [route.path_regex.match(path) is not None for route in routes]
+
+    for route in routes:
+        own, other = (route.path_format.replace("{name}", one) for one in (name, "any"))
+        if reached(own) != reached(other):
+            return own
+    return None
 
 
 def _no_such(request: Request, error: HTTPException) -> Refused:

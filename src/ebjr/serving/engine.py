@@ -22,8 +22,8 @@ from ebjr.arrays import Batch, join_rows, plain, row_count, to_numpy
 from ebjr.backends import FILES
 from ebjr.data.preprocess import unprepared
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_at_least
-from ebjr.joint import JointAnswer, JointModel, LateRows, models_of, silent_rows
-from ebjr.model import Answer, Model, TeacherFailed, answer, facts
+from ebjr.joint import JointAnswer, JointModel, LateRows, models_of, silent_rows, with_spent
+from ebjr.model import Answer, Model, TeacherFailed, answer, facts, may_answer_fewer
 from ebjr.outcomes import roles_of
 from ebjr.router import check_threshold
 from ebjr.serving.audits import Audits
@@ -40,7 +40,6 @@ from ebjr.serving.row_queue import (
     put,
     some,
     spans,
-    total,
 )
 from ebjr.task import Task
 from ebjr.threads import available_cores, background
@@ -480,14 +479,20 @@ class Engine:
         return any(self._active) or any(queue.rows for queue in self._queues)
 
     def _do(self, number: int, parts: Sequence[Part]) -> None:
-        """Run one batch, and refuse its requests if it fails; the worker survives any error."""
+        """Run one batch; the worker survives any error."""
         for group in alike(parts):
-            try:
-                self._answer(number, group)
-            except Exception as error:
-                self._fail(group, self.stages[number], error)
+            self._try(number, group)
         if len(self._told) >= Bulk.MANY:
             self.tell()
+
+    def _try(self, number: int, parts: Sequence[Part]) -> None:
+        """Ask a model about rows that fit together, and refuse their requests if it fails."""
+        if not (parts := [part for part in parts if part.ticket.open]):
+            return
+        try:
+            self._answer(number, parts)
+        except Exception as error:
+            self._fail(parts, self.stages[number], error)
 
     def _audit(self) -> None:
         try:
@@ -500,19 +505,27 @@ class Engine:
         began = time.perf_counter()
         inputs, said = join_rows([part.inputs for part in parts]), join(parts) if number else None
         self.bell()  # here: a woken thread wants the interpreter, which the model now releases
-        error: ModelError | None = None
+        error, found = None, None
         try:
             with self._turns[number] or nullcontext():
                 found = self._ask(number, inputs, said)
-        except ModelError as failure:  # the teacher is unreachable, or its answer is invalid
-            if said is None:
-                raise
-            error, spent = failure, getattr(failure, "spent", None)
-            found = Answer(said.output[:0], answered=np.zeros(len(inputs), bool), spent=spent)
+        except Exception as failure:
+            if len(parts) == 1 or not may_answer_fewer(failure):
+                if said is None or not isinstance(failure, ModelError):
+                    raise
+                error, spent = failure, getattr(failure, "spent", None)
+                found = Answer(said.output[:0], answered=np.zeros(len(inputs), bool), spent=spent)
+        if found is None:  # one request's rows must not fail the requests beside it
+            half = len(parts) // 2
+            self._try(number, parts[:half])
+            self._try(number, parts[half:])
+            return
         ended = time.perf_counter()
         self._tell_asked(number, len(inputs), found, error, said)
         if said is not None:
-            said = said._replace(spent=total(said.spent, found.spent))
+            said = said._replace(
+                spent=with_spent(said.spent, slice(None), found.spent, len(inputs))
+            )
         spent = found.spent if said is None else said.spent
         if found.answered is not None:
             answered = to_numpy(found.answered)

@@ -19,6 +19,7 @@ from ebjr.protocol import (
     DATATYPES,
     InferRequest,
     InferResponse,
+    check_texts,
     datatype_of,
     request_of,
     tensor_bytes,
@@ -69,7 +70,8 @@ CONTENTS: Mapping[str, tuple[str, Any]] = {
 PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
 
 ANSWERING_SHARE = 0.9  # of a call's deadline; the rest is for the way back
-MOST_CALLS = 4096
+MOST_CALLS = 4096  # of which a connection has a quarter: a call may wait long for its message
+IDLE_SECONDS = 60.0  # after which a connection without calls is closed
 GRACE_SECONDS = 30.0
 
 
@@ -104,6 +106,9 @@ async def grpc_server(
         maximum_concurrent_rpcs=MOST_CALLS,
         options=[
             ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", MOST_CALLS // 4),
+            ("grpc.max_allowed_incoming_connections", repository.limits.connections),
+            ("grpc.max_connection_idle_ms", round(1000 * IDLE_SECONDS)),
             ("grpc.max_receive_message_length", repository.limits.body_bytes),
             ("grpc.max_send_message_length", -1),
         ],
@@ -240,15 +245,18 @@ class _Calls(grpc.GenericRpcHandler):
         return MESSAGES["ModelStatisticsResponse"](**found)
 
     async def RepositoryIndex(self, asked: Any, _asking: Any) -> Any:
+        _one_repository(asked)
         return MESSAGES["RepositoryIndexResponse"](models=self.repository.index(asked.ready))
 
     async def RepositoryModelLoad(self, asked: Any, asking: "_Asking") -> Any:
         check_loading(self.repository.shared.doors, _scope_of(asking.context))
+        _one_repository(asked)
         await self.repository.load(asked.model_name, _parameters(asked))
         return MESSAGES["RepositoryModelLoadResponse"]()
 
     async def RepositoryModelUnload(self, asked: Any, asking: "_Asking") -> Any:
         check_loading(self.repository.shared.doors, _scope_of(asking.context))
+        _one_repository(asked)
         await self.repository.unload(asked.model_name, _parameters(asked))
         return MESSAGES["RepositoryModelUnloadResponse"]()
 
@@ -284,6 +292,9 @@ def _parsed(kind: type[Any], raw: bytes) -> Any:
 
 def read_request(message: Any) -> InferRequest:
     """Read a ``ModelInferRequest``; ProtocolError if `message` is not a valid one."""
+    _check_http(message, "binary_data_output")
+    for output in message.outputs:
+        _check_http(output, "binary_data")
     parts = list(message.raw_input_contents)
     if not parts:
         parts = [_typed_bytes(tensor) for tensor in message.inputs]
@@ -302,7 +313,7 @@ def read_request(message: Any) -> InferRequest:
                 "name": tensor.name,
                 "datatype": tensor.datatype,
                 "shape": list(tensor.shape),
-                "parameters": {**_parameters(tensor), "binary_data_size": len(part)},
+                "parameters": {"binary_data_size": len(part), **_parameters(tensor)},
             }
             for tensor, part in zip(message.inputs, parts, strict=True)
         ],
@@ -333,6 +344,19 @@ def write_response(response: InferResponse, plan: Plan, *, raw: bool) -> Any:
     return message
 
 
+def _check_http(message: Any, name: str) -> None:
+    """Raise a ProtocolError if a message has a parameter that only HTTP needs."""
+    if name in message.parameters:
+        raise ProtocolError(
+            f"gRPC takes no {name!r}: outputs come as inputs do, in raw_input_contents or contents"
+        )
+
+
+def _one_repository(asked: Any) -> None:
+    if asked.repository_name:
+        raise ProtocolError("the server has one repository: leave repository_name empty")
+
+
 def _parameters(message: Any) -> dict[str, Any]:
     found = {}
     for key, parameter in message.parameters.items():
@@ -349,6 +373,8 @@ def _typed_bytes(tensor: Any) -> bytes:
         )
     field, kind = CONTENTS[tensor.datatype]
     values = getattr(tensor.contents, field)
+    if tensor.datatype == "BYTES":
+        check_texts(f"the tensor {tensor.name!r:.60}", len(values))
     pieces = [
         np.fromiter(values[start : start + PIECE], kind)  # piecewise: other threads run between
         for start in range(0, len(values), PIECE)

@@ -1,7 +1,11 @@
 """Encoded images in a request: their memory is reserved before any of them is decoded."""
 
 import base64
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +17,37 @@ from ebjr.serving.admission import Hold
 # A container's header may understate the picture's size and so bypass the pixel limit.
 _CONTAINERS = {"BLP", "ICNS", "ICO"}
 _ANY_SERVER_READS = (b"\xff\xd8", b"\x89PNG", b"RIFF")  # JPEG, PNG, WebP
+
+
+class Decoder:
+    """A thread that decodes; clients take turns, however much each has queued.
+
+    One thread: each takes memory, and time from the models.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "ebjr-decoder")
+        self._lines: dict[Any, deque[Callable[[], None]]] = {}  # by client; the first is next
+        self._lock = threading.Lock()
+
+    def put(self, client: Any, work: Callable[[], None]) -> None:
+        """Queue work of a client."""
+        with self._lock:
+            self._lines.setdefault(client, deque()).append(work)
+        self._thread.submit(self._next)
+
+    def _next(self) -> None:
+        with self._lock:
+            client, line = next(iter(self._lines.items()))
+            work = line.popleft()
+            del self._lines[client]
+            if line:  # to the end of the round
+                self._lines[client] = line
+        work()
+
+    def stop(self) -> None:
+        """Drop the work that has not begun."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def decoded_images(

@@ -16,7 +16,7 @@ from weakref import ref
 
 import numpy as np
 
-from ebjr.errors import Overloaded, UnknownModel, needs
+from ebjr.errors import Overloaded, ProtocolError, UnknownModel, needs
 from ebjr.protocol import (
     LENGTH_HEADER,
     InferRequest,
@@ -29,7 +29,7 @@ from ebjr.serving.bodies import LARGE_BYTES, aside, compressed, read_body
 from ebjr.serving.limits import Refused
 from ebjr.serving.multipart import read_form
 from ebjr.serving.repository import Repository
-from ebjr.serving.service import Call, Plan, Question, Service
+from ebjr.serving.service import REQUEST_PARAMETERS, Call, Plan, Question, Service
 
 with needs("serve", "serving"):
     from starlette.requests import ClientDisconnect, Request
@@ -38,6 +38,7 @@ with needs("serve", "serving"):
 CALL, ENDED = "ebjr.call", "ebjr.ended"  # scope keys: the call; the client closed its side
 HOST = "ebjr.host"  # scope key: a weak reference, as a connection keeps its last scope
 KNOWN, KNOWN_BYTES = 256, 2**10  # most remembered request heads, and most bytes of one
+MISPLACED = {*REQUEST_PARAMETERS, "binary_data_output", "outputs", "model", "version"}
 PARSED_BYTES = 8  # memory per byte of JSON while its numbers are Python objects
 
 LENGTH = LENGTH_HEADER.lower().encode()
@@ -69,7 +70,7 @@ class Infer:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._known: dict[bytes, tuple[Plan, Any, tuple[int, ...], int, Any]] = {}
+        self._known: dict[bytes, tuple[Plan, Any, tuple[int, ...], int, bool]] = {}
         self._config = service.served.config  # the calibration that the plans were made with
 
     def read(self, body: bytes, headers: Headers) -> Question:
@@ -89,7 +90,7 @@ class Infer:
             plan, dtype, shape, size, cast = known
             if len(body) - len(head) == size:
                 found = np.frombuffer(body, dtype, offset=len(head)).reshape(shape)
-                return plan, found if cast is None else found.astype(cast)
+                return plan, self._service.cast(found) if cast else found
         asked = read(body, headers)
         plan, inputs = self._service.plan(asked), self._service.inputs(asked)
         (sent,) = asked.inputs.values()
@@ -97,7 +98,7 @@ class Infer:
             if len(self._known) >= KNOWN:
                 self._known.clear()
             plan = plan._replace(asked=replace(asked, inputs={}))
-            cast = None if inputs.dtype == sent.dtype else inputs.dtype
+            cast = inputs.dtype != sent.dtype
             self._known[head] = plan, sent.dtype, sent.shape, sent.nbytes, cast
         return plan, inputs
 
@@ -171,6 +172,11 @@ async def answered(
         with host.admission.hold(client_of(request)) as hold:
             request.scope[HOST] = ref(host)
             raw = await read_body(request, host.limits, hold)  # before errors: senders do not read
+            if misplaced := request.query_params.keys() & MISPLACED:
+                raise ProtocolError(
+                    f"{min(misplaced)!r} has no effect in the address: send parameters in the "
+                    "body, and name model and version in the path"
+                )
             service, question = await read(raw, headers, hold)
             request.scope[HOST] = ref(host := service)
             answering = service.ask(question, hold, began=partial(_note_call, request))

@@ -17,8 +17,7 @@ from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import LARGE_BYTES, aside
 from ebjr.serving.chat import MODELS, PREDICT
 from ebjr.serving.engine import Ticket
-from ebjr.serving.infer import PARSED_BYTES, Headers, Written, answered, finished
-from ebjr.serving.repository import Repository
+from ebjr.serving.infer import PARSED_BYTES, Headers, Written, answered, finished, host_of
 from ebjr.serving.service import OUTPUTS, Question, Service
 
 with needs("serve", "serving"):
@@ -33,8 +32,7 @@ SAID = ("score", "deferred", "degraded")  # added to each row's prediction
 class KServe:
     """The V1 routes of every model; OpenAI's clients also read the list of models."""
 
-    def __init__(self, repository: Repository) -> None:
-        self._repository = repository
+    def __init__(self) -> None:
         self._began = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -46,25 +44,27 @@ class KServe:
 
     async def predict(self, request: Request) -> Response:
         """Answer a prediction request."""
+        repository = host_of(request)
 
         async def read(raw: bytes, headers: Headers, hold: Hold) -> tuple[Service, Question]:
-            service = self._repository.of(**request.path_params)
+            service = repository.of(**request.path_params)
             hold.move(service.admission)
             if len(raw) > LARGE_BYTES:
                 hold.add(bytes=PARSED_BYTES * len(raw))
             return service, await aside(len(raw), read_rows, service, raw, headers)
 
-        return await answered(request, self._repository, read)
+        return await answered(request, repository, read)
 
-    async def models(self, _request: Request) -> Response:
+    async def models(self, request: Request) -> Response:
         """List all models."""
-        names = list(dict.fromkeys(one.served.name for one in self._repository.services))
-        data = [self._about(self._repository.of(name)) for name in names]
+        repository = host_of(request)
+        names = list(dict.fromkeys(one.served.name for one in repository.services))
+        data = [self._about(repository.of(name)) for name in names]
         return JSONResponse({"object": "list", "data": data, "models": names})
 
     async def model(self, request: Request) -> Response:
         """Describe a model; 503 if it is not ready, as KServe's servers answer."""
-        about = self._about(self._repository.of(request.path_params["name"]))
+        about = self._about(host_of(request).of(request.path_params["name"]))
         return JSONResponse(about, 200 if about["ready"] else 503)
 
     def _about(self, service: Service) -> dict[str, Any]:

@@ -42,6 +42,8 @@ async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
             elif field == "outputs":
                 names = map(str.strip, value.split(","))
                 outputs |= {name: RequestedOutput(name) for name in names}
+            elif field in parameters:
+                raise ProtocolError(f"the form has two values of {field!r}: send one")
             else:
                 parameters[field] = _parameter(field, value)
     finally:

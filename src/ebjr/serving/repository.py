@@ -21,6 +21,7 @@ from ebjr.serving.warmup import check_labels, warm_up
 
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+    from prometheus_client.core import GaugeMetricFamily
 
 EXTENSIONS = (
     *("binary_tensor_data", "classification"),
@@ -59,8 +60,9 @@ class Repository:
 
     `models` are loaded at once; `start` starts them. With `warm_up` each answers a first batch
     before it is served. `limits`, `audit_log`, `tracing` and `doors` are those of the server. The
-    monitors keep their state in the folder `state`, by default that of the audit log. `options` go
-    to each `Service`. Later changes run in the event loop. Broken models of a `Folder` are skipped.
+    monitors keep their state in the folder `state`, by default that of the audit log. `taken`
+    returns an address that a model of some name would share, if there is one. `options` go to each
+    `Service`. Later changes run in the event loop. Broken models of a `Folder` are skipped.
 
     Raises
     ------
@@ -81,8 +83,10 @@ class Repository:
         tracing: Any = None,
         doors: Any = None,
         warm_up: bool = False,
+        taken: Callable[[str], str | None] = lambda name: None,
         **options: Any,
     ) -> None:
+        self._taken = taken
         self.shared = Shared(limits, audit_log, tracing, doors)
         sizes = options.get("student_batch", 32), options.get("teacher_batch", 64)
         self._first_rows = max(sizes) if warm_up else 0
@@ -132,13 +136,20 @@ class Repository:
             raise ValueError(f"none of the models can be served: {reasons}")
 
     def _new(self, name: str, found: Found | None) -> Slot:
-        if (wrong := wrong_name(name)) is not None:
+        in_folder = found is not None and found.called is not None  # it may be broken, see `_read`
+        if not in_folder and (wrong := self._wrong(name)) is not None:
             raise ValueError(wrong if found is None else f"{found.file}: {wrong}")
         slot = Slot(name, found)
         if any((one.name, one.version) == (name, slot.version) for one in self._slots):
             raise ValueError(f"two models are called {name!r}: give each its own name")
         self._slots.append(slot)
         return slot
+
+    def _wrong(self, name: Any) -> str | None:
+        """Return why a model cannot be called `name`; None if it can."""
+        if (wrong := wrong_name(name)) is None and (address := self._taken(name)) is not None:
+            return f"a model cannot be called {name!r}: {address} is another address of the server"
+        return wrong
 
     def _service(self, slot: Slot, served: Served) -> Service:
         """Make the service of a slot, which continues the slot's present one."""
@@ -161,6 +172,8 @@ class Repository:
         """
         slot.loading = slot.service is None
         try:
+            if (wrong := self._wrong(slot.name)) is not None:
+                raise ValueError(wrong)
             config = found.read()
             if config.name != slot.name:
                 raise ValueError(
@@ -178,11 +191,12 @@ class Repository:
         except Exception as error:
             known = isinstance(error, EbjrError | ValueError | TypeError | OSError)
             kind = "" if known else f"{type(error).__name__}: "
-            slot.reason = " ".join(f"{kind}{error}".split())
+            reason = " ".join(f"{kind}{error}".split())
+            slot.reason = found.shown(reason)
             what = f"{slot.name} cannot be loaded"
             if slot.service is not None:
                 what = f"{slot.name} stays as it was"
-            log.error("%s: %s", what, slot.reason, exc_info=not known)
+            log.error("%s: %s", what, reason, exc_info=not known)
             raise Refused(400, f"{what}: {slot.reason}") from error
         finally:
             slot.loading = False
@@ -251,9 +265,9 @@ class Repository:
                 continue
             self._unloaded.discard(slot.name)
             slot.found = each
+            old, slot.service = slot.service, service or slot.service
+            self._set()
             if service is not None:
-                old, slot.service = slot.service, service
-                self._set()
                 log.info("%s is served, version %s", slot.name, slot.version)
                 if old is not None:
                     self._let_go(old, replaced=True)
@@ -453,6 +467,12 @@ class Repository:
             for family in self._unnamed.collect():
                 _add(known, family)
         yield from known.values()
+        name, text = (
+            "ebjr_certificate_expiry_timestamp_seconds",
+            "When the TLS certificate expires.",
+        )
+        tls = self.shared.tls
+        yield GaugeMetricFamily(name, text, value=None if tls is None else tls.expires)
 
 
 def _give_memory_back() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ebjr.arrays import Batch, join_rows, put_rows, take_rows, to_numpy
+from ebjr.arrays import Batch, join_rows, put_rows, take_rows
 
 if TYPE_CHECKING:
     from ebjr.serving.engine import Ticket
@@ -300,8 +300,3 @@ def _put(known: Any, size: int, rows: Any, new: Any) -> Any:
         return put_rows(known, np.asarray(rows), new)
     known[index_of(rows)] = new
     return known
-
-
-def total(spent: Any, more: Any) -> Any:
-    """Add what another model spent to the spending so far, (n, 3); either may be None."""
-    return more if spent is None else spent if more is None else spent + to_numpy(more)

@@ -34,12 +34,14 @@ from ebjr.joint_file import JointConfig
 from ebjr.link.far import FarTeacher
 from ebjr.model import facts
 from ebjr.protocol import (
+    REQUEST,
     InferRequest,
     InferResponse,
     ModelMetadata,
     RequestedOutput,
     TensorMetadata,
     best_classes,
+    check_keys,
     is_number,
     is_whole,
     write_response,
@@ -49,7 +51,7 @@ from ebjr.serving.admission import Admission, Hold
 from ebjr.serving.engine import Engine, Ticket, check_priority, stages_of
 from ebjr.serving.events import Expired, Observers
 from ebjr.serving.explain import explain
-from ebjr.serving.images import decoded_images
+from ebjr.serving.images import Decoder, decoded_images
 from ebjr.serving.knob import Knob
 from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.limits import Refused
@@ -69,7 +71,6 @@ READY = ("student", "teacher")  # the models that readiness can require
 LOOK_SECONDS = 5.0  # between looks at a remote teacher that readiness requires
 SHORT_ID = 12  # digits of the model's hash in each answer
 STOP_SECONDS = 20.0  # that a model may take to finish queued requests at shutdown
-DECODERS = 1  # threads that decode images: each takes memory, and time from the models
 REQUEST_PARAMETERS = (*KNOBS, "timeout_seconds", "timeout", "priority")
 MOST_SECONDS = 3600  # the longest timeout that a request may set
 
@@ -188,7 +189,7 @@ class Service:
         self.input = served.input()
         self._wanted = facts(models_of(served.joint)[0]).input_dtype
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one: clients' requests come first
-        self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
+        self.decoder = Decoder()
         self._outputs = served.outputs()
         self._outputs_of = {name: _made_by(tensor) for name, tensor in self._tensors.items()}
         self._outputs_of |= OUTPUTS
@@ -212,8 +213,8 @@ class Service:
         self._periodic.stop()
         self._far_looks.stop()
         self.engine.stop(STOP_SECONDS)
-        for pool in (self._looking, self.decoders):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._looking.shutdown(wait=False, cancel_futures=True)
+        self.decoder.stop()
         if (late := self.served.joint.late) is not None:
             late.stop()
         self._periodic.do(self.monitor.look)
@@ -382,15 +383,20 @@ class Service:
         if row_count(inputs) != 1:
             raise ProtocolError(f"send one input to ask both models, not {row_count(inputs)}")
         wishes = self.wishes(asked.parameters)
-        if isinstance(inputs, list):
-            decode = partial(decoded_images, inputs, self.limits.image_pixels, hold)
-            inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
+        ignored = {"outputs": asked.outputs, "id": asked.id, "priority": wishes.priority}
+        ignored["binary_data_output"] = asked.binary
+        if given := next((name for name, value in ignored.items() if value), None):
+            raise ProtocolError(f"asking both models takes no {given!r}: all comes as one JSON")
         at = self.knob.threshold if wishes.threshold is None else wishes.threshold
-        asking = asyncio.get_running_loop().run_in_executor(
-            self._looking,
-            partial(explain, tell=self.observers.observe),
-            *(self.served.joint, inputs, at, self.served.labels),
-        )
+
+        def look() -> dict[str, Any]:
+            rows = inputs
+            if isinstance(inputs, list):
+                rows = decoded_images(inputs, self.limits.image_pixels, hold)
+            joint, labels = self.served.joint, self.served.labels
+            return explain(joint, rows, at, labels, self.observers.observe)
+
+        asking = asyncio.get_running_loop().run_in_executor(self._looking, look)
         try:
             return json_number(await asyncio.wait_for(asking, wishes.timeout))
         except TimeoutError:
@@ -444,7 +450,12 @@ class Service:
 
     def inputs(self, asked: InferRequest) -> Any:
         """Check and return the one input of a request; encoded images come as a list of files."""
-        name = self.input.name
+        name, own = self.input.name, self.served.name
+        check_keys(asked.extra, (*REQUEST, "model_name"), "a request")
+        if (named := asked.extra.get("model_name", own)) != own:  # KServe's client repeats it
+            raise ProtocolError(
+                f"the address names the model {own!r}, but the request {named!r:.60}"
+            )
         if list(asked.inputs) != [name]:
             raise ProtocolError(
                 f"this model has one input, {name!r}, but the request has "
@@ -473,9 +484,26 @@ class Service:
         if wanted is not None and texts != (wanted.kind in "OU"):
             came = "BYTES" if texts else array.dtype
             raise ProtocolError(f"the input {name!r} must be {self.input.datatype}, not {came}")
-        if texts:
-            return _texts(array)
-        return array if wanted is None else array.astype(wanted, copy=False)
+        return _texts(array) if texts else self.cast(array)
+
+    def cast(self, array: np.ndarray) -> np.ndarray:
+        """Return numbers in the model's type; ProtocolError if that would change a value.
+
+        A float may lose digits; nothing else is lost.
+        """
+        wanted = self._wanted
+        if wanted is None or array.dtype == wanted:
+            return array
+        with np.errstate(all="ignore"):
+            found = array.astype(wanted)
+        other = np.isfinite if wanted.kind == "f" else np.asarray  # what a cast may not change
+        lost = other(found) != other(array)
+        if lost.any():
+            raise ProtocolError(
+                f"the input {self.input.name!r} must be {self.input.datatype}, which has no "
+                f"{array[lost][0]}"
+            )
+        return found
 
     def wishes(self, parameters: Mapping[str, Any]) -> "Wishes":
         """Return what a request's parameters ask for; ProtocolError if they are invalid."""
@@ -611,7 +639,7 @@ class Call:
         service.bell.mute()
         try:
             if isinstance(inputs, list):  # encoded images
-                service.decoders.submit(self._decode, inputs)
+                service.decoder.put(self._hold.client, partial(self._decode, inputs))
             else:
                 self._submit(inputs)
         except BaseException:

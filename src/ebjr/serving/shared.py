@@ -9,6 +9,7 @@ from ebjr.serving.doors import Doors
 from ebjr.serving.journal import Journal
 from ebjr.serving.limits import Limits
 from ebjr.serving.loop import Bell
+from ebjr.serving.tls import Tls
 
 if TYPE_CHECKING:  # an extra
     from ebjr.serving.tracing import Tracing
@@ -32,6 +33,7 @@ class Shared:
         self.journal = None if audit_log is None else Journal(audit_log)
         self.tracing, self.doors = tracing, Doors() if doors is None else doors
         self.bell = Bell()
+        self.tls: Tls | None = None  # for the metrics
         self.admission = Admission(bytes=self.limits.held_bytes, rows=math.inf, seconds=math.inf)
 
     def close(self) -> None:

@@ -33,6 +33,11 @@ class Found:
     version: str = "1"
     numbered: bool = False
     wrong: str | None = None  # why the model cannot be served
+    root: Path = Path()  # the repository, or the file's own folder
+
+    def shown(self, text: str) -> str:
+        """Return a text for clients, in which paths begin at `root`."""
+        return text.replace(f"{self.root}{os.sep}", "")
 
     @property
     def key(self) -> Any:
@@ -58,7 +63,10 @@ class Files:
     """Models of one ``joint.toml`` each; `load` turns a configuration into a served model."""
 
     def __init__(self, *paths: str | os.PathLike[str], load: Load = served_of) -> None:
-        self._found, self.load = [Found(Path(path)) for path in paths], load
+        self._found, self.load = (
+            [Found(Path(path), root=Path(path).absolute().parent) for path in paths],
+            load,
+        )
         if twice := [path for path in paths if paths.count(path) > 1]:
             raise ValueError(f"{twice[0]} is given twice: give each joint.toml once")
 
@@ -127,7 +135,7 @@ class Folder:
                 f"with a {FILE}"
             )
         if found[0].wrong is not None:
-            raise UnknownModel(found[0].wrong)
+            raise UnknownModel(found[0].shown(found[0].wrong))
         return found
 
     def _of(self, name: str) -> Iterator[Found]:
@@ -140,14 +148,14 @@ class Folder:
         if files and versions:
             wrong = f"{own} has both a {FILE} and versions: keep one"
             for version in sorted({"1", *versions}, key=int):  # a served version stays served
-                yield Found(files[0], name, version, version in versions, wrong)
+                yield Found(files[0], name, version, version in versions, wrong, self._path)
             return
         for file in files or [own / version / FILE for version in versions]:
             wrong = None
             if not file.resolve().is_relative_to(self._path):
                 wrong = f"{file} leads out of the repository: move the file into it"
             version = file.parent.name if versions else "1"
-            yield Found(file, name, version, bool(versions), wrong)
+            yield Found(file, name, version, bool(versions), wrong, self._path)
 
 
 def source_of(paths: Sequence[Path], load: Load = served_of) -> Files | Folder:

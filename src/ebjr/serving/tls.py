@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ebjr.certificates import File, server_context, stamp_of
+from ebjr.certificates import File, expiry_of, server_context, stamp_of
 from ebjr.files import read_text
 
 HANDSHAKE_SECONDS = 10.0  # the same as for a request's head
@@ -76,7 +76,7 @@ class Tls:
         files = (self._key, self._cert, self.ca_certs)
         pem = tuple(None if path is None else Path(path).read_bytes() for path in files)
         self._check_plain(pem[0])
-        self._newest, self._pem = newest, pem
+        self._newest, self._pem, self.expires = newest, pem, expiry_of(newest, self._cert)
         self._times_read += 1
 
     def _check_plain(self, key: bytes | None) -> None:
