@@ -610,7 +610,8 @@ class Engine:
         score = np.asarray(to_numpy(joint.router.score(said.output)), np.float64)
         said = said._replace(output=plain(joint.of_student(said.output)))
         knob = joint.router.threshold
-        each = np.array([part.ticket.begin(knob) for part in parts])
+        with self.lock:  # two workers may hold rows of one request
+            each = np.array([part.ticket.begin(knob) for part in parts])
         if len(parts) < len(score):
             each = np.repeat(each, [part.count for part in parts])
         deferred = joint.router.deferred(score, each)
@@ -624,9 +625,8 @@ class Engine:
         if len(self.levels) > 1 and (missed := np.count_nonzero(said.degraded > deferred)):
             self._told.observe(Degraded(int(missed)))
         if self._audits.open:
-            inputs = said.features
-            if inputs is None:
-                inputs = join_rows([part.inputs for part in parts])
+            held = said.features
+            inputs = join_rows([part.inputs for part in parts]) if held is None else held
             if (none := self._audits.draw(inputs, said.output, deferred, each)) is not None:
                 self._told.observe(none)
 
