@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,13 @@ def test_the_commands_push_and_pull(tmp_path, monkeypatch):
             if line.startswith(("ebjr demo", "ebjr push", "ebjr pull")):
                 command = [sys.executable, "-m", *line.split()]
                 subprocess.run(command, cwd=tmp_path, env=known, check=True, timeout=120)
+    here = tmp_path / "here"
     shown = [line.split()[0] for line in blocks(PAGE, "text")[0].splitlines()]
-    found = [each for each in (tmp_path / "here").rglob("*") if each.is_file()]
-    assert sorted(each.relative_to(tmp_path / "here").as_posix() for each in found) == shown
+    found = sorted(file.relative_to(here).as_posix() for file in here.rglob("*") if file.is_file())
+    # the long lists are named by their hash, and another processor's scores have other last digits
+    assert [re.sub(r"-\w{8}\.toml$", ".toml", name) for name in found] == [
+        re.sub(r"-\w{8}\.toml$", ".toml", name) for name in shown
+    ]
     assert "ebjr serve here/joint.toml" in lines
 
 
