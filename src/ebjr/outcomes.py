@@ -405,7 +405,7 @@ class Outcomes:
         OSError
             `path` cannot be written.
         ValueError
-            In half precision the answers would be others, or numbers do not fit.
+            In half precision sets of labels would be others, or numbers do not fit.
         """
         arrays = self.kind.pack_targets(self.targets)
         for role in self.roles:

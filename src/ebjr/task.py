@@ -344,15 +344,19 @@ class Task:
 
     def pack(self, name: str, output: Any, half: bool) -> dict[str, np.ndarray]:
         """Return raw output as arrays of a file, by name; `half` stores half precision."""
-        if half and np.abs(output).max() > 65504:
+        if not half:
+            return {name: np.asarray(output)}
+        if np.abs(output).max() > 65504:
             raise ValueError("raw outputs over 65504 do not fit half precision: save without half")
-        packed = np.asarray(output, np.float16 if half else None)
-        if half and self.targets_are == "labels":  # rounding ties some winners with another class
+        packed = np.asarray(output, np.float16)
+        if self.targets_are in ("labels", "label sets"):
             said = np.asarray(self.predict(output))
-            rows = np.flatnonzero(self.predict(packed) != said)
-            packed[rows, said[rows]] = np.nextafter(packed[rows].max(axis=1), np.float16(np.inf))
-        if half and self.targets_are in ("labels", "label sets"):
-            changed = np.asarray(self.predict(packed) != self.predict(output))
+            changed = np.asarray(self.predict(packed)) != said
+            if self.targets_are == "labels":  # rounding ties some winners with another class
+                rows = np.flatnonzero(changed)
+                best = packed[rows].max(axis=1)
+                packed[rows, said[rows]] = np.nextafter(best, np.float16(np.inf))
+                changed = np.asarray(self.predict(packed)) != said
             if count := int(changed.reshape(len(packed), -1).any(axis=1).sum()):
                 raise ValueError(
                     f"in half precision {count} of {len(packed)} answers of the {name} would be "

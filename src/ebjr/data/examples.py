@@ -352,6 +352,11 @@ def label_place(
     return classes[label] if isinstance(classes, Mapping) else classes.index(label)
 
 
+def number_place(number: int, places: Mapping[int, int], classes: Sequence[str]) -> int:
+    """Return the index of a number or bool by `labels.spelled_places`; else as `label_place`."""
+    return places[number] if number in places else label_place(str(number), classes)
+
+
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Check that `classes` are distinct names; else a TypeError or ValueError."""
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):

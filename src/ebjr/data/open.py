@@ -24,6 +24,7 @@ from ebjr.data.examples import (
     checked_classes,
     image_suffixes,
     label_place,
+    number_place,
     reason_of,
 )
 from ebjr.data.folders import image_data, open_folder
@@ -153,10 +154,8 @@ def _numbered(targets: NDArray[Any], classes: Sequence[str]) -> NDArray[np.int64
     if places is None:
         return targets.astype(np.int64)
     known, rows = np.unique(targets, return_inverse=True)
-    for number in known.tolist():
-        if number not in places:
-            label_place(str(number), classes)  # raises
-    return np.array([places[number] for number in known.tolist()], np.int64)[rows]
+    found = [number_place(number, places, classes) for number in known.tolist()]
+    return np.array(found, np.int64)[rows]
 
 
 def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:

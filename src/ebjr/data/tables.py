@@ -22,6 +22,7 @@ from ebjr.data.examples import (
     checked_classes,
     image_suffixes,
     label_place,
+    number_place,
     reason_of,
 )
 from ebjr.errors import needs, note
@@ -236,8 +237,8 @@ class Labels:
             return label if self.classes is None else label_place(label, self.classes)
         if self.places is None:
             return label if self.classes is None else int(label)
-        if label not in self.places and not self.by_table:
-            return label_place(str(label), self.classes or ())
+        if not self.by_table:
+            return number_place(label, self.places, self.classes or ())
         if label not in self.places:
             raise ValueError(
                 f"the label {label} is not one of the {len(self.places)} that the table names"
