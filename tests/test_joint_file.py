@@ -558,6 +558,19 @@ def test_outcomes_that_say_less_are_compared_by_what_they_say(evaluated):
         config.study(Outcomes(*table[:2], several, "multilabel"))
 
 
+def test_outcomes_that_name_no_models_are_compared_by_their_flops(evaluated):
+    config, outcomes = evaluated
+    entries = {role: replace(getattr(config, role), cost=Cost(flops=7.0)) for role in ROLES}
+    config, unnamed = replace(config, **entries), replace(outcomes, models={})
+    costs = {"student_cost": Cost(flops=7.0, seconds=3.0), "teacher_cost": Cost(seconds=4.0)}
+    config.study(replace(unnamed, **costs))
+    with pytest.raises(
+        ValueError, match=r"another teacher \(FLOPs\) than joint.toml: 8.0, not 7.0"
+    ):
+        config.study(replace(unnamed, teacher_cost=Cost(flops=8.0)))
+    config.study(replace(outcomes, teacher_cost=Cost(flops=8.0)))  # its hash says more
+
+
 def test_what_the_joules_are_survives_the_file(joint, tmp_path):
     costs = {role: Cost(flops=1.0, joules=2.0, joules_are="measured") for role in ROLES}
     entries = {

@@ -487,10 +487,7 @@ def _checked(
     for part in config.parts:
         with suppress(FileNotFoundError):  # the models need not be on this machine
             part.check()
-    if outcomes.task == config.task:
-        chosen_by = config.calibration.get("chosen_on", {}).get("metric", outcomes.metric)
-        outcomes = replace(outcomes, metric=chosen_by)
-    whole, point = config.point_on(outcomes)
+    whole, point = config.point_on(config.in_own_metric(outcomes))
     if config.calibration.get("outcomes") == whole.fingerprint:
         raise ValueError(
             "the threshold was calibrated on these outcomes: record new examples, or use `ebjr "
