@@ -662,6 +662,23 @@ def test_labels_come_by_name(joint):
     assert "120 labeled rows" in done.stdout
 
 
+def test_labels_that_are_numbers_are_said_and_never_mixed_with_names(joint):
+    rows = list(map(json.loads, _answered(joint)))[::2]
+    places = {"blue": 0, "green": 1, "red": 2}
+    lines = [f"{row['name']},{places[row['name'].split('/')[0]]}" for row in rows]
+    labels, asked = joint / "numbers.csv", ("--promise", "accuracy=0.5", "--delta", "0.1")
+    words = ("--data", "images", *asked, "--labels", "numbers.csv", "-o", "numbered.jsonl")
+    labels.write_text("\n".join(["name,label", *lines]) + "\n")
+    said = "NOTE: the labels in numbers.csv are numbers, not names: 0 is blue, 1 is green, 2 is red"
+    assert said in calls(joint, *words).stderr
+    labels.write_text(f"name,label\n{lines[0]}\n{rows[1]['name']},red\n")
+    assert (
+        "' is not a class name; known are blue, green, red" in calls(joint, *words, ok=False).stderr
+    )
+    labels.write_text(f"name,label,label\n{lines[0]},1\n")
+    assert "the columns name and label, each once" in calls(joint, *words, ok=False).stderr
+
+
 @pytest.mark.parametrize("line", ["red/1.png,red, or so", "red/1.png"])
 def test_rows_of_labels_with_too_many_or_few_cells_are_refused(joint, line):
     (joint / "odd.csv").write_text(f"name,label\n{line}\n")
