@@ -507,7 +507,8 @@ class GoalOptions:
         "What --delta guarantees: excess (match-teacher's default), harm, risk or rate."
     )
     loss_bound: float | None = in_guarantee(
-        "regression with --delta: the loss of an example counts up to this bound."
+        "regression with --delta: the loss of an example (rmse, mse: its squared error) counts up "
+        "to this bound."
     )
 
 
