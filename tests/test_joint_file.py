@@ -436,6 +436,24 @@ def test_what_is_no_longer_as_certified_is_said_in_words(certified, key, value, 
     assert JointConfig.read(file).certificate is None
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (
+            "[calibration]",
+            '[calibration]\ngoal = "accuracy"\ntarget = "1"\nmargin = "1"',
+            "not supported between instances",
+        ),
+        ('promise = "excess"', 'promised = "excess"', "unexpected keyword argument 'promised'"),
+    ],
+)
+def test_a_damaged_promise_is_refused_when_the_file_is_read(certified, before, after, words):
+    file, _ = certified
+    file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(ValueError, match=rf"joint\.toml: .*{words}"):
+        JointConfig.read(file)
+
+
 def test_without_a_promise_the_threshold_is_a_knob(certified, joint, tmp_path):
     _, point = certified
     joint.router.threshold = 0.25

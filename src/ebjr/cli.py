@@ -21,6 +21,7 @@ import ebjr
 from ebjr import options as opt
 from ebjr.errors import EbjrError, GridWarning, OutputWarning, PromiseWarning, RecordingNote
 from ebjr.files import json_number, sha256_of
+from ebjr.plugins import is_refusal
 
 if TYPE_CHECKING:
     from ebjr.data.examples import Data
@@ -71,6 +72,8 @@ def main() -> None:
             warnings.showwarning = _once_each()
             app()
     except (EbjrError, ValueError, TypeError, OSError, KeyboardInterrupt) as error:
+        if isinstance(error, TypeError) and not is_refusal(error):
+            raise  # a fault in code, which the traceback shows
         err.print(f"ebjr: {escape(_sentence(error))}", style="red", highlight=False, soft_wrap=True)
         for note in getattr(error, "__notes__", ()):
             _note(note)

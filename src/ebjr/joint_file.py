@@ -159,6 +159,9 @@ class JointConfig:
         kind.check_classes(self.classes)
         object.__setattr__(self, "known_classes", kind.known_classes)  # the dataclass is frozen
         Router(self.score, self.threshold, self.skip)  # raises if it is none
+        _ = self.goal  # likewise
+        if "certified" in self.calibration:
+            Certificate.from_dict(self.calibration["certified"])
         object.__setattr__(self, "blend", as_blend(self.blend))
 
     @classmethod
