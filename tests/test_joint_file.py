@@ -444,6 +444,12 @@ def test_what_is_no_longer_as_certified_is_said_in_words(certified, key, value, 
             '[calibration]\ngoal = "accuracy"\ntarget = "1"\nmargin = "1"',
             "not supported between instances",
         ),
+        (
+            "[calibration]",
+            '[calibration]\nsplit_seed = "1"',
+            "split_seed must be a number, not '1'",
+        ),
+        ('name = "', 'operating_points = 3\nname = "', "operating_points must be a table, not int"),
         ('promise = "excess"', 'promised = "excess"', "unexpected keyword argument 'promised'"),
     ],
 )

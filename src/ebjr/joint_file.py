@@ -271,6 +271,12 @@ class JointConfig:
         calibration = table.get("calibration", {})
         check_keys(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
+        chosen = calibration.get("chosen_on", {})
+        check_keys(chosen, chosen, "calibration.chosen_on")
+        check_keys(points, points, "operating_points")
+        for name in ("split_fraction", "split_seed"):
+            if not isinstance(given := calibration.get(name, 0), int | float):
+                raise ValueError(f"calibration.{name} must be a number, not {given!r:.80}")
         for name, point in points.items():
             check_keys(point, FIGURES, f"operating_points.{name}", ("threshold",))
         named = picked(table, ("labels", "columns"))
