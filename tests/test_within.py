@@ -23,6 +23,7 @@ from ebjr import (
 from ebjr.data.open import open_data
 from ebjr.journal import Journal
 from ebjr.model import Answer
+from ebjr.predict import predict_within
 from ebjr.stats import clopper_pearson
 from ebjr.within import PromisedRun, Wanted, answer_within
 
@@ -647,6 +648,18 @@ def test_bad_promises_are_one_sentence_on_the_command_line(joint, arguments, wor
     done = calls(joint, "--data", "images", "-o", "bad.jsonl", *arguments, ok=False)
     assert words in done.stderr
     assert not (joint / "bad.jsonl").exists()
+
+
+def test_data_are_hashed_once(tmp_path, monkeypatch):
+    np.save(tmp_path / "d.npy", np.random.default_rng(0).normal(size=400))
+    data, hashed = open_data(tmp_path / "d.npy"), []
+    whole = type(data).fingerprint
+    monkeypatch.setattr(type(data), "fingerprint", lambda own: hashed.append(own) or whole(own))
+    said = lambda x: np.stack([x, -x], axis=1)  # noqa: E731
+    joint = JointClassifier(said, said, Router("margin", 0.1))
+    run = PromisedRun(joint, Wanted("agreement", 0.5, 0.2))
+    done, _ = predict_within(run, data, tmp_path / "a.jsonl", window=200)
+    assert (done.examples, len(hashed)) == (400, 1)
 
 
 def test_labels_come_by_name(joint):
