@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import warnings
+import zipfile
+
 import array_api_compat
 import numpy as np
 import pytest
@@ -9,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import logits
 
-from ebjr import arrays
+from ebjr import Outcomes, arrays
 from ebjr.arrays import to_numpy
+from ebjr.data.open import open_data
+from ebjr.evaluation.predictions import read_predictions
 
 ROWS = np.random.default_rng(0).normal(0, 3, (7, 4))
 
@@ -175,3 +180,18 @@ def test_a_sparse_matrix_is_known_by_its_numbers(form):
     assert arrays.fingerprint(make(dense)) == arrays.fingerprint(make(dense.copy()))
     for other in others:
         assert arrays.fingerprint(make(dense)) != arrays.fingerprint(make(other))
+
+
+@pytest.mark.parametrize("name", ["labels.npy", "labels"])
+def test_an_archive_with_two_arrays_of_one_name_is_refused_by_every_reader(name, tmp_path):
+    path, rows = tmp_path / "twice.npz", np.arange(2)
+    np.savez(path, labels=rows, student=np.eye(2), teacher=np.eye(2), targets=rows, inputs=rows)
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile warns of its own duplicates
+        archive.writestr(name, archive.read("targets.npy"))
+    outcomes = Outcomes(np.eye(2), np.eye(2), rows)
+    for read in (Outcomes.load, open_data, lambda path: read_predictions(path, outcomes, rows)):
+        with pytest.raises(
+            ValueError, match=r"twice\.npz.* it has 2 arrays named labels: keep one"
+        ):
+            read(path)

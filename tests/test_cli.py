@@ -3,6 +3,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -760,6 +761,27 @@ def test_outcomes_of_other_models_are_not_evaluated_with_a_promise(run, recorded
     assert "the outcomes are of another student (sha256) than joint.toml: " in sentence
     assert sentence.endswith("; record again with the models of joint.toml")
     assert run("evaluate", "outcomes.npz", "--joint", "joint.toml")[0] == 0
+
+
+def test_outcomes_that_name_no_models_are_judged_with_a_note(run, recorded):
+    run("calibrate", "outcomes.npz", "--tolerance", 0.5, "-o", "joint.toml")
+    known = Outcomes.load("outcomes.npz")
+    arrays = {name: np.asarray(getattr(known, name)) for name in ("student", "teacher", "targets")}
+    note = "the outcomes do not name their student and teacher, so it cannot be checked"
+    np.savez("raw.npz", **arrays)  # the numbers that joint.toml was calibrated on
+    for file in ("raw.npz", "outcomes.npz"):
+        code, _, error = run("evaluate", file, "--joint", "joint.toml")
+        assert (code, note in error) == (0, False)
+    np.savez("raw.npz", **{name: rows[::-1] for name, rows in arrays.items()})
+    code, _, error = run("evaluate", "raw.npz", "--joint", "joint.toml")
+    assert (code, error.count(f"NOTE: {note}")) == (0, 1)
+    code, _, error = run("recalibrate", "joint.toml", "--outcomes", "raw.npz")
+    assert code in (0, 3, 4)
+    assert error.count(f"NOTE: {note}") == 1
+    half = replace(known, models={"teacher": known.models["teacher"]}, student=known.student * 2)
+    half.save("half.npz")
+    error = run("evaluate", "half.npz", "--joint", "joint.toml")[2]
+    assert "NOTE: the outcomes do not name their student, so" in error
 
 
 @pytest.mark.parametrize(

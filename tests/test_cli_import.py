@@ -14,6 +14,7 @@ from tiny import write_images, write_pair
 import ebjr
 from ebjr.cli import app
 from ebjr.options import import_own
+from ebjr.plugins import is_refusal
 from ebjr.scores import SCORES
 
 OWN = """
@@ -82,6 +83,19 @@ def test_an_own_score_goes_through_every_step(run, own):
     rows = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
     kept = [row["score"] >= config.threshold for row in rows]
     assert kept == [not row["deferred"] for row in rows]
+
+
+def test_a_fault_in_code_is_a_traceback_and_no_refusal_of_the_input(run, own):
+    Path("mine.py").write_text(OWN.replace("np.sort(logits", "None + np.sort(logits"))
+    words = ("calibrate", "outcomes.npz", "--score", "second_gap", "--import", "mine.py")
+    with pytest.raises(TypeError, match="unsupported operand"):
+        run(*words)
+    with pytest.raises(TypeError, match="unknown argument 'nonsense'") as refusal:
+        ebjr.record(len, len, [1], nonsense=1)
+    assert is_refusal(refusal.value)
+    with pytest.raises(TypeError) as fault:
+        ebjr.Router("margin", object())  # EBJR's own line, but no `raise`
+    assert not is_refusal(fault.value)
 
 
 def test_a_file_never_makes_code_run(run, own):

@@ -436,6 +436,30 @@ def test_what_is_no_longer_as_certified_is_said_in_words(certified, key, value, 
     assert JointConfig.read(file).certificate is None
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (
+            "[calibration]",
+            '[calibration]\ngoal = "accuracy"\ntarget = "1"\nmargin = "1"',
+            "not supported between instances",
+        ),
+        (
+            "[calibration]",
+            '[calibration]\nsplit_seed = "1"',
+            "split_seed must be a number, not '1'",
+        ),
+        ('name = "', 'operating_points = 3\nname = "', "operating_points must be a table, not int"),
+        ('promise = "excess"', 'promised = "excess"', "unexpected keyword argument 'promised'"),
+    ],
+)
+def test_a_damaged_promise_is_refused_when_the_file_is_read(certified, before, after, words):
+    file, _ = certified
+    file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(ValueError, match=rf"joint\.toml: .*{words}"):
+        JointConfig.read(file)
+
+
 def test_without_a_promise_the_threshold_is_a_knob(certified, joint, tmp_path):
     _, point = certified
     joint.router.threshold = 0.25
@@ -556,6 +580,19 @@ def test_outcomes_that_say_less_are_compared_by_what_they_say(evaluated):
     several = np.eye(3, dtype=int)[outcomes.targets]
     with pytest.raises(ValueError, match=r"another task than joint\.toml: multilabel, not class"):
         config.study(Outcomes(*table[:2], several, "multilabel"))
+
+
+def test_outcomes_that_name_no_models_are_compared_by_their_flops(evaluated):
+    config, outcomes = evaluated
+    entries = {role: replace(getattr(config, role), cost=Cost(flops=7.0)) for role in ROLES}
+    config, unnamed = replace(config, **entries), replace(outcomes, models={})
+    costs = {"student_cost": Cost(flops=7.0, seconds=3.0), "teacher_cost": Cost(seconds=4.0)}
+    config.study(replace(unnamed, **costs))
+    with pytest.raises(
+        ValueError, match=r"another teacher \(FLOPs\) than joint.toml: 8.0, not 7.0"
+    ):
+        config.study(replace(unnamed, teacher_cost=Cost(flops=8.0)))
+    config.study(replace(outcomes, teacher_cost=Cost(flops=8.0)))  # its hash says more
 
 
 def test_what_the_joules_are_survives_the_file(joint, tmp_path):

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from ebjr.labels import Places, are_names, check_same_names, places
+from ebjr.labels import Places, are_names, check_same_names, listed_places, places
 
 NAMES = ("bird", "cat", "dog")
 
@@ -132,3 +132,35 @@ def test_a_name_of_two_classes_does_not_tell_them_apart():
         named.of(np.array(["crane", "fox"]), 3)
     with pytest.raises(ValueError, match="several of the models' classes are called so"):
         places(("crane", "fox"), names, 3, "folders")
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "expected"),
+    [
+        ("2 0", NAMES, [2, 0]),
+        ("dog bird", NAMES, [2, 0]),
+        ("7 3", ("3", "7", "9"), [1, 0]),
+        ("7 3", ("03", "07", "09"), [1, 0]),
+        ("7 3", None, [7, 3]),
+        ("1 0", ("1", "0", "other"), [0, 1]),
+    ],
+)
+def test_listed_classes_are_all_names_or_all_numbers(words, names, expected):
+    assert listed_places(words.split(), names) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "sentence"),
+    [
+        ("dog 0", NAMES, "'0' is not a class name; known are bird, cat, dog"),
+        ("0 1", ("3", "7", "9"), "'0' is not a class name; known are 3, 7, 9"),
+        ("0 3", ("3", "7", "9"), "'0' is not a class name"),
+        ("cow", NAMES, "'cow' is neither a class number nor a class name; known are bird"),
+        ("cow", None, "'cow' is neither .*; no class has a name"),
+        ("-1", NAMES, "'-1' is neither"),
+        ("cat", ("cat", "dog", "cat"), "'cat' is the name of several classes"),
+    ],
+)
+def test_a_listed_class_that_may_be_another_is_refused(words, names, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        listed_places(words.split(), names)

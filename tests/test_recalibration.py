@@ -426,6 +426,10 @@ def test_regressors_are_judged_in_the_unit_of_their_metric(metric, goal):
         assert found.loss.estimate == pytest.approx(-found.today.quality, rel=0.02)
     if metric == "r2":
         assert found.loss.estimate == pytest.approx(1 - found.today.quality)
+    cut = None if "loss_bound" not in goal else worse.clipped
+    assert worse.as_dict()["clipped"] == cut
+    assert (f"; {cut} losses were cut off" in worse.statement) == (cut is not None)
+    assert cut is None or cut > (found.clipped or 0)
 
 
 @pytest.mark.parametrize(

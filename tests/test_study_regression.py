@@ -30,6 +30,7 @@ from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.evaluation.ranking import reliability
 from ebjr.evaluation.tests import loss_difference
 from ebjr.files import json_number
+from ebjr.study import study_point
 from ebjr.tables import print_study, study_figures
 
 CLASS_WORDS = re.compile(r"accuracy|McNemar|AUROC|AURC|odds|right on|\bclass|label|crossing", re.I)
@@ -331,3 +332,27 @@ def test_a_loss_changes_with_the_metric_alone():
     assert replace(outcomes, metric="mse").quality("teacher") == pytest.approx(
         -(outcomes.quality("teacher") ** 2)
     )
+
+
+def test_a_goal_is_judged_in_its_own_metric_whatever_is_shown(run, data, tmp_path):
+    run(f"{RECORD} --task regression")
+    run("calibrate o.npz --goal accuracy --target 0.12 -o joint.toml")  # an RMSE; the MAE is lower
+    own = json.loads(run("evaluate o.npz --joint joint.toml --json"))
+    other = json.loads(run("evaluate o.npz --joint joint.toml --metric mae --json"))
+    assert own["held_out"]["metric"] == own["goal_metric"] == other["goal_metric"] == "rmse"
+    assert other["held_out"]["metric"] == "mae"
+    assert other["held_out"]["threshold"] == own["held_out"]["threshold"]
+    for name in ("verdict", "standing"):
+        assert other[name] == own[name]
+    assert "RMSE of at most 0.12" in own["verdict"]
+    said = run("evaluate o.npz --joint joint.toml --metric mae --report report.html")
+    assert "RMSE of at most 0.12" in said
+    assert "MAE" in said
+    assert "target = 0.12, in RMSE" in (tmp_path / "report.html").read_text()
+    config, outcomes = JointConfig.read("joint.toml"), Outcomes.load("o.npz")
+    study = config.study(replace(outcomes, metric="r2"))
+    assert study.outcomes.metric == "r2"
+    assert study.verdict == config.study(outcomes).verdict
+    point = config.study(outcomes).point
+    again = study_point(replace(outcomes, metric="mae"), point, config.goal)
+    assert again.verdict.text == own["verdict"]

@@ -23,6 +23,7 @@ from ebjr import (
 from ebjr.data.open import open_data
 from ebjr.journal import Journal
 from ebjr.model import Answer
+from ebjr.predict import predict_within
 from ebjr.stats import clopper_pearson
 from ebjr.within import PromisedRun, Wanted, answer_within
 
@@ -649,6 +650,18 @@ def test_bad_promises_are_one_sentence_on_the_command_line(joint, arguments, wor
     assert not (joint / "bad.jsonl").exists()
 
 
+def test_data_are_hashed_once(tmp_path, monkeypatch):
+    np.save(tmp_path / "d.npy", np.random.default_rng(0).normal(size=400))
+    data, hashed = open_data(tmp_path / "d.npy"), []
+    whole = type(data).fingerprint
+    monkeypatch.setattr(type(data), "fingerprint", lambda own: hashed.append(own) or whole(own))
+    said = lambda x: np.stack([x, -x], axis=1)  # noqa: E731
+    joint = JointClassifier(said, said, Router("margin", 0.1))
+    run = PromisedRun(joint, Wanted("agreement", 0.5, 0.2))
+    done, _ = predict_within(run, data, tmp_path / "a.jsonl", window=200)
+    assert (done.examples, len(hashed)) == (400, 1)
+
+
 def test_labels_come_by_name(joint):
     names = [row["name"] for row in map(json.loads, _answered(joint))]
     chosen = np.random.default_rng(0).choice(names, 120, replace=False)
@@ -660,6 +673,23 @@ def test_labels_come_by_name(joint):
         *("--labels", "labels.csv", "-o", "accurate.jsonl"),
     )
     assert "120 labeled rows" in done.stdout
+
+
+def test_labels_that_are_numbers_are_said_and_never_mixed_with_names(joint):
+    rows = list(map(json.loads, _answered(joint)))[::2]
+    places = {"blue": 0, "green": 1, "red": 2}
+    lines = [f"{row['name']},{places[row['name'].split('/')[0]]}" for row in rows]
+    labels, asked = joint / "numbers.csv", ("--promise", "accuracy=0.5", "--delta", "0.1")
+    words = ("--data", "images", *asked, "--labels", "numbers.csv", "-o", "numbered.jsonl")
+    labels.write_text("\n".join(["name,label", *lines]) + "\n")
+    said = "NOTE: the labels in numbers.csv are numbers, not names: 0 is blue, 1 is green, 2 is red"
+    assert said in calls(joint, *words).stderr
+    labels.write_text(f"name,label\n{lines[0]}\n{rows[1]['name']},red\n")
+    assert (
+        "' is not a class name; known are blue, green, red" in calls(joint, *words, ok=False).stderr
+    )
+    labels.write_text(f"name,label,label\n{lines[0]},1\n")
+    assert "the columns name and label, each once" in calls(joint, *words, ok=False).stderr
 
 
 @pytest.mark.parametrize("line", ["red/1.png,red, or so", "red/1.png"])

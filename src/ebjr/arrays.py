@@ -50,6 +50,16 @@ def to_numpy(array: Array) -> np.ndarray:
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
+def open_npz(file: Any) -> Any:
+    """Open an ``.npz`` without unpickling; a ValueError if two of its arrays have one name."""
+    archive = np.load(file, allow_pickle=False)
+    names = archive.files
+    if twice := [name for name in names if names.count(name) > 1]:
+        archive.close()  # NumPy would return the last
+        raise ValueError(f"it has {len(twice)} arrays named {twice[0]}: keep one")
+    return archive
+
+
 def plain(batch: Batch) -> Batch:
     """Convert a batch to NumPy, unless it is a list."""
     return batch if isinstance(batch, list | tuple) else to_numpy(batch)

@@ -21,10 +21,12 @@ import ebjr
 from ebjr import options as opt
 from ebjr.errors import EbjrError, GridWarning, OutputWarning, PromiseWarning, RecordingNote
 from ebjr.files import json_number, sha256_of
+from ebjr.plugins import is_refusal
 
 if TYPE_CHECKING:
     from ebjr.data.examples import Data
     from ebjr.hub import JointFolder
+    from ebjr.joint_file import JointConfig
     from ebjr.outcomes import Outcomes
     from ebjr.within import BatchCertificate
 
@@ -70,6 +72,8 @@ def main() -> None:
             warnings.showwarning = _once_each()
             app()
     except (EbjrError, ValueError, TypeError, OSError, KeyboardInterrupt) as error:
+        if isinstance(error, TypeError) and not is_refusal(error):
+            raise  # a fault in code, which the traceback shows
         err.print(f"ebjr: {escape(_sentence(error))}", style="red", highlight=False, soft_wrap=True)
         for note in getattr(error, "__notes__", ()):
             _note(note)
@@ -308,14 +312,11 @@ def evaluate(
     from ebjr.study import run_study
     from ebjr.tables import print_study, study_figures
 
-    table = _outcomes(outcomes, metric, task)
     if joint is None:
-        found = run_study(table, **vars(split))
+        found = run_study(_outcomes(outcomes, metric, task), **vars(split))
     else:
         config = JointConfig.read(joint)
-        if metric is None and config.task == table.task:
-            chosen_by = config.calibration.get("chosen_on", {}).get("metric", table.metric)
-            table = replace(table, metric=chosen_by)
+        table = _outcomes(outcomes, metric, task, judging=config)
         found = config.study(table, **vars(split))
     compared = found.compare_files(compare or [])
     if report is not None:
@@ -323,7 +324,7 @@ def evaluate(
         title = title or f"EBJR: {outcomes.stem}"
         shown = []
         if data is not None:
-            shown = found.find_images(_open(data, images=images, task=table.task), data)
+            shown = found.find_images(_open(data, images=images, task=found.outcomes.task), data)
         found.write_report(report, title=title, notes=notes, compared=compared, images=shown)
     if as_json:
         print_json(study_figures(found, compared))
@@ -357,6 +358,7 @@ def recalibrate(
 ) -> None:
     """Check a threshold on new examples; exit status 0 is kept, 3 is moved, 4 is broken."""
     from ebjr import recalibration as again
+    from ebjr.joint_file import JointConfig
     from ebjr.tables import print_audits, print_recalibration
 
     if (outcomes is None) == (audits is None):
@@ -378,9 +380,10 @@ def recalibrate(
         if slices is not None:
             chosen = [name.strip() for name in slice_by.split(",")] if slice_by else ()
             columns = again.read_slices(slices, chosen)
-        table = _outcomes(outcomes, None, task)
+        config = JointConfig.read(joint)
+        table = _outcomes(outcomes, None, task, judging=config)
         how: dict[str, Any] = {"alpha": alpha, "worth": worth, **vars(split)}
-        found = again.recalibrate(joint, table, slices=columns, **how)
+        found = again.recalibrate(config, table, slices=columns, **how)
         written = {"output": None if output is None or found.study is None else str(output)}
         _show(as_json, found.as_dict() | written, lambda: print_recalibration(out, found, details))
         if output is not None:
@@ -553,7 +556,6 @@ def serve(
     from ebjr.backends import FILES
     from ebjr.backends.python import SAVED, import_path
     from ebjr.data.preprocess import given_preprocess
-    from ebjr.joint_file import JointConfig
     from ebjr.serving.app import run_server
     from ebjr.serving.limits import Limits, exposure
     from ebjr.serving.served import Served, served_alone, served_of
@@ -740,12 +742,19 @@ def _open(
     return opt.DataOptions(data, classes, strict=strict, **how).open(task)
 
 
-def _outcomes(path: Path, metric: str | None, task: str | None) -> Outcomes:
-    """Load outcomes to calibrate on, judged by another metric if one is given."""
+def _outcomes(
+    path: Path, metric: str | None, task: str | None, judging: JointConfig | None = None
+) -> Outcomes:
+    """Load outcomes, to calibrate on or for `judging`, in another metric if one is given."""
     from ebjr.study import check_classes
 
     found = ebjr.Outcomes.load(path, task=task)
-    found = found if metric is None else replace(found, metric=metric)
+    if metric is not None:
+        found = replace(found, metric=metric)
+    elif judging is not None:
+        found = judging.in_own_metric(found)
+    if judging is not None and (told := judging.unchecked(found)) is not None:
+        _note(told)
     check_classes(found)
     return found
 

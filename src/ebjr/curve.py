@@ -96,8 +96,10 @@ class OperatingPoint:
 
     @property
     def router(self) -> Router:
-        """A new router with this score and threshold."""
-        return Router(self.score_function or self.score, self.threshold)
+        """A new router with this score and threshold, which knows this blend and scale."""
+        router = Router(self.score_function or self.score, self.threshold)
+        router.chosen_with = {"blend": self.blend, "rescale": self.rescale}
+        return router
 
     def curve(self, outcomes: "Outcomes") -> "TradeOffCurve":
         """Return the curve of this score and blend on any outcomes."""

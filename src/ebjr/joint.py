@@ -121,7 +121,7 @@ class JointModel:
         teacher: Model,
         router: Router,
         *,
-        blend: float | Blend = 0.0,
+        blend: float | Blend | None = None,
         rescale: Any = None,
         when_unavailable: str = "student",
         late: Any = None,
@@ -139,8 +139,9 @@ class JointModel:
         self._looked_at = False
         self._warned: set[tuple[type, str]] = set()  # causes and kinds of failures
         self.router = router
-        self.blend = as_blend(blend)
-        self.rescale = rescale
+        chosen = router.chosen_with  # without these a point's figures and promise are void
+        self.blend = as_blend(chosen.get("blend", 0.0) if blend is None else blend)
+        self.rescale = chosen.get("rescale") if rescale is None else rescale
         if not hasattr(self, "kind"):
             raise NotImplementedError("use a task's final, such as JointClassifier")
         check_pair(student, teacher, self.kind)
@@ -148,7 +149,7 @@ class JointModel:
         self._may_be_silent = any(facts(one).url is not None for one in models_of(student))
         self._before = len(models_of(student))  # stages before the teacher
         self.kind.check_score(router.score)
-        self.kind.check_scale(rescale)
+        self.kind.check_scale(self.rescale)
         self.kind.check_blend(self.blend)
         self.when_unavailable = check_policy(when_unavailable)
         if (late is None) == (when_unavailable == "queue"):

@@ -37,7 +37,7 @@ from ebjr.curve import FIGURES, OperatingPoint, TradeOffCurve
 from ebjr.errors import ModelError, PromiseWarning
 from ebjr.files import check_file
 from ebjr.joint import JointModel, models_of
-from ebjr.joint_outcomes import check_same, models_changed, stages_in
+from ebjr.joint_outcomes import check_same, models_changed, stages_in, unnamed
 from ebjr.joint_text import read_table, write_table
 from ebjr.labels import check_same_classes
 from ebjr.model import Model, ModelFacts, facts
@@ -159,6 +159,9 @@ class JointConfig:
         kind.check_classes(self.classes)
         object.__setattr__(self, "known_classes", kind.known_classes)  # the dataclass is frozen
         Router(self.score, self.threshold, self.skip)  # raises if it is none
+        _ = self.goal  # likewise
+        if "certified" in self.calibration:
+            Certificate.from_dict(self.calibration["certified"])
         object.__setattr__(self, "blend", as_blend(self.blend))
 
     @classmethod
@@ -268,6 +271,12 @@ class JointConfig:
         calibration = table.get("calibration", {})
         check_keys(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
+        chosen = calibration.get("chosen_on", {})
+        check_keys(chosen, chosen, "calibration.chosen_on")
+        check_keys(points, points, "operating_points")
+        for name in ("split_fraction", "split_seed"):
+            if not isinstance(given := calibration.get(name, 0), int | float):
+                raise ValueError(f"calibration.{name} must be a number, not {given!r:.80}")
         for name, point in points.items():
             check_keys(point, FIGURES, f"operating_points.{name}", ("threshold",))
         named = picked(table, ("labels", "columns"))
@@ -419,7 +428,8 @@ class JointConfig:
         """Study the file's threshold on examples that it was not chosen on.
 
         Outcomes that it was calibrated on are split and drawn as they were then; others are split
-        by `fraction` and `seed`, as for `Outcomes.split`.
+        by `fraction` and `seed`, as for `Outcomes.split`. The goal is judged in its own metric; the
+        figures are in that of `outcomes`.
 
         Raises
         ------
@@ -446,6 +456,21 @@ class JointConfig:
         """The goal of the calibration; None if the file has none."""
         return Goal.from_dict(self.calibration) if "goal" in self.calibration else None
 
+    def unchecked(self, outcomes: Outcomes) -> str | None:
+        """Say whether some outcomes may be of other models; None if they name them.
+
+        Also None for the numbers that the file was calibrated on.
+        """
+        known = self.calibration.get("outcomes") == outcomes.fingerprint
+        return None if known else unnamed(outcomes)
+
+    def in_own_metric(self, outcomes: Outcomes) -> Outcomes:
+        """Return outcomes of the file's task in the metric of its goal, if it names one."""
+        known = self.calibration.get("chosen_on", {}).get("metric", outcomes.metric)
+        if outcomes.task != self.task or outcomes.metric == known:
+            return outcomes
+        return replace(outcomes, metric=known)
+
     @property
     def traffic(self) -> "Traffic | None":
         """The mix of classes that the calibration drew, if it did."""
@@ -457,7 +482,8 @@ class JointConfig:
     def point_on(self, outcomes: Outcomes) -> tuple[Outcomes, OperatingPoint]:
         """Reduce outcomes to the file's pair, and evaluate its threshold on all of them.
 
-        Warnings and errors are those of `study`.
+        The point's figures are in the metric of the file's goal. Warnings and errors are those of
+        `study`.
         """
         if self.skip is not None:
             raise ValueError("a joint.toml with skip is a stage: evaluate the outer joint.toml")
@@ -466,7 +492,7 @@ class JointConfig:
         pair = {"student": self.student, "teacher": self.teacher}
         said = {name: getattr(self, name) for name in ("task", "known_classes", "columns")}
         check_same(outcomes, pair, said, self.classes, self.labels)
-        table = outcomes.with_scale(self.rescale)
+        table = self.in_own_metric(outcomes).with_scale(self.rescale)
         # a long curve is thinned, but must keep the row of this threshold
         curve = TradeOffCurve.of(table, self.score, self.blend, keep=[self.threshold])
         standing = None if models_changed(self.parts) else self.certificate

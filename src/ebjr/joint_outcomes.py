@@ -70,6 +70,8 @@ def check_same(
     for role, entry in pair.items():
         own, found = entry.as_table(None), outcomes.models.get(role, {})
         facts |= {f"{role} ({key})": (own.get(key), found.get(key)) for key in _IDENTITY}
+        if not found and isinstance(entry, Single):  # a chain's cost is a mean over its examples
+            facts[f"{role} (FLOPs)"] = entry.cost.flops, outcomes.cost_of(role).flops
     count = classes if labels is None else len(labels)
     answered = outcomes.kind.common_classes(outcomes.student, outcomes.teacher)
     facts["number of classes"] = count, answered
@@ -82,6 +84,16 @@ def check_same(
                 f"{expected!s:.80}; {_AGAIN}"
             )
     check_same_classes("the outcomes", outcomes.labels, "joint.toml", labels, _AGAIN)
+
+
+def unnamed(outcomes: Outcomes) -> str | None:
+    """Say which models some outcomes do not name; None if they name all."""
+    if not (roles := [role for role in outcomes.roles if role not in outcomes.models]):
+        return None
+    return (
+        f"the outcomes do not name their {' and '.join(roles)}, so it cannot be checked that the "
+        "models of joint.toml gave these answers; `ebjr record` names them"
+    )
 
 
 def models_changed(parts: Sequence[Single]) -> bool:

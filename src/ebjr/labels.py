@@ -138,6 +138,35 @@ def spelled_places(names: Sequence[str], kind: str) -> dict[int, int] | None:
     return found if kind in "biu" and len(found) == len(names) else None
 
 
+def listed_places(words: Sequence[str], names: Sequence[str] | None) -> list[int]:
+    """Return the places of classes that a user lists, all by name or all by number.
+
+    Numbers are places, counted from 0, unless every class of `names` is named by a number.
+
+    Raises
+    ------
+    ValueError
+        A word is no class, or the name of several.
+    """
+    known = [label_text(name) for name in names or ()]
+    if all(map(str.isdecimal, words)) and {*known}.isdisjoint(words):
+        numbers, places = list(map(int, words)), spelled_places(known, "i") if known else None
+        if places is None:
+            return numbers
+        if {*numbers} <= places.keys():
+            return [places[number] for number in numbers]
+    for word in words:
+        if known.count(word) != 1:
+            what = "not a class name" if known and word.isdecimal() else _NEITHER
+            what = "the name of several classes" if word in known else what
+            has = f"known are {some(known)}" if known else "no class has a name"
+            raise ValueError(f"{word!r} is {what}; {has}")
+    return [known.index(word) for word in words]
+
+
+_NEITHER = "neither a class number nor a class name"
+
+
 def as_names(array: np.ndarray) -> np.ndarray:
     """Turn an object array of texts into a text array; leave others unchanged."""
     words = array.dtype.kind == "O" and all(isinstance(each, str) for each in array.flat)

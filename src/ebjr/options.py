@@ -24,6 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ebjr.certificates import secret_in
+from ebjr.errors import note
 from ebjr.files import read_text
 from ebjr.plugins import import_own
 
@@ -506,7 +507,8 @@ class GoalOptions:
         "What --delta guarantees: excess (match-teacher's default), harm, risk or rate."
     )
     loss_bound: float | None = in_guarantee(
-        "regression with --delta: the loss of an example counts up to this bound."
+        "regression with --delta: the loss of an example (rmse, mse: its squared error) counts up "
+        "to this bound."
     )
 
 
@@ -547,12 +549,16 @@ class PromiseOptions:
 
     def targets(self, names: tuple[str, ...] | None) -> dict[str, int] | None:
         """Return the given labels as numbers, by row name."""
+        from ebjr.labels import listed_places, whole_numbers
+
         if self.labels is None:
             return None
-        rows = list(csv.DictReader(read_text(self.labels).splitlines()))
-        if not rows or not {"name", "label"} <= rows[0].keys():
+        table = csv.DictReader(read_text(self.labels).splitlines())
+        rows, columns = list(table), [*(table.fieldnames or ())]
+        if not rows or [*map(columns.count, ("name", "label"))] != [1, 1]:
             raise ValueError(
-                f"{self.labels} must have the columns name and label, and at least one row"
+                f"{self.labels} must have the columns name and label, each once, and at least one "
+                "row"
             )
         odd = next((row for row in rows if None in row or None in row.values()), None)
         if odd is not None:
@@ -560,9 +566,14 @@ class PromiseOptions:
                 f"{self.labels} must have one cell per column in each row, unlike the row of "
                 f"{odd['name']!r}: quote a label that has a comma"
             )
-        found = {row["name"]: _label(row["label"], names) for row in rows}
+        words = [row["label"] for row in rows]
+        places = listed_places(words, names)
+        found = {row["name"]: place for row, place in zip(rows, places, strict=True)}
         if len(found) < len(rows):
             raise ValueError(f"{self.labels} names a row twice")
+        if names and whole_numbers(names) is None and {*words}.isdisjoint(names):
+            said = (f"{word} is {name}" for word, name in enumerate(names[:5]))
+            note(f"the labels in {self.labels} are numbers, not names: {', '.join(said)}")
         return found
 
 
@@ -733,18 +744,11 @@ def class_names(teacher: Model, source: Data) -> tuple[str, ...] | None:
 
 def parse_classes(text: str, names: tuple[str, ...] | None) -> list[int]:
     """Return classes as numbers, from a list or a file of numbers or names."""
+    from ebjr.labels import listed_places
+
     file = Path(text)
     listed = read_names(file) if file.is_file() else filter(None, map(str.strip, text.split(",")))
-    return [_label(word, names) for word in listed]
-
-
-def _label(word: str, names: tuple[str, ...] | None) -> int:
-    if names is not None and word in names:
-        return names.index(word)
-    if word.isdecimal():
-        return int(word)
-    known = f"; known are {', '.join(names)}" if names else ", and the data name no classes"
-    raise ValueError(f"{word!r} is neither a class number nor a class name{known}")
+    return listed_places(list(listed), names)
 
 
 def linked(outcomes: Outcomes, text: str | None) -> Outcomes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ebjr.arrays import Batch, take_rows, to_numpy
+from ebjr.arrays import Batch, open_npz, take_rows, to_numpy
 from ebjr.blend import Blend
 from ebjr.costs import Cost
 from ebjr.files import write_whole
@@ -457,7 +457,7 @@ class Outcomes:
             with Path(path).open("rb") as file:
                 if file.peek(2)[:2] not in (b"", b"PK"):
                     raise ValueError("it is not an outcomes file")
-                with np.load(file, allow_pickle=False) as archive:
+                with open_npz(file) as archive:
                     arrays = dict(archive)
             about = _about(arrays)
             own = about.get("task", task or "classification")

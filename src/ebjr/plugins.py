@@ -180,6 +180,12 @@ def place_of(error: BaseException, file: Path | None) -> str:
     return "".join(f" at {frame.filename}, line {frame.lineno}" for frame in (own or frames)[-1:])
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether EBJR raised an error on purpose; else an operation or other code failed."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return last.filename.startswith(_HERE) and (last.line or "").startswith("raise ")
+
+
 def words_of(error: BaseException) -> str:
     """Return an error's type and message, on one line."""
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())

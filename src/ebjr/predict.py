@@ -185,7 +185,8 @@ def predict_within(
             yield Answered(rows[start:], [*unreadable])
 
         asked = {"promise": run.wanted.as_dict(), "window": window, "seed": run.seed}
-        whose = {**run.about, **asked, CONTENTS: data.fingerprint()}
+        contents = data.fingerprint() if run.paid is None else run.paid.rows.contents
+        whose = {**run.about, **asked, CONTENTS: contents}
         total = len(rows) + len(unreadable)
         done = write_answers(answers, output, total, whose, restart=restart)
         paid.remove()

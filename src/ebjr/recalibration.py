@@ -118,6 +118,8 @@ class Recalibration:
         The slices, and the number of examples that a judgement needs.
     alpha, worth
         The arguments of `recalibrate`.
+    clipped
+        How many of the new losses were cut off at the goal's `loss_bound`; None without one.
     """
 
     config: JointConfig
@@ -135,6 +137,7 @@ class Recalibration:
     least: int
     alpha: float
     worth: float
+    clipped: int | None = None
 
     @property
     def status(self) -> str:
@@ -178,7 +181,8 @@ class Recalibration:
         ends = f"{self.loss.low:.4g} to {self.loss.high:.4g}"
         figures = f"{LOSSES[self.promise or '']} is {self.loss.estimate:.4g} on {n} ({ends})"
         limit = f"at most {self.limit:.4g} was {verb}"
-        return f"{self.status.capitalize()}: the {word} is {state}; {figures}, and {limit}."
+        cut = "" if self.clipped is None else f"; {self.clipped:,} losses were cut off"
+        return f"{self.status.capitalize()}: the {word} is {state}; {figures}, and {limit}{cut}."
 
     @property
     def _change_words(self) -> str:
@@ -216,7 +220,9 @@ class Recalibration:
         after = None if study is None else study.point.certified
         certificates = {"before": before, "after": after}
         return {
-            **{name: getattr(self, name) for name in (*same, "alpha", "worth", "saving")},
+            **{
+                name: getattr(self, name) for name in (*same, "alpha", "worth", "saving", "clipped")
+            },
             "exit_status": EXIT_STATUS[self.status],
             "goal": self.goal.as_dict(),
             "loss": self.loss and asdict(self.loss),
@@ -331,6 +337,7 @@ def recalibrate(
         least=least,
         alpha=alpha,
         worth=worth,
+        clipped=judge.clipped,
     )
 
 
@@ -487,10 +494,7 @@ def _checked(
     for part in config.parts:
         with suppress(FileNotFoundError):  # the models need not be on this machine
             part.check()
-    if outcomes.task == config.task:
-        chosen_by = config.calibration.get("chosen_on", {}).get("metric", outcomes.metric)
-        outcomes = replace(outcomes, metric=chosen_by)
-    whole, point = config.point_on(outcomes)
+    whole, point = config.point_on(config.in_own_metric(outcomes))
     if config.calibration.get("outcomes") == whole.fingerprint:
         raise ValueError(
             "the threshold was calibrated on these outcomes: record new examples, or use `ebjr "
@@ -567,6 +571,11 @@ class _Judge:
         if self.promise is not None and (bounded or self.promise == "rate"):
             self._losses = LossesAt.of(curve, self.promise, point.threshold, goal.loss_bound)
         self._deferred = is_deferred(point.router.score(table.student), point.threshold)
+
+    @property
+    def clipped(self) -> int | None:
+        """How many losses were cut off at the goal's bound, if it has one."""
+        return None if self._losses is None else self._losses.clipped
 
     def refutes(self, alpha: float) -> bool:
         """Whether all examples together refute the promise."""

@@ -4,8 +4,9 @@ The comparison, and the order in which thresholds defer rows, are in this file o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,12 @@ class Router:
     skip
         For a stage with more stages after it: a row whose score is under `skip` has no hope here.
         It is kept, so that the next stage's router can defer it.
+
+    Attributes
+    ----------
+    chosen_with
+        The `blend` and `rescale` of the operating point that the router comes from; empty if it
+        comes from none. A joint model takes what it is not given from here.
 
     Raises
     ------
@@ -50,6 +57,7 @@ class Router:
     ) -> None:
         self.score = as_score(score)
         self.threshold = threshold
+        self.chosen_with: Mapping[str, Any] = {}
         self.skip = None if skip is None else check_threshold(skip, "skip")
         if self.skip is not None and self.skip >= self.threshold:
             raise ValueError(f"skip must be under the threshold, {threshold}, not {skip}")

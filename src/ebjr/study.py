@@ -62,6 +62,8 @@ class Study:
         The traffic to which both parts were resampled; None to keep them as recorded.
     staged
         The chosen chain, whose last router is that of `point`; None for a pair.
+    judged
+        The same study in the goal's own metric, if this one shows its figures in another.
     """
 
     outcomes: Outcomes
@@ -75,6 +77,7 @@ class Study:
     other_results: Mapping[str, OperatingPoint]
     traffic: Traffic | None = None
     staged: StagedPoint | None = None
+    judged: Study | None = None
 
     @property
     def held_out_rows(self) -> np.ndarray:
@@ -125,9 +128,36 @@ class Study:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """Whether `held_out` meets the goal, and at what price."""
+        """Whether `held_out` meets the goal, in the goal's own metric, and at what price."""
+        if self.judged is not None:
+            return self.judged.verdict
         result = replace(self.result, certified=self.point.certified)
         return Verdict.of(self.goal, result, self.intervals, self._pays_within)
+
+    @property
+    def goal_metric(self) -> str:
+        """The metric in which the goal is set and judged."""
+        return (self.judged or self).outcomes.metric
+
+    def shown_in(self, metric: str) -> Study:
+        """Return the study with its figures in another metric, and the same verdict."""
+        outcomes, calibration, held_out = (
+            replace(table, metric=metric)
+            for table in (self.outcomes, self.calibration, self.held_out)
+        )
+        point, others = self.point, self.others
+        own = {"certified": point.certified, "margin": point.margin}
+        return replace(
+            self,
+            outcomes=outcomes,
+            calibration=calibration,
+            held_out=held_out,
+            point=replace(evaluate(calibration, point), **own),
+            result=evaluate(held_out, point),
+            others={name: evaluate(calibration, other) for name, other in others.items()},
+            other_results={name: evaluate(held_out, other) for name, other in others.items()},
+            judged=self,
+        )
 
     @property
     def plain_point(self) -> OperatingPoint | None:
@@ -267,6 +297,7 @@ class Study:
         """
         fraction, seed = self.split
         goal = ", ".join(f"{key} = {value}" for key, value in self.goal.as_dict().items())
+        goal += "" if self.judged is None else f", in {self.judged.outcomes.measure.title}"
         made = {
             "Calibrated on": f"{len(self.calibration):,} examples, for {goal}",
             "Reported on": f"{len(self.held_out):,} others (split {fraction:g}, seed {seed})",
@@ -472,8 +503,13 @@ def study_point(
 ) -> Study:
     """Study an operating point that is already chosen, such as that of a ``joint.toml``.
 
-    The point is measured again on the first part, where other scores get the same goal.
+    The point is measured again on the first part, where other scores get the same goal. The goal is
+    judged in the point's metric; the figures are in that of `outcomes`.
     """
+    if point.metric != outcomes.metric:
+        own = replace(outcomes, metric=point.metric)
+        study = study_point(own, point, goal, fraction=fraction, seed=seed, traffic=traffic)
+        return study.shown_in(outcomes.metric)
     calibration, held_out = (
         outcomes.take(rows).with_scale(point.rescale)
         for rows in _rows(outcomes, fraction, seed, traffic)

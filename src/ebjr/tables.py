@@ -40,6 +40,7 @@ def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str
     best = f"best_{study.outcomes.metric}"
     return {
         "goal": study.goal.as_dict(),
+        "goal_metric": study.goal_metric,
         "chosen_on": study.point.as_dict(),
         "held_out": study.result.as_dict(),
         best: study.best_accuracy.as_dict(),

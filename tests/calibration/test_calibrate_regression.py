@@ -184,6 +184,37 @@ def test_an_rmse_can_be_promised_as_a_whole():
     assert found.observed == pytest.approx(-point.quality, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("metric", "goal", "bound", "unit"),
+    [
+        ("mae", {"tolerance": 0.1}, 1.0, "absolute error"),
+        ("mae", {"tolerance": 0.1, "promise": "harm"}, 1.0, "absolute error"),
+        ("rmse", {"goal": "accuracy", "target": 0.7}, 2.0, "squared error"),
+    ],
+    ids=str,
+)
+def test_a_promise_says_how_many_losses_its_bound_cut_off(metric, goal, bound, unit):
+    outcomes = pair(metric=metric)
+    how = {"score": "predicted_std", "blend": 0.0, "delta": 0.1, **goal}
+    point = calibrate(outcomes, **how, loss_bound=bound)
+    found = point.certified
+    student, teacher = -outcomes.student_quality, -outcomes.teacher_quality
+    deferred = point.router(outcomes.student)[1]
+    over = np.where(deferred, teacher, student) > bound  # an RMSE's bound is of squared errors
+    if found.promise == "excess":
+        over = ~deferred & ((student > bound) | (teacher > bound))
+    if found.promise == "harm":
+        over = ~deferred & (student > bound) & (student > teacher)
+    assert 0 < found.clipped == over.sum()
+    words = (
+        f"({metric}, each loss counting for at most {bound:g} of {unit}; {found.clipped} were cut"
+    )
+    assert words in found.statement
+    assert found.as_dict()["clipped"] == found.clipped
+    old = {name: value for name, value in found.as_dict().items() if name != "clipped"}
+    assert "cut off" not in Certificate.from_dict(old).statement
+
+
 def test_what_cannot_be_certified_says_what_can_in_the_metrics_unit():
     outcomes = pair(300, metric="mae")
     with pytest.raises(CalibrationError, match="smallest tolerance that can be certified is") as c:

@@ -87,7 +87,7 @@ class ModelEntry(_Single):
             raise ModelError(
                 f"{self.path}{beside and f', with its weights in {beside},'} has changed since the "
                 f"threshold was calibrated (sha256 {found[:12]}..., expected "
-                f"{self.sha256[:12]}...); record and calibrate again"
+                f"{self.sha256!s:.12}...); record and calibrate again"
             )
 
     def load(self, *, trust: bool = False, **options: Any) -> Model:

@@ -92,7 +92,8 @@ def calibrate(
         ``"budget"``: ``"rate"``, the deferral rate is at most what the budget allows.
     loss_bound
         With `delta`, for losses without a bound, like squared errors: the promise cuts off each
-        row's loss here. Choose it, in the row's unit, without looking at these examples.
+        row's loss here, and `certified.clipped` counts these. Choose it, in the row's unit (for
+        RMSE and MSE a squared error), without looking at these examples.
     margin
         For ``"match-teacher"`` and ``"accuracy"`` without `delta`: the standard errors by which the
         threshold exceeds its goal on `outcomes`, because a pick that just reaches it falls short on

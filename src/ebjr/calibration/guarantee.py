@@ -94,8 +94,9 @@ class Certificate:
         ``"exact binomial"``, ``"exact trinomial"`` or ``"betting"``.
     labeled
         Whether the examples had labels; if not, the teacher's own answers are taken for right.
-    loss_bound
-        The value at which losses were cut off; None if they are at most 1 anyway.
+    loss_bound, clipped
+        The value at which losses were cut off, in the unit of a row's loss (for RMSE a squared
+        error), and how many of the `n` losses were, at that row; None if they are at most 1 anyway.
     metric
         The metric behind the losses. For ``"rmse"`` tolerance, observed and bound are roots of mean
         losses.
@@ -128,6 +129,7 @@ class Certificate:
     labeled: bool = True
     loss_bound: float | None = None
     metric: str = "accuracy"
+    clipped: int | None = None
 
     @property
     def price(self) -> float:
@@ -139,7 +141,10 @@ class Certificate:
         """The promise in one sentence."""
         right = "" if self.labeled else ", the teacher's own answers being taken for right"
         if self.loss_bound is not None:
-            right += f" ({self.metric}, each loss counting for at most {self.loss_bound:g})"
+            known = METRICS.get(self.metric)  # a user's metric may not be imported here
+            of = f"{self.loss_bound:g} of {known.rows_title if known else self.metric}"
+            cut = "" if self.clipped is None else f"; {self.clipped:,} were cut off there"
+            right += f" ({self.metric}, each loss counting for at most {of}{cut})"
         elif self.promise != "rate" and not METRICS[self.metric].binary:
             right += f" (the error of an input being 1 - {METRICS[self.metric].title})"
         return (
@@ -196,8 +201,8 @@ def certify(
     tolerance
         In [0, 1), for excess in (-1, 1); with `loss_bound` in the metric's unit.
     loss_bound
-        For losses without a bound: larger losses are cut off here, in the unit of a row's loss.
-        Fix it without these examples.
+        For losses without a bound: larger losses are cut off here, in the unit of a row's loss, for
+        RMSE a squared error. Fix it without these examples.
 
     Raises
     ------
@@ -216,7 +221,8 @@ def certify(
         row = int(curve.quality[: row + 1].argmax())
     mean = losses.mean
     within = np.flatnonzero(mean <= aim.tolerance + 1e-12)  # means are not exact in binary
-    naive = row
+    naive, asked = row, np.zeros(losses.n, bool)
+    asked[curve.order[: losses.cut[row]]] = True
     if len(within):
         naive = within[curve.quality[within].argmax() if promise == "rate" else 0]
     return Certificate(
@@ -234,6 +240,7 @@ def certify(
         labeled=curve.outcomes.labeled,
         loss_bound=scale.bound,
         metric=curve.outcomes.metric,
+        clipped=_clipped(curve, promise, scale.bound, asked),
     )
 
 
@@ -307,7 +314,8 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
     if loss_bound is None:
         raise ValueError(
             f"the {measure.rows_title} of a row has no bound, and a guarantee needs one: give "
-            "loss_bound, the largest loss that counts, chosen without these examples"
+            f"loss_bound, the largest loss that counts, as {measure.rows_title}, chosen without "
+            "these examples"
         )
     if not (math.isfinite(loss_bound) and loss_bound > 0):
         raise ValueError(f"loss_bound must be a positive number, not {loss_bound:g}")
@@ -371,14 +379,21 @@ def _test_of(measure: Metric, promise: str) -> str:
     return "exact trinomial" if promise == "excess" else "exact binomial"
 
 
-def _both(curve: TradeOffCurve, promise: str, bound: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return each example's loss, (n,), if it is kept, and if it is deferred."""
+def _both(
+    curve: TradeOffCurve, promise: str, bound: float | None, clip: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each example's loss, (n,), if it is kept, and if it is deferred.
+
+    Losses are shares of `bound`, and at most 1 with `clip`.
+    """
     outcomes = curve.outcomes
     if promise == "rate":
         return np.zeros(len(outcomes)), np.ones(len(outcomes))
 
     def loss(quality: np.ndarray) -> np.ndarray:
-        return 1 - quality if bound is None else np.minimum(-quality, bound) / bound
+        if bound is None:
+            return 1 - quality
+        return (np.minimum(-quality, bound) if clip else -quality) / bound
 
     student, teacher = loss(outcomes.student_quality), loss(outcomes.teacher_quality)
     if promise == "harm":
@@ -387,6 +402,19 @@ def _both(curve: TradeOffCurve, promise: str, bound: float | None) -> tuple[np.n
     if promise == "risk":
         return student, deferred
     return student - teacher, deferred - teacher
+
+
+def _clipped(
+    curve: TradeOffCurve, promise: str, bound: float | None, asked: np.ndarray
+) -> int | None:
+    """Count the losses that the bound changes if the rows `asked`, (n,) bool, are deferred."""
+    if bound is None:
+        return None
+    cut, free = (
+        np.where(asked, deferred, kept)
+        for kept, deferred in (_both(curve, promise, bound, clip) for clip in (True, False))
+    )
+    return int(np.count_nonzero(cut != free))
 
 
 def check_promise(promise: str, delta: float) -> None:
@@ -459,14 +487,16 @@ def _decide(test: str, statistic: np.ndarray, n: int, aim: _Aim) -> np.ndarray:
 class LossesAt:
     """The losses of a promise at one threshold, on examples that did not choose it.
 
-    `loss`, (n,), is a share of the largest loss that counts, from `least` to 1. A single threshold
-    needs one test and no walk; the tests are those of `certify`, in both directions.
+    `loss`, (n,), is a share of the largest loss that counts, from `least` to 1, and `clipped` how
+    many losses were cut off there, if any can be. A single threshold needs one test and no walk;
+    the tests are those of `certify`, in both directions.
     """
 
     loss: np.ndarray
     least: float
     test: str
     scale: _Scale
+    clipped: int | None = None
 
     @classmethod
     def of(
@@ -478,7 +508,8 @@ class LossesAt:
         asked = is_deferred(score_values(curve.score, curve.outcomes), threshold)
         test = _test_of(curve.outcomes.measure, promise)
         least = -1.0 if promise == "excess" else 0.0
-        return cls(np.where(asked, deferred, kept), least, test, scale)
+        clipped = _clipped(curve, promise, scale.bound, asked)
+        return cls(np.where(asked, deferred, kept), least, test, scale, clipped)
 
     def take(self, rows: np.ndarray) -> LossesAt:
         """The losses of some rows."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebjr.arrays import open_npz
 from ebjr.data.coco import open_coco
 from ebjr.data.columns import check_columns, read_by
 from ebjr.data.examples import (
@@ -168,7 +169,7 @@ def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
             return inputs, np.load(file, allow_pickle=False) if file.is_file() else None
         if not zipfile.is_zipfile(path):
             raise ValueError("it is something else, or truncated")
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path) as arrays:
             if "inputs" not in arrays:
                 raise ValueError(
                     f"it needs an array named inputs, but has {some(arrays.files) or 'none'}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import take_rows
+from ebjr.arrays import open_npz, take_rows
 from ebjr.files import check_file
 from ebjr.labels import check_same_classes
 from ebjr.outcomes import Outcomes
@@ -55,7 +55,7 @@ def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             if opened.read(2) != b"PK":  # an .npz is a zip archive
                 raise ValueError("it is not an .npz file")
             opened.seek(0)
-            archive = np.load(opened, allow_pickle=False)
+            archive = open_npz(opened)
             names = ["about"] if "about" in archive else archive.files
             return {name: archive[name] for name in names}
     except ValueError as error:

@@ -20,7 +20,7 @@ from ebjr.data.examples import Data
 from ebjr.errors import CalibrationError, check_at_least
 from ebjr.joint import JointModel
 from ebjr.journal import Journal
-from ebjr.labels import label_text
+from ebjr.labels import label_text, listed_places
 from ebjr.model import Model, facts
 from ebjr.router import Router
 from ebjr.tasks import as_task
@@ -204,12 +204,10 @@ class PromisedRun:
         names = self.labels or facts(self.joint.teacher).labels or facts(self.joint.student).labels
         if not isinstance(positive, str):
             return None if positive is None else index(positive)
-        if names is not None and positive in (texts := [label_text(name) for name in names]):
-            return texts.index(positive)
-        if positive.isdecimal():
-            return int(positive)
-        known = f"the classes are {', '.join(map(str, names))}" if names else "no class has a name"
-        raise ValueError(f"positive must be a class, not {positive!r}: {known}")
+        try:
+            return listed_places([positive], names)[0]
+        except ValueError as error:
+            raise ValueError(f"positive (--positive) must be a class: {error}") from None
 
     def read(self, raw: Batch) -> tuple[np.ndarray, Batch]:
         """Return what orders a batch's rows, (n,), and the student's answers to them."""

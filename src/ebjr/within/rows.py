@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import cached_property
 from io import BytesIO
 from typing import Any
 
@@ -58,10 +59,11 @@ class Rows:
             raise ValueError(f"{self.inputs.path} has changed: a row can no longer be read")
         return found.inputs
 
-    def whose(self) -> dict[str, Any]:
-        """Return what identifies these rows."""
+    @cached_property
+    def contents(self) -> str:
+        """The fingerprint of the inputs, which reads all of them."""
         data = self.inputs
-        return {CONTENTS: data.fingerprint() if isinstance(data, Data) else fingerprint(data, None)}
+        return data.fingerprint() if isinstance(data, Data) else fingerprint(data, None)
 
 
 class Paid:
@@ -85,7 +87,7 @@ class Paid:
 
     def take_up(self, keep: Journal, promise: dict[str, Any], about: Mapping[str, Any]) -> None:
         """Resume from a journal."""
-        keep.resume({**about, **self.rows.whose(), "task": self.joint.kind.name})
+        keep.resume({**about, CONTENTS: self.rows.contents, "task": self.joint.kind.name})
         self.keep, self.promise, earlier, deltas = keep, promise, [], {}
         for told, content in keep.records():
             with np.load(BytesIO(content)) as file:

@@ -363,6 +363,23 @@ def test_every_row_of_a_curve_is_what_its_threshold_does(metric, blend):
         assert curve.quality[k] == pytest.approx(quality[metric], abs=1e-9)
 
 
+def test_a_points_router_brings_its_blend_and_its_scale():
+    point = calibrate(SCENE, "budget", deferral_rate=0.5, score="box_count", blend=0.5)
+    assert point.rescale is not None
+    both = [
+        lambda rows, said=said: [said[row] for row in rows]
+        for said in (SCENE.student, SCENE.teacher)
+    ]
+    joint = JointDetector(*both, point.router)
+    assert (joint.blend, joint.rescale) == (point.blend, point.rescale)
+    matches = match_detections(joint(list(range(len(SCENE)))).prediction, SCENE.targets)
+    assert average_precision(matches) == pytest.approx(point.quality, abs=1e-9)
+    other = JointDetector(*both, point.router, blend=0.0)  # what is given counts
+    assert (other.blend, other.rescale) == (0.0, point.rescale)
+    plain = JointDetector(*both, Router("box_count", point.threshold))
+    assert (plain.blend, plain.rescale) == (0.0, None)
+
+
 @pytest.mark.parametrize("metric", ["ap", "ap50", "f1"])
 def test_the_ends_of_a_curve_are_the_two_detectors_alone(metric):
     outcomes = replace(SCENE, metric=metric)

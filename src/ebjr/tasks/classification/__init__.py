@@ -107,7 +107,8 @@ class JointClassifier(JointModel):
     router
         The score and the threshold: ``joint.router.threshold`` is the knob.
     blend
-        The student's weight in a deferred answer; 0 is the paper's.
+        The student's weight in a deferred answer; 0 is the paper's. By default that of the
+        operating point that the router comes from, else 0.
     when_unavailable
         What to do if the teacher cannot be reached: ``"student"`` answers with the student's output
         and marks the rows as degraded, ``"error"`` raises, ``"queue"`` answers like ``"student"``

@@ -246,10 +246,11 @@ class JointDetector(JointModel):
         A score of detections and the threshold. It reads the student's output before `rescale`.
     blend
         The student's weight in a deferred answer, which then has both models' boxes, fused; 0 is
-        the paper's, the teacher alone.
+        the paper's, the teacher alone. By default as in `JointClassifier`.
     rescale
         A `CommonScale`: increasing maps of both models' scores to one scale, because mAP ranks the
-        boxes of all images together. None leaves scores as they are.
+        boxes of all images together. None is that of the router's operating point; a router that
+        comes from none leaves scores as they are.
     when_unavailable, late
         As in `JointClassifier`.
 

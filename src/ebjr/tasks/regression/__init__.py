@@ -124,7 +124,8 @@ class JointRegressor(JointModel):
     router, when_unavailable, late
         As in `JointClassifier`.
     blend
-        The student's weight in a deferred answer, ``(teacher + blend * student) / (1 + blend)``.
+        The student's weight in a deferred answer, ``(teacher + blend * student) / (1 + blend)``. By
+        default as in `JointClassifier`.
 
     Examples
     --------
