@@ -59,7 +59,7 @@ MOST_TOLD = 64  # answers read at once for the callback
 
 PATIENCE_SECONDS, BYTES_A_SECOND = 0.5, 2**25  # how long `keep` waits for the disk
 READ_SECONDS, WRITE_SECONDS = 0.5, 5.0  # how long to wait for another process's lock
-TRIES = MANY  # failures on one row alone before it is given up: so many in a row open the circuit
+TRIES = MANY  # failures on a row before it is given up; in a row, they are the server's fault
 
 log = logging.getLogger("ebjr.link.late")
 
