@@ -320,7 +320,7 @@ def parsed_size(raw: bytes) -> int:
     place, left = 0, len(raw)
     for _ in range(MOST_FIELDS):
         tag, place = _varint(raw, place)
-        if place >= len(raw) or tag % 8 != 2:  # the end, or malformed: all fields have a length
+        if place >= len(raw) or tag % 8 != 2:  # the end, or no field of a length
             return left
         size, place = _varint(raw, place)
         if tag == RAW_TAG:
@@ -450,4 +450,4 @@ def _typed_bytes(tensor: Any) -> Any:
         raise ProtocolError(f"contents of the tensor {tensor.name!r} exceed {tensor.datatype}")
     if kind is np.object_:
         return tensor_bytes(narrow)
-    return memoryview(narrow.astype(narrow.dtype.newbyteorder("<"), copy=False).view(np.uint8))
+    return narrow.astype(narrow.dtype.newbyteorder("<"), copy=False).view(np.uint8).data
