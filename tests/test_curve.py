@@ -296,8 +296,8 @@ def point(rate, student=1.0, teacher=4.0):
         (0.25, 1.0, True, 2.0, "the teacher alone is cheaper above a deferral rate of 75.0%"),
         (0.75, 1.0, False, 1.0, "This pair does not pay here"),
         (1.0, 1.0, False, 0.8, "this point defers 100.0%"),
-        (0.0, 4.0, False, 1.0, "this pair cannot pay"),
-        (0.0, 8.0, False, 0.5, "this pair cannot pay"),
+        (0.0, 4.0, False, 1.0, "student costs as much as the teacher: this pair cannot pay"),
+        (0.0, 40.0, False, 0.1, "costs 10.00 times as much as the teacher: this pair cannot pay"),
     ],
 )
 def test_a_point_says_plainly_whether_it_pays(rate, student, pays, saving, words):

@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.malformed import joint_toml
 from ebjr.protocol import MOST_JSON_BYTES, MOST_JSON_VALUES, MOST_TEXTS
-from ebjr.serving.grpc import CODES, IDLE_SECONDS, MOST_CALLS, SERVICE
+from ebjr.serving.grpc import CODES, IDLE_SECONDS, MOST_CALLS, MOST_FIELDS, SERVICE
 from ebjr.serving.limits import Limits
 from ebjr.serving.service import REQUEST_PARAMETERS
 
@@ -91,6 +91,11 @@ def test_the_limits_are_those_of_the_code():
     pace = f"{limits.body_seconds:g} s, and 1 s for each {limits.body_bytes_per_second // 1024} KiB"
     assert said["time for a body"] == pace
     assert said["an answer that its client does not read"] == f"{limits.write_seconds:g} s"
+    whole = limits.head_seconds + limits.body_seconds
+    assert said["time for a gRPC message, whose progress gRPC does not tell"] == f"{whole:g} s"
+    assert said["fields of a gRPC message"] == str(MOST_FIELDS)
+    silent = said["a gRPC client with open calls that is silent, and then answers no ping"]
+    assert silent == f"{limits.write_seconds:g} s each"
     for who in ("clients", "gRPC connections"):
         assert said[f"{who} at once (`--connections`)"] == str(limits.connections)
     assert said["gRPC calls at once"] == f"{MOST_CALLS}, {MOST_CALLS // 4} of a connection"

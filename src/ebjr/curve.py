@@ -161,7 +161,9 @@ class OperatingPoint:
                 f"Whether the pair pays is unknown, because the models' costs are not known{more}."
             )
         if self.break_even <= 0:
-            return "The student costs as much as the teacher: this pair cannot pay."
+            times = f"{1 - self.break_even:.2f} times "
+            dear = f"{'' if times == '1.00 times ' else times}as much as the teacher"
+            return f"The student costs {dear}: this pair cannot pay."
         limit = f"the teacher alone is cheaper above a deferral rate of {self.break_even:.1%}"
         limit += f"; {unknown}" if unknown else ""
         if self.pays:

@@ -19,8 +19,8 @@ from ebjr.backends.entry import (
     ModelEntry,
     RemoteEntry,
     Single,
-    check_keys,
     check_remote,
+    check_table,
     entry_from_table,
     entry_of,
     joined,
@@ -261,15 +261,15 @@ class JointConfig:
         if "chat" in table:
             raise ValueError("it describes one chat model: give two models to `ebjr record`")
         own = [f.name for f in fields(cls) if f.name not in of_router]
-        check_keys(table, ("router", *own), "the file", ("router", "student", "teacher"))
+        check_table(table, ("router", *own), "the file", ("router", "student", "teacher"))
         router = table["router"]
-        check_keys(router, of_router, "router", ("score", "threshold"))
+        check_table(router, of_router, "router", ("score", "threshold"))
         imports = table.get("imports", [])
         if not isinstance(imports, list) or not all(isinstance(each, str) for each in imports):
             raise ValueError(f"imports must be a list of files and modules, not {imports!r}")
         _check_score(router["score"], imports)  # first: other errors would hide `imports`
         calibration = table.get("calibration", {})
-        check_keys(calibration, _CALIBRATION_KEYS, "calibration")
+        check_table(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
         chosen = calibration.get("chosen_on", {})
         check_keys(chosen, chosen, "calibration.chosen_on")
@@ -278,7 +278,7 @@ class JointConfig:
             if not isinstance(given := calibration.get(name, 0), int | float):
                 raise ValueError(f"calibration.{name} must be a number, not {given!r:.80}")
         for name, point in points.items():
-            check_keys(point, FIGURES, f"operating_points.{name}", ("threshold",))
+            check_table(point, FIGURES, f"operating_points.{name}", ("threshold",))
         named = picked(table, ("labels", "columns"))
         for key, value in named.items():
             if not isinstance(value, list):  # a text has a first and a last letter, too

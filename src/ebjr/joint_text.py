@@ -15,7 +15,7 @@ from typing import Any
 
 import tomli_w
 
-from ebjr.backends.entry import check_keys
+from ebjr.backends.entry import check_table
 from ebjr.files import read_text, sha256_of, write_beside
 
 LONG = 20
@@ -67,7 +67,7 @@ def _parsed(file: Path) -> dict[str, Any]:
 
 def _read_lists(beside: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Read the long lists that the entry ``lists`` names, after checking their hash."""
-    check_keys(beside, ("path", "sha256"), "lists", ("path", "sha256"))
+    check_table(beside, ("path", "sha256"), "lists", ("path", "sha256"))
     file = folder / (name := str(beside["path"]))
     if file.name != name:  # a downloaded file must not make us read files elsewhere
         raise ValueError(f"the file of its long lists must be beside it, not {name!r:.80}")

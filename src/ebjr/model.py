@@ -195,14 +195,15 @@ class Answer:
 class TeacherFailed(TeacherUnavailable):
     """The teacher was reached but gave no valid answer; an error that it raised is the cause.
 
-    It counts as away. The same inputs are likely to fail again.
+    Its rows are handled as if it were away. The same inputs are likely to fail again.
     """
 
 
 def may_answer_fewer(failure: Exception) -> bool:
     """Whether a model that failed on a batch may answer a part of it: it was there to fail."""
-    reason = failure.__cause__ if isinstance(failure, TeacherFailed) else failure
-    return reason is not None and not isinstance(reason, TeacherUnavailable | OtherModel)
+    if isinstance(failure, TeacherFailed):
+        return failure.__cause__ is not None and not isinstance(failure.__cause__, OtherModel)
+    return not isinstance(failure, TeacherUnavailable | OtherModel)
 
 
 class Around:

@@ -755,13 +755,13 @@ def linked(outcomes: Outcomes, text: str | None) -> Outcomes:
     """Return outcomes with a link's cost, as ``--over-link`` gives it, added to the teacher's."""
     if text is None:
         return outcomes
-    from ebjr.backends.entry import check_keys
+    from ebjr.backends.entry import check_table
     from ebjr.data.preprocess import values_of
     from ebjr.link.far import over_link
 
     try:
         parts = values_of(text, "it", example := "bytes=3000,seconds=0.04")
-        check_keys(parts, ("bytes", "seconds"), "it", () if parts else ("bytes", "seconds"))
+        check_table(parts, ("bytes", "seconds"), "it", () if parts else ("bytes", "seconds"))
         return over_link(outcomes, **{name: float(value) for name, value in parts.items()})
     except ValueError as error:
         raise ValueError(f"--over-link must be like {example}, not {text!r}: {error}") from None

@@ -32,7 +32,7 @@ from ebjr import (
 )
 from ebjr.errors import OutputWarning
 from ebjr.link.far import MANY, Breaker, Bucket
-from ebjr.model import Answer, ModelFacts
+from ebjr.model import Answer, ModelFacts, TeacherFailed, may_answer_fewer
 
 pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
 pytest.importorskip("stamina", reason="the extra `remote` is not installed")
@@ -161,6 +161,64 @@ def test_inputs_that_are_refused_do_not_open_the_circuit(far):
         with pytest.raises(ModelError, match="refused these inputs"):
             teacher(X)
     assert teacher.state == "closed"
+
+
+class Answering:
+    """A server that answers with a status to what is below 0, and says that it is there or not."""
+
+    def __init__(self, status, retry_after=None, there=True):
+        self.error = TeacherUnavailable(f"status {status}", retry_after)
+        self.error.status, self.there, self.asked = status, there, 0
+
+    def check(self):
+        if not self.there:
+            raise TeacherUnavailable("not ready")
+
+    def __call__(self, x):
+        self.asked += 1
+        if (x < 0).any():
+            raise self.error
+        return x
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_server_that_fails_on_some_inputs_and_is_there_is_asked_about_the_others(status):
+    teacher = FarTeacher(Answering(status), QUICK)
+    for _ in range(3):
+        for _ in range(MANY - 1):
+            with pytest.raises(TeacherFailed, match=f"status {status}") as caught:
+                teacher(-np.ones(1))
+            assert may_answer_fewer(caught.value)
+        assert teacher.state == "closed"
+        assert teacher(np.ones(1)) == 1
+    for number in range(MANY + 5):  # one that fails all the time is not believed
+        with pytest.raises(TeacherUnavailable) as caught:
+            teacher(-np.ones(1))
+        assert may_answer_fewer(caught.value) == (number < MANY - 1)
+    assert teacher.state == "half-open"
+    assert teacher(np.ones(1)) == 1
+    assert teacher.state == "closed"
+    teacher.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "there"),
+    [
+        *((503, 60.0, True), (429, None, True), (504, None, True), (None, None, True)),
+        *((500, None, False), (503, None, False)),
+    ],
+)
+def test_a_server_that_is_busy_or_not_ready_is_away_whatever_the_inputs(status, retry_after, there):
+    teacher = FarTeacher(
+        Answering(status, retry_after, there), replace(QUICK, failures=1, probe_seconds=5.0)
+    )
+    with pytest.raises(TeacherUnavailable) as caught:
+        teacher(-np.ones(1))
+    assert teacher.state == "open"
+    assert not may_answer_fewer(caught.value)
+    with pytest.raises(TeacherUnavailable, match="is not called until it is back"):
+        teacher(np.ones(1))
+    teacher.close()
 
 
 def test_a_teacher_that_nobody_has_any_more_is_not_looked_for(far):

@@ -19,7 +19,17 @@ from far import teach
 from small import running
 from tiny import write_pair
 
-from ebjr import FarTeacher, JointClassifier, LateAnswers, Link, Router, load_model
+from ebjr import (
+    FarTeacher,
+    JointClassifier,
+    LateAnswers,
+    Link,
+    Router,
+    TeacherUnavailable,
+    load_model,
+)
+from ebjr.errors import OutputWarning
+from ebjr.link.far import MANY
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
@@ -357,3 +367,75 @@ def test_a_classifier_alone_of_tensors_is_sent_tensors(tmp_path):
         remote = load_model(f"http://{host}:{port}")
         assert (remote.input_name, remote.send) == ("image", "tensor")
         np.testing.assert_allclose(remote(pixels), load_model(path)(pixels), rtol=1e-5)
+
+
+POISON = [0.5, 1.0]
+
+
+def picky(x):
+    if (x[:, 1] > 0).any():
+        raise ZeroDivisionError("poison")
+    return teach(x)
+
+
+picky.input_shape, picky.input_name, picky.input_dtype = (None, 2), "x", np.float32
+
+
+@pytest.fixture
+def picky_cloud():
+    """An EBJR server of a model that raises on some rows: its address."""
+    every = Router("max_logit", float(np.finfo(np.float64).min))
+    with running(build_app(Served(JointClassifier(picky, picky, every)))) as (host, port):
+        yield f"http://{host}:{port}"
+
+
+PATIENT = Link(retries=0, failures=2, probe_seconds=20.0)
+
+
+@pytest.mark.parametrize("policy", ["student", "error"])
+def test_a_row_that_a_far_model_raises_on_keeps_no_other_row_from_it(picky_cloud, policy):
+    teacher = FarTeacher(load_model(picky_cloud, timeout_seconds=20.0), PATIENT)
+    joint = JointClassifier(student, teacher, Router("max_logit", 1.0), when_unavailable=policy)
+    with Engine(joint, max_wait_seconds=0.3) as engine:
+        for _ in range(4):
+            asked = {
+                name: engine.ask(np.array([row], np.float32))
+                for name, row in (("poison", POISON), ("good", HARD), ("more", [0.25, 0.0]))
+            }
+            assert asked["good"].result(60).result().deferred.tolist() == [True]
+            assert asked["more"].result(60).result().deferred.tolist() == [True]
+            if policy == "student":
+                assert asked["poison"].result(60).result().degraded.tolist() == [True]
+            else:
+                with pytest.raises(TeacherUnavailable, match="failed on a batch: ZeroDivision"):
+                    asked["poison"].result(60)
+        assert teacher.state == "closed"
+    teacher.close()
+
+
+def test_a_kept_row_that_a_far_model_raises_on_holds_up_no_other(picky_cloud, tmp_path):
+    late = LateAnswers(tmp_path / "late.sqlite")
+    teacher = FarTeacher(load_model(picky_cloud, timeout_seconds=20.0), PATIENT)
+    how = {"when_unavailable": "queue", "late": late}
+    joint = JointClassifier(student, teacher, Router("max_logit", 1.0), **how)
+    x = np.array([HARD, POISON, [0.25, 0.0]], np.float32)
+    with pytest.warns(OutputWarning, match="failed on a batch: ZeroDivisionError"):
+        answer = joint(x)
+    assert answer.degraded.all()
+    assert late.deliver(joint) == 2
+    found = late.find(answer.late, joint)
+    assert (found.rows.tolist(), found.waiting, found.errors) == ([0, 2], (1,), {})
+    for _ in range(MANY):
+        late.deliver(joint)
+    found = late.find(answer.late, joint)
+    assert (found.waiting, list(found.errors)) == ((), [1])
+    assert "ZeroDivisionError: poison" in found.errors[1]
+    alone = joint(x[1:2])
+    for _ in range(2 * MANY):  # no row at all is answered: that may be the server's fault
+        late.deliver(joint)
+    assert late.find(alone.late, joint).waiting == (0,)
+    assert teacher.state == "half-open"
+    teacher(x[:1])
+    assert teacher.state == "closed"
+    teacher.close()
+    late.close()

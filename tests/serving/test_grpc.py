@@ -27,21 +27,23 @@ import tritonclient.grpc as triton
 from small import assert_boxes, files_of, images, joint_detector, received, served
 from tritonclient.grpc import model_config_pb2, service_pb2
 
+from ebjr.protocol import DATATYPES
 from ebjr.serving.app import Served
 from ebjr.serving.doors import Doors
-from ebjr.serving.grpc import MESSAGES, SERVICE, grpc_server
+from ebjr.serving.grpc import CONTENTS, MESSAGES, SERVICE, grpc_server, parsed_size
 from ebjr.serving.limits import Limits
 from ebjr.serving.repository import Repository
 
 
 @contextmanager
-def serving(served: Served, *, log_requests=False, **options):
+def serving(served: Served, *, log_requests=False, repository=None, **options):
     """A real server on a free port, in a thread of its own: its address."""
     address: list[str] = []
     ready, ended = threading.Event(), threading.Event()
 
     async def run():
-        repository = Repository(served, **options)
+        nonlocal repository
+        repository = repository or Repository(served, **options)
         repository.start()
         lines = {"log_requests": log_requests}
         async with grpc_server(repository, port=0, started=address.append, **lines):
@@ -564,6 +566,110 @@ def test_connections_are_as_few_as_the_limit_and_idle_ones_are_closed(monkeypatc
         assert all(received(one) for one in own)  # until the server hangs up
         with grpc.insecure_channel(address) as channel:
             assert channel.unary_unary(LIVE)(b"", timeout=30)
+
+
+@pytest.mark.parametrize("method", ["ServerLive", "ModelInfer"])
+def test_a_call_whose_message_never_comes_ends_in_time_and_gives_its_place_back(
+    method, monkeypatch
+):
+    monkeypatch.setattr("ebjr.serving.grpc.MOST_CALLS", 8)  # two of a connection
+    never = threading.Event()
+
+    def nothing():
+        never.wait(60)
+        yield from ()
+
+    limits = Limits(head_seconds=0.5, body_seconds=0.5)
+    with serving(served(), limits=limits) as address, grpc.insecure_channel(address) as channel:
+        calls = [
+            channel.stream_unary(f"/{SERVICE.full_name}/{method}").future(nothing())
+            for _ in range(2)
+        ]
+        try:
+            for call in calls:
+                with refused("DEADLINE_EXCEEDED", "message must arrive within 1 seconds"):
+                    call.result(timeout=30)
+            assert channel.unary_unary(LIVE)(b"", timeout=30)
+        finally:
+            never.set()
+
+
+def test_a_call_that_ends_without_a_message_is_an_invalid_argument(address):
+    with grpc.insecure_channel(address) as channel:
+        call = channel.stream_unary(LIVE)
+        with refused("INVALID_ARGUMENT", "the call has no message"):
+            call(iter(()), timeout=30)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame of HTTP/2."""
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
+
+
+def test_a_client_that_takes_no_answer_and_is_silent_is_hung_up_on():
+    about = {
+        **{":method": "POST", ":scheme": "http", ":path": LIVE, ":authority": "x"},
+        **{"te": "trailers", "content-type": "application/grpc"},
+    }
+    head = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in about.items()
+    )
+    no_window = frame(4, 0, 0, (4).to_bytes(2) + (0).to_bytes(4))
+    asked = frame(1, 4, 1, head) + frame(0, 1, 1, bytes(5))
+    with serving(served(), limits=Limits(write_seconds=2.0)) as address:
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), 30) as one:
+            began = time.monotonic()
+            one.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + no_window + asked)
+            received(one)  # until the server hangs up
+            assert 1.0 < time.monotonic() - began < 15.0
+
+
+@pytest.mark.parametrize(("datatype", "value"), [("FP32", 0.5), ("INT64", 1), ("INT8", 1)])
+def test_values_are_counted_as_they_cost_and_bytes_once_more(datatype, value):
+    held: list[float] = []
+
+    def student(x):
+        held.append(repository.admission._all[0])
+        return np.stack([x[:, 0], -x[:, 0], 0 * x[:, 0]], axis=1)
+
+    rows, field = 2048, CONTENTS[datatype][0]
+    student.input_shape, student.input_name = (None, 2), "x"
+    student.input_dtype = np.dtype(DATATYPES[datatype])
+    about = {"name": "x", "datatype": datatype, "shape": [rows, 2]}
+    values = {**about, "contents": {field: [value] * (2 * rows)}}
+    asked = [message(inputs=[values]), message(inputs=[about])]
+    asked[1].raw_input_contents.append(np.full(2 * rows, value, student.input_dtype).tobytes())
+    pair = served(student=student)
+    repository = Repository(pair, student_batch=rows)
+    with (
+        serving(pair, repository=repository) as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        infer = channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer")
+        for each in asked:
+            infer(each.SerializeToString(), timeout=60)
+    wide = np.dtype(CONTENTS[datatype][1]).itemsize
+    sizes = [len(each.SerializeToString()) for each in asked]
+    assert held[0] == 2 * sizes[0] + 4 * wide * 2 * rows
+    assert held[1] == 2 * sizes[1]
+
+
+def test_a_message_is_counted_before_it_is_parsed_and_its_raw_bytes_as_they_are(monkeypatch):
+    values = message(inputs=[{"name": "x", "contents": {"int64_contents": [1] * 100_000}}])
+    raw = message(raw_input_contents=[bytes(100_000), bytes(7)], id="a")
+    for each, size in ((values, values.ByteSize()), (raw, raw.ByteSize() - 100_007)):
+        assert parsed_size(each.SerializeToString()) == size
+    monkeypatch.setattr("ebjr.serving.grpc._parsed", None)  # it does not come to that
+    with serving(served(), limits=Limits(held_bytes=2**20)) as address:
+        code, _ = infer(address, asked=values.SerializeToString())
+        assert code == "RESOURCE_EXHAUSTED"
+
+
+def test_a_message_of_very_many_fields_is_refused(address):
+    code, _ = infer(address, asked=asked_bytes() + b"\x2a\0" * 2000)
+    assert code == "INVALID_ARGUMENT"
 
 
 def test_a_call_has_an_id_and_a_line_whether_it_is_answered_or_refused(caplog):

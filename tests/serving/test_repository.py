@@ -518,6 +518,84 @@ def test_the_autopilot_and_the_moves_go_on_over_a_reload(folder):
     assert (folder / "kinds" / "2" / "monitor.json").is_file()
 
 
+def calibrated(points: dict[str, float], scale: float) -> dict:
+    """A calibration whose scores are uniform up to `scale`: a threshold's rate is its share."""
+    found = {name: {"threshold": threshold} for name, threshold in points.items()}
+    quantiles = [scale * number / 100 for number in range(101)]
+    return {"calibration": {"score_quantiles": quantiles}, "operating_points": found}
+
+
+@pytest.mark.parametrize("teacher", [20.0, 40.0])  # adopted in place; loaded beside the old one
+def test_the_autopilots_bounds_are_those_of_the_calibration_that_was_reloaded(folder, teacher):
+    file = folder / "colors" / "joint.toml"
+    change(file, **calibrated({"low": 0.2, "high": 0.6}, 1.0))
+    with TestClient(build_app(Folder(folder))) as client:
+
+        def pilot():
+            return client.get("/v1/router?model=colors").json()["autopilot"]
+
+        def reloaded(points, scale):
+            write(folder / "colors", teacher=teacher, **calibrated(points, scale))
+            return load(client, "colors")
+
+        for between, first, then in (
+            (None, [0.2, 0.6], [0.1, 0.5]),  # the threshold 0.5 is a point of its own
+            (["low", 0.75], [0.2, 0.75], [0.1, 0.75]),
+            ([0.05, "high"], [0.05, 0.6], [0.05, 0.4]),
+        ):
+            change(file, **calibrated({"low": 0.2, "high": 0.6}, 1.0))
+            assert load(client, "colors").status_code == 200
+            wish = {"hold": "p99=1s", **({} if between is None else {"between": between})}
+            client.put("/v1/router?model=colors", json=wish)
+            assert pilot()["between"] == pytest.approx(first)
+            assert reloaded({"low": 0.1, "high": 0.4}, 1.0).status_code == 200
+            assert pilot()["between"] == pytest.approx(then)
+        threshold = client.get("/v1/router?model=colors").json()["threshold"]
+        refused = reloaded({"low": 0.1}, 1.0)
+        assert (refused.status_code, "no operating point 'high'" in refused.text) == (400, True)
+        assert pilot()["between"] == pytest.approx([0.05, 0.4])
+        state = client.get("/v1/router?model=colors").json()
+        assert (state["threshold"], set(state["operating_points"])) == (threshold, {"low", "high"})
+        client.put("/v1/router?model=colors", json={"hold": "deferral_rate=0.25"})
+        assert reloaded({"low": 0.2, "high": 0.8}, 2.0).status_code == 200
+        assert client.get("/v1/router?model=colors").json()["threshold"] == pytest.approx(0.5)
+
+
+def test_the_same_file_read_again_leaves_the_autopilots_search_alone(folder):
+    change(folder / "colors" / "joint.toml", **calibrated({"low": 0.2}, 1.0))
+    with TestClient(build_app(Folder(folder))) as client:
+        client.put("/v1/router?model=colors", json={"hold": "deferral_rate=0.25"})
+        service = client.app.state.repository.of("colors")
+        before = service.control.pilot
+        assert load(client, "colors").status_code == 200
+        assert service.control.pilot is before
+
+
+def test_the_scores_buckets_stay_while_a_calibration_is_adopted_and_the_pages_bins_follow(folder):
+    file = folder / "colors" / "joint.toml"
+    change(file, **calibrated({}, 1.0))
+    with TestClient(build_app(Folder(folder))) as client:
+
+        def ends() -> list[str]:
+            text = client.get("/metrics").text
+            assert (
+                "# HELP ebjr_score Scores; buckets end at deciles of the calibration that" in text
+            )
+            return re.findall(r'ebjr_score_bucket{le="([^"]+)",model="colors"}', text)
+
+        before = ends()
+        assert len(before) == 10
+        change(file, **calibrated({}, 2.0))
+        assert load(client, "colors").status_code == 200
+        assert ends() == before
+        status = client.get("/v1/status?model=colors").json()
+        assert status["calibration"]["histogram"]["edges"][-1] == pytest.approx(1.98)
+        assert client.app.state.repository.of("colors").recent.score_edges[-1] == 1.98
+        write(folder / "colors", teacher=40.0, **calibrated({}, 2.0))  # loaded anew
+        assert load(client, "colors").status_code == 200
+        assert ends() != before
+
+
 def test_a_model_that_fails_on_its_first_batch_is_not_loaded_and_the_old_one_answers(
     folder, monkeypatch
 ):

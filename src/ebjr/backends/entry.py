@@ -131,7 +131,7 @@ class ModelEntry(_Single):
     def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> Self:
         """Read a TOML table; `where` names it in errors."""
         needed = ("path", "sha256")
-        check_keys(table, (*needed, "weights_sha256", *_SHARED, *OPTIONS), where, needed)
+        check_table(table, (*needed, "weights_sha256", *_SHARED, *OPTIONS), where, needed)
         return cls(
             path=absolute(table["path"], folder),
             sha256=table["sha256"],
@@ -206,7 +206,7 @@ class RemoteEntry(_Single):
         """Read a TOML table; `where` names it in errors."""
         needed = ("url", "metadata")
         known = (*needed, "sha256", *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS)
-        check_keys(table, known, where, needed)
+        check_table(table, known, where, needed)
         try:
             read_metadata(table["metadata"])
         except (ProtocolError, AttributeError) as error:
@@ -293,7 +293,7 @@ class ChatEntry(_Single):
         needed = ("chat", "model", "prompt", "labels", "sha256")
         own = [key for key in LINK_KEYS if key not in ("retries", "retry_seconds")]
         options = _chat().OPTIONS
-        check_keys(table, (*options, "sha256", "cost", *own), where, needed)
+        check_table(table, (*options, "sha256", "cost", *own), where, needed)
         link = Link.from_dict({**picked(table, own), "retries": 0})
         return cls(
             picked(table, options),
@@ -329,7 +329,7 @@ class JointEntry:
             raise ValueError(
                 f"a joint model of task {self.task} cannot be a stage: give a single model"
             )
-        check_keys(self.router, ROUTER_KEYS, "the router of a stage", ROUTER_KEYS[:2])
+        check_table(self.router, ROUTER_KEYS, "the router of a stage", ROUTER_KEYS[:2])
         Router(self.router["score"], self.router["threshold"], self.router.get("skip"))
         as_blend(self.router.get("blend", 0.0))
 
@@ -381,9 +381,9 @@ class JointEntry:
         """Read a TOML table; `seen` are the files that led to it, to find cycles."""
         cost = table.get("cost", {})
         if "path" not in table:
-            check_keys(table, ("task", "cost", *_PARTS), where, _PARTS)
+            check_table(table, ("task", "cost", *_PARTS), where, _PARTS)
             return cls._of_parts(table, folder, where, seen, cost=Cost(**cost))
-        check_keys(table, ("path", "sha256", "cost"), where, ("path", "sha256"))
+        check_table(table, ("path", "sha256", "cost"), where, ("path", "sha256"))
         file = Path(absolute(table["path"], folder))
         if file in seen:
             raise ValueError(f"{where} leads back to {file}: a joint model cannot be its own stage")
@@ -391,7 +391,7 @@ class JointEntry:
             own = tomllib.loads(read_text(file))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{where} is {file}, which is not a TOML file: {error}") from error
-        check_keys(own, own, str(file), _PARTS)
+        check_table(own, own, str(file), _PARTS)
         about = {"path": str(file), "sha256": table["sha256"], "cost": Cost(**cost)}
         about["labels"] = tuple(own.get("labels", ())) or None
         return cls._of_parts(own, file.parent, str(file), (*seen, file), **about)
@@ -506,7 +506,7 @@ def entry_from_table(
     table: Mapping[str, Any], folder: Path, where: str, seen: tuple[Path, ...] = ()
 ) -> Entry:
     """Read an entry of any kind; `seen` are the files of joint models that led to it."""
-    check_keys(table, table, where)
+    check_table(table, table, where)
     if "router" in table or str(table.get("path", "")).endswith(".toml"):
         return JointEntry.from_table(table, folder, where, seen)
     kinds: dict[str, type[Single]] = {"chat": ChatEntry, "url": RemoteEntry}
@@ -539,7 +539,7 @@ def parse_options(text: str) -> dict[str, Any]:
 def _parsed(text: str, allowed: Collection[str], what: str) -> dict[str, Any]:
     """Parse a flag by `values_of`; each value is read as TOML if possible, else as text."""
     values: dict[str, Any] = dict(values_of(text, what, "batch_size=8"))
-    check_keys(values, allowed, what)
+    check_table(values, allowed, what)
     for name, value in values.items():
         with suppress(tomllib.TOMLDecodeError):
             values[name] = tomllib.loads(f"value = {value}")["value"]
@@ -643,14 +643,14 @@ def _shared_table(entry: Entry) -> dict[str, Any]:
 
 def _shared(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     cost, preprocess = table.get("cost", {}), table.get("preprocess")
-    check_keys(cost, (*UNITS, "joules_are", "rest"), f"{where}.cost")
+    check_table(cost, (*UNITS, "joules_are", "rest"), f"{where}.cost")
     return {
         "cost": Cost(**cost),
         "preprocess": None if preprocess is None else Preprocess.from_dict(preprocess),
     }
 
 
-def check_keys(
+def check_table(
     table: Any, allowed: Collection[str], where: str, needed: Collection[str] = ()
 ) -> None:
     """Check that `table` has all needed keys and only allowed ones."""

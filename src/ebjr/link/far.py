@@ -18,11 +18,12 @@ from ebjr.arrays import Batch, row_count, to_numpy
 from ebjr.data.preprocess import unprepared
 from ebjr.errors import OtherModel, TeacherUnavailable, needs, one_line
 from ebjr.joint import check_policy
-from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
+from ebjr.model import Answer, Model, ModelFacts, TeacherFailed, as_answer, facts, model_name
 from ebjr.outcomes import Outcomes
 from ebjr.threads import JITTER, background
 
 MANY = 30  # failures in a row are the server's fault, not that of the inputs
+DOUBTFUL = (500, 503)  # said by a model that fails on these inputs, or by a server in trouble
 
 log = logging.getLogger("ebjr.link.far")
 
@@ -38,8 +39,9 @@ class Link:
     retry_seconds
         Seconds after the first attempt within which the last one must begin.
     failures
-        Failed calls in a row that open the circuit: the teacher is no longer called. For a model
-        with one request per row (`ModelFacts.calls`), rows count, and a probe must fail as well.
+        Failed calls in a row that open the circuit: the teacher is no longer called. After a 500 or
+        503, and for a model with one request per row (`ModelFacts.calls`), whose rows count, a
+        probe must fail as well.
     probe_seconds
         Average interval of the probes that then look for the teacher.
     rows_per_second
@@ -120,9 +122,10 @@ class FarTeacher:
     probes the teacher. A probe that finds it half-opens the circuit, which lets one call through;
     if that call succeeds, the circuit closes.
 
-    A model with one request per row may fail on one client's inputs only. Its failures therefore
-    start a probe, and only a failed probe opens the circuit. If the probe finds it but `MANY` calls
-    in a row have failed, it gets one call at a time.
+    A teacher may fail on one client's inputs only. Its answers 500 and 503, and all failures of a
+    model with one request per row, therefore lead to a probe, and only a failed probe opens the
+    circuit. If the probe finds it but `MANY` calls in a row have failed, it gets one call at a
+    time. Until then an answer 500 or 503 is raised as `TeacherFailed`: it is about these inputs.
 
     Parameters
     ----------
@@ -152,8 +155,9 @@ class FarTeacher:
         self._attempts = stamina.retry_context
         self.name, self.teacher = model_name(teacher), teacher
         self.link = Link() if link is None else link
-        self._one_by_one = facts(teacher).calls is not None and self._check() is not None
-        self._breaker = Breaker(self.link.failures, MANY if self._one_by_one else None)
+        self._probed = self._check() is not None
+        self._one_by_one = facts(teacher).calls is not None and self._probed
+        self._breaker = Breaker(self.link.failures, MANY if self._probed else None)
         rate = self.link.rows_per_second
         self._bucket = None if rate is None else Bucket(rate)
         self._reason, self._met = "", met
@@ -228,7 +232,13 @@ class FarTeacher:
         try:
             answer = self._tried(batch)
         except TeacherUnavailable as error:
-            self._failed(error, row_count(batch) if self._one_by_one else 1)
+            told = error.status in DOUBTFUL and error.retry_after_seconds is None and self._probed
+            rows = row_count(batch) if self._one_by_one else 1
+            self._failed(error, rows, doubtful=told or self._one_by_one)
+            if told and self.state == "closed":
+                failed = TeacherFailed(str(error))
+                failed.spent, failed.status = error.spent, error.status
+                raise failed from error
             raise
         except OtherModel as error:
             self._reason = str(error)
@@ -281,22 +291,21 @@ class FarTeacher:
         after = error.retry_after_seconds
         return True if after is None else after <= self.link.retry_seconds and after
 
-    def _failed(self, error: TeacherUnavailable, failures: int) -> None:
-        self._reason = str(error)
-        if self._breaker.fail(failures):
-            if self._one_by_one:
-                self._begin_looking(judge=True)
-            else:
-                self._leave_alone()
+    def _failed(self, error: TeacherUnavailable, failures: int, *, doubtful: bool) -> None:
+        self._reason, before = str(error), self.state
+        opened = self._breaker.fail(failures, away=not doubtful)
+        if opened and doubtful:  # not yet: a probe decides
+            opened = self._breaker.judge(self._look_in_time())
+        if opened:
+            self._leave_alone()
+        elif self.state == "half-open" != before:
+            self._warn()
 
     def _leave_alone(self) -> None:
+        """Probe in a thread from now on."""
         self._warn()
-        self._begin_looking(judge=False)
-
-    def _begin_looking(self, *, judge: bool) -> None:
-        """Probe in a thread; with `judge`, the first probe decides whether the circuit opens."""
         # a weak reference: the thread must not keep a dropped teacher alive
-        told = weakref.ref(self), self._closed, self.link.probe_seconds, judge
+        told = weakref.ref(self), self._closed, self.link.probe_seconds
         background("probe", _look_for, *told).start()
 
     def _warn(self) -> None:
@@ -323,16 +332,13 @@ class FarTeacher:
             self._breaker.half_open()
         return there
 
-    def _is_away(self) -> bool:
-        """Probe once, and say whether a failed or slow probe opened the circuit."""
+    def _look_in_time(self) -> bool:
+        """Probe once; a server that hangs counts as away."""
         found = list[bool]()
         look = background("look", lambda: found.append(self._look()))
         look.start()
-        look.join(self.link.probe_seconds)  # a server that hangs counts as away
-        before, opened = self.state, self._breaker.judge(found == [True])
-        if opened or self.state == "half-open" != before:
-            self._warn()
-        return opened
+        look.join(self.link.probe_seconds)
+        return found == [True]
 
 
 def _of_more(found: Answer, unasked: int) -> Answer:
@@ -347,18 +353,12 @@ def _billed(spent: Any, unasked: int) -> Any:
     return None if spent is None else np.concatenate([to_numpy(spent), np.zeros((unasked, 3))])
 
 
-def _look_for(
-    far: Callable[[], FarTeacher | None], closed: threading.Event, every: float, judge: bool
-) -> None:
-    teacher = far()
-    if teacher is None or (judge and not teacher._is_away()):
-        return
-    del teacher  # a waiting thread must hold no reference, or the teacher is never collected
+def _look_for(far: Callable[[], FarTeacher | None], closed: threading.Event, every: float) -> None:
     while not closed.wait(every * JITTER.uniform(0.9, 1.1)):  # many clients must not probe at once
         teacher = far()
         if teacher is None or teacher._is_there():
             return
-        del teacher
+        del teacher  # a waiting thread must hold no reference, or the teacher is never collected
 
 
 class Breaker:
@@ -367,8 +367,9 @@ class Breaker:
     Closed, it lets every call pass. `failures` in a row open it, and no call passes. A probe that
     finds the teacher half-opens it: one call passes, whose outcome closes or opens it.
 
-    With `many`, failures do not open it themselves: `fail` asks its caller to probe, and `judge`
-    opens it if the probe failed, or half-opens it if `many` calls in a row have failed.
+    With `many`, failures open it themselves only if they prove the teacher `away`. For others
+    `fail` asks its caller to probe, and `judge` opens it if the probe failed, or half-opens it if
+    `many` calls in a row have failed.
     """
 
     def __init__(self, failures: int, many: int | None = None) -> None:
@@ -393,17 +394,17 @@ class Breaker:
                 self.state, self._count, self._trying = "closed", 0, False
             return closed
 
-    def fail(self, failures: int = 1) -> bool:
-        """Record failures; return whether the circuit opened or, with `many`, needs a `judge`."""
+    def fail(self, failures: int = 1, *, away: bool = False) -> bool:
+        """Record failures; return whether the circuit opened or needs a `judge`."""
         with self._lock:
             self._count += failures
             if self.state == "open":
                 return False
             self._trying = False
             enough = self.state == "half-open" or self._count >= self._most
-            if not enough or self._doubted:
+            if not enough or (self._doubted and not away):
                 return False
-            if self._many is None:
+            if away or self._many is None:
                 self.state = "open"
             else:
                 self._doubted = True
@@ -419,7 +420,7 @@ class Breaker:
         """Record what the probe found; return whether that opened the circuit."""
         with self._lock:
             self._doubted = False
-            if self._count < self._most:  # a call has succeeded meanwhile
+            if self._count < self._most or self.state == "open":  # decided meanwhile
                 return False
             if not there:
                 self.state, self._trying = "open", False

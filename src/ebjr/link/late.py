@@ -29,7 +29,7 @@ from ebjr.arrays import Batch, join_rows, plain, take_rows, to_numpy
 from ebjr.data.preprocess import ImageFile, upright_pixels
 from ebjr.errors import EbjrError, ModelError, OtherModel, TeacherUnavailable
 from ebjr.joint import JointModel, LateRows
-from ebjr.link.far import FarTeacher
+from ebjr.link.far import MANY, FarTeacher
 from ebjr.model import TeacherFailed
 from ebjr.task import Task
 from ebjr.threads import background
@@ -59,7 +59,7 @@ MOST_TOLD = 64  # answers read at once for the callback
 
 PATIENCE_SECONDS, BYTES_A_SECOND = 0.5, 2**25  # how long `keep` waits for the disk
 READ_SECONDS, WRITE_SECONDS = 0.5, 5.0  # how long to wait for another process's lock
-TRIES = 10  # failures of the teacher on one row alone before the row is given up
+TRIES = MANY  # failures on a row before it is given up; in a row, they are the server's fault
 
 log = logging.getLogger("ebjr.link.late")
 
@@ -290,8 +290,11 @@ class LateAnswers:
             own = join_rows([_unpack(joint.kind, raw) for *_, raw in taken])
             found = joint.ask_teacher(batch, own)
         except Exception as error:
-            reason = error.__cause__ if isinstance(error, TeacherFailed) else error
-            if isinstance(reason, TeacherUnavailable | OtherModel):  # not about these inputs
+            failed = isinstance(error, TeacherFailed)
+            reason = error.__cause__ if failed else error
+            if isinstance(reason, OtherModel) or (
+                isinstance(error, TeacherUnavailable) and not failed
+            ):  # not about these inputs
                 raise
             if len(taken) > 1:  # one bad row must not hold up the others
                 return sum(self._ask(joint, [one]) for one in taken)
@@ -310,7 +313,9 @@ class LateAnswers:
     def _given_up(self, number: int, error: Exception) -> int:
         """Give up a row that the teacher refuses, or on which it failed `TRIES` times."""
         self._failures[number] += 1
-        refused = isinstance(error.__cause__, ModelError) or not isinstance(error, TeacherFailed)
+        cause = error.__cause__
+        refused = isinstance(cause, ModelError) and not isinstance(cause, TeacherUnavailable)
+        refused |= not isinstance(error, TeacherFailed)
         if not refused and self._failures[number] < TRIES:
             return 0
         self._write([(None, _sentence(error), number)])

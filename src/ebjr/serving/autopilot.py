@@ -141,7 +141,7 @@ class Autopilot(Observer):
         between: Sequence[float | str] | None = None,
         silence: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self.hold, self._knob, self._silence = hold, knob, silence
+        self.hold, self.between, self._knob, self._silence = hold, between, knob, silence
         self.still: str | None = None  # why the autopilot pauses
         served = knob.served
         served.threshold_at(0.5)  # raises a clear error if the calibration knows no scores

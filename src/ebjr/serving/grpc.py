@@ -4,6 +4,7 @@ The messages of ``open_inference.proto`` are loaded into a pool of their own: pr
 name once per pool, and another package in the process, such as Triton's client, defines the same.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from ebjr.errors import Overloaded, ProtocolError, needs
 from ebjr.protocol import (
     DATATYPES,
+    MOST_DIMENSIONS,
     InferRequest,
     InferResponse,
     check_texts,
@@ -27,7 +29,7 @@ from ebjr.protocol import (
 from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import aside
 from ebjr.serving.doors import check_loading
-from ebjr.serving.limits import Refused
+from ebjr.serving.limits import Limits, Refused
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.repository import Repository
 from ebjr.serving.service import Plan, Service
@@ -47,6 +49,7 @@ CODES: Mapping[int, grpc.StatusCode] = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
@@ -67,10 +70,18 @@ CONTENTS: Mapping[str, tuple[str, Any]] = {
 }
 """The field and type of each datatype's values, in a tensor that is not sent as bytes."""
 
+VALUES = {
+    field: 200 if kind is np.object_ else 4 * np.dtype(kind).itemsize
+    for field, kind in CONTENTS.values()
+}
+"""The memory of a value in each field: as protobuf holds it, and in an array."""
+
 PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
 
 ANSWERING_SHARE = 0.9  # of a call's deadline; the rest is for the way back
 MOST_CALLS = 4096  # of which a connection has a quarter: a call may wait long for its message
+MOST_FIELDS = 1024  # of a message; of raw_input_contents there is one for each input
+PARSED_BYTES = 15  # more memory per byte while it is parsed: a number of one byte may take 16
 IDLE_SECONDS = 60.0  # after which a connection without calls is closed
 GRACE_SECONDS = 30.0
 
@@ -86,6 +97,7 @@ def _messages() -> tuple[Any, Mapping[str, type[Any]]]:
 
 
 SERVICE, MESSAGES = _messages()
+RAW_TAG = 8 * MESSAGES["ModelInferRequest"].RAW_INPUT_CONTENTS_FIELD_NUMBER + 2
 
 
 @asynccontextmanager
@@ -109,6 +121,12 @@ async def grpc_server(
             ("grpc.max_concurrent_streams", MOST_CALLS // 4),
             ("grpc.max_allowed_incoming_connections", repository.limits.connections),
             ("grpc.max_connection_idle_ms", round(1000 * IDLE_SECONDS)),
+            # a client with open calls that is silent, and then answers no ping, is gone
+            *(
+                (f"grpc.{name}_ms", round(1000 * repository.limits.write_seconds))
+                for name in ("keepalive_time", "keepalive_timeout", "http2.ping_timeout")
+            ),
+            ("grpc.http2.max_pings_without_data", 0),  # no limit on these pings
             ("grpc.max_receive_message_length", repository.limits.body_bytes),
             ("grpc.max_send_message_length", -1),
         ],
@@ -146,7 +164,8 @@ class _Calls(grpc.GenericRpcHandler):
     def __init__(self, repository: Repository, *, lines: bool) -> None:
         self.repository, self._lines = repository, lines
         self._known = {
-            f"/{SERVICE.full_name}/{method.name}": grpc.unary_unary_rpc_method_handler(
+            # of a stream, though it has one message: gRPC itself waits for one without end
+            f"/{SERVICE.full_name}/{method.name}": grpc.stream_unary_rpc_method_handler(
                 self._answering(
                     f"/{SERVICE.full_name}/{method.name}",
                     MESSAGES[method.input_type.name],
@@ -183,7 +202,7 @@ class _Calls(grpc.GenericRpcHandler):
         """
         repository, tracing = self.repository, self.repository.shared.tracing
 
-        async def wrapped(raw: Any, context: Any) -> Any:
+        async def wrapped(_messages: Any, context: Any) -> Any:
             metadata = dict(context.invocation_metadata() or ())
             shown = metadata.get(REQUEST_ID.decode())
             own = begin_request(
@@ -200,8 +219,7 @@ class _Calls(grpc.GenericRpcHandler):
                     with asking.hold as hold:
                         if no is not None:
                             raise no
-                        hold.add(bytes=len(raw))
-                        asked = await aside(len(raw), _parsed, kind, raw)
+                        asked = await _read(context, kind, hold, repository.limits)
                         found = await answer(asked, asking)
                     context.set_trailing_metadata(tuple(asking.trailing))
                     figures["status"] = "OK"
@@ -264,9 +282,8 @@ class _Calls(grpc.GenericRpcHandler):
         service = self.repository.of(asked.model_name, asked.model_version)
         asking.host, hold, context = service, asking.hold, asking.context
         hold.move(service.admission)
-        size = asked.ByteSize()
-        hold.add(bytes=size)  # the parsed message is a second copy
-        request, left = await aside(size, read_request, asked), context.time_remaining()
+        request = await aside(asked.ByteSize(), read_request, asked)
+        left = context.time_remaining()
         within = None if left is None else ANSWERING_SHARE * left
         raw = bool(asked.raw_input_contents)
         write = partial(write_response, raw=raw)
@@ -282,6 +299,55 @@ def _scope_of(context: Any) -> dict[str, Any]:
     return {"client": (host, 0), "headers": [(key.lower().encode(), value) for key, value in pairs]}
 
 
+async def _read(context: Any, kind: type[Any], hold: Hold, limits: Limits) -> Any:
+    """Wait for a call's message, and parse it; `hold` counts its memory."""
+    reading = asyncio.ensure_future(context.read())  # never canceled: gRPC writes into its memory
+    reading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    seconds = limits.head_seconds + limits.body_seconds
+    if not (await asyncio.wait({reading}, timeout=seconds))[0]:
+        raise Refused(408, f"a call's message must arrive within {seconds:g} seconds")
+    if (raw := reading.result()) is grpc.aio.EOF:
+        raise ProtocolError("the call has no message")
+    parsing = PARSED_BYTES * parsed_size(raw)
+    hold.add(bytes=len(raw) + parsing)
+    asked = await aside(len(raw), _parsed, kind, raw)
+    hold.add(bytes=held_bytes(asked) - parsing)
+    return asked
+
+
+def parsed_size(raw: bytes) -> int:
+    """Return the bytes of a message outside raw_input_contents, which stay as they are."""
+    place, left = 0, len(raw)
+    for _ in range(MOST_FIELDS):
+        tag, place = _varint(raw, place)
+        if place >= len(raw) or tag % 8 != 2:  # the end, or no field of a length
+            return left
+        size, place = _varint(raw, place)
+        if tag == RAW_TAG:
+            left -= min(size, len(raw) - place)
+        place += size
+    raise ProtocolError(f"a message may have at most {MOST_FIELDS} fields")
+
+
+def _varint(raw: bytes, place: int) -> tuple[int, int]:
+    """Return a number of protobuf's, and the place after it."""
+    found = 0
+    for shift in range(0, 70, 7):
+        byte = raw[place] if place < len(raw) else 0
+        found, place = found | (byte & 127) << shift, place + 1
+        if byte < 128:
+            break
+    return found, place
+
+
+def held_bytes(message: Any) -> int:
+    """Return the memory that a parsed message takes, with the arrays made of its contents."""
+    found: int = message.ByteSize()
+    for tensor in getattr(message, "inputs", ()):
+        found += sum(each * len(getattr(tensor.contents, field)) for field, each in VALUES.items())
+    return found
+
+
 def _parsed(kind: type[Any], raw: bytes) -> Any:
     try:
         return kind.FromString(raw)
@@ -295,7 +361,7 @@ def read_request(message: Any) -> InferRequest:
     _check_http(message, "binary_data_output")
     for output in message.outputs:
         _check_http(output, "binary_data")
-    parts = list(message.raw_input_contents)
+    parts: list[Any] = list(message.raw_input_contents)
     if not parts:
         parts = [_typed_bytes(tensor) for tensor in message.inputs]
     elif any(tensor.HasField("contents") for tensor in message.inputs):
@@ -312,7 +378,7 @@ def read_request(message: Any) -> InferRequest:
             {
                 "name": tensor.name,
                 "datatype": tensor.datatype,
-                "shape": list(tensor.shape),
+                "shape": list(tensor.shape[: MOST_DIMENSIONS + 1]),
                 "parameters": {"binary_data_size": len(part), **_parameters(tensor)},
             }
             for tensor, part in zip(message.inputs, parts, strict=True)
@@ -322,7 +388,7 @@ def read_request(message: Any) -> InferRequest:
         table["outputs"] = [
             {"name": output.name, "parameters": _parameters(output)} for output in message.outputs
         ]
-    return request_of(table, memoryview(b"".join(parts)))
+    return request_of(table, memoryview(parts[0] if len(parts) == 1 else b"".join(parts)))
 
 
 def write_response(response: InferResponse, plan: Plan, *, raw: bool) -> Any:
@@ -365,7 +431,7 @@ def _parameters(message: Any) -> dict[str, Any]:
     return found
 
 
-def _typed_bytes(tensor: Any) -> bytes:
+def _typed_bytes(tensor: Any) -> Any:
     if tensor.datatype not in CONTENTS:
         raise ProtocolError(
             f"the tensor {tensor.name!r} of {tensor.datatype or 'no datatype'} cannot be sent as "
@@ -375,12 +441,13 @@ def _typed_bytes(tensor: Any) -> bytes:
     values = getattr(tensor.contents, field)
     if tensor.datatype == "BYTES":
         check_texts(f"the tensor {tensor.name!r:.60}", len(values))
-    pieces = [
-        np.fromiter(values[start : start + PIECE], kind)  # piecewise: other threads run between
-        for start in range(0, len(values), PIECE)
-    ]
-    wide = np.concatenate(pieces) if pieces else np.empty(0, kind)
-    narrow = wide.astype(DATATYPES[tensor.datatype])
+    wide = np.empty(len(values), kind)
+    for start in range(0, len(values), PIECE):  # piecewise: other threads run between
+        piece = values[start : start + PIECE]
+        wide[start : start + len(piece)] = np.fromiter(piece, kind, len(piece))
+    narrow = wide.astype(DATATYPES[tensor.datatype], copy=False)
     if kind in (np.int32, np.uint32) and not np.array_equal(narrow, wide):
         raise ProtocolError(f"contents of the tensor {tensor.name!r} exceed {tensor.datatype}")
-    return tensor_bytes(narrow)
+    if kind is np.object_:
+        return tensor_bytes(narrow)
+    return narrow.astype(narrow.dtype.newbyteorder("<"), copy=False).view(np.uint8).data

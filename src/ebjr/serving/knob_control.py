@@ -66,15 +66,20 @@ class KnobControl:
         request: str | None = None,
     ) -> None:
         """Switch the autopilot on, or give it a new target; ValueError if it cannot hold that."""
-        pilot = Autopilot(
-            target if isinstance(target, Hold) else Hold.of(target),
-            self.knob,
-            between=between,
-            silence=self._silence,
-        )
+        hold = target if isinstance(target, Hold) else Hold.of(target)
         with self._lock:
-            pilot.begin(who, request)
-            self._take(pilot)
+            self._begin(hold, between, who, request)
+
+    def follow(self, threshold: float, *, who: str, why: str) -> None:
+        """Follow another calibration: its threshold, or a held target between its own bounds.
+
+        ValueError if it does not allow the autopilot's target or bounds.
+        """
+        with self._lock:
+            if self.pilot is None:
+                self.knob.move(threshold, who=who, why=why)
+            else:
+                self._begin(self.pilot.hold, self.pilot.between, who)
 
     def look(self) -> None:
         """Run the autopilot, if it is on; OSError if the audit log cannot be written."""
@@ -86,6 +91,17 @@ class KnobControl:
         """Return the content of ``GET /v1/router``."""
         pilot = self.pilot
         return {**self.knob.state(), "autopilot": None if pilot is None else pilot.state()}
+
+    def _begin(
+        self,
+        hold: Hold,
+        between: Sequence[float | str] | None,
+        who: str,
+        request: str | None = None,
+    ) -> None:
+        pilot = Autopilot(hold, self.knob, between=between, silence=self._silence)
+        pilot.begin(who, request)
+        self._take(pilot)
 
     def _take(self, pilot: Autopilot | None) -> None:
         if self.pilot is not None:

@@ -35,6 +35,7 @@ class Metrics(Observer):
     """Counts, sizes and times of one served model, in its own registry.
 
     The score's buckets end at `score_edges`, which rise: calibration deciles show a drift best.
+    They stay for good, because readers of a Prometheus histogram cannot follow buckets that change.
     """
 
     def __init__(self, model: str, score_edges: Sequence[float], stages: Sequence[str]) -> None:
@@ -58,7 +59,8 @@ class Metrics(Observer):
         self._batch = _Counts("batch_rows", "Rows in a batch.", BATCHES, stages)
         self._seconds = _Counts("batch_seconds", "Seconds of a batch.", SECONDS, stages)
         self._wait = _Counts("wait_seconds", "Seconds in a queue.", SECONDS, stages)
-        self._score = _Counts("score", "Scores of the student's answers.", edges)
+        text = "Scores; buckets end at deciles of the calibration that the model was loaded with."
+        self._score = _Counts("score", text, edges)
         histograms = (self._latency, self._batch, self._seconds, self._wait, self._score)
         self._read: list[Callable[[], Any]] = [partial(each.family, model) for each in histograms]
         self._registry.register(self)

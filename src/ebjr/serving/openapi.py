@@ -8,6 +8,7 @@ from typing import Any
 from ebjr.errors import needs
 from ebjr.files import packaged_text
 from ebjr.protocol import DATATYPES, MOST_DIMENSIONS
+from ebjr.serving.chat import NO_EFFECT, WHOLE
 from ebjr.serving.repository import Repository
 
 with needs("serve", "serving"):
@@ -32,13 +33,17 @@ def openapi(repository: Repository, routes: Sequence[BaseRoute]) -> Json:
     services = repository.services
     names = _all([service.served.name] for service in services)
     points = _all(service.served.operating_points for service in services)
+    columns = [service.served.columns or () for service in services]
+    files = ["b64"] if any(service.served.takes_images for service in services) else []
     values = {  # replaces each ``<...>`` of the file
         "<title>": f"{', '.join(names) or 'No model'}, served by EBJR",
         "<release>": repository.server_metadata()["version"],
         "<models>": names,
         "<versions>": _all([service.version] for service in services),
         "<labels>": _all(service.served.labels or () for service in services),
-        "<inputs>": _all([service.input.name] for service in services),
+        "<inputs>": (inputs := _all([service.input.name] for service in services)),
+        "<row>": _all([inputs, *columns, files]),
+        "<conversations>": ("messages",) in columns,  # whose messages are passed on whole
         "<outputs>": _all(service.output_names for service in services),
         "<operating points>": points,
         "<datatypes>": [*DATATYPES],
@@ -48,10 +53,15 @@ def openapi(repository: Repository, routes: Sequence[BaseRoute]) -> Json:
     schemas = document["components"]["schemas"]
     if not points:  # an empty enum would be invalid
         name = "operating_point"
-        for schema in ("Form", "ChatRequest", "Parameters"):
+        for schema in ("ChatRequest", "Parameters"):
             del schemas[schema]["properties"][name]
         wishes = schemas["Wish"]["oneOf"]
         schemas["Wish"]["oneOf"] = [wish for wish in wishes if name not in wish["properties"]]
+    words = dict.fromkeys(NO_EFFECT, "No effect.") | {
+        name: said for name, (_, said) in WHOLE.items()
+    }
+    more = {name: {"description": said} for name, said in words.items()}
+    schemas["ChatRequest"]["properties"] |= more
     asked = schemas["InferRequest"]["properties"]["parameters"]["properties"]
     asked |= schemas["Parameters"]["properties"]
     if not any(service.served.takes_images for service in services):

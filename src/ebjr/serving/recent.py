@@ -68,13 +68,12 @@ class Recent(Observer):
 
     def _scored(self, event: Scored) -> None:
         """Count rows and their scores; NaN falls into the lowest bin, because it is deferred."""
-        places = self._places(event.score) if self._scores.size else None
-        with self._lock:
+        with self._lock:  # whole: another calibration has other bins
             slot = self._slot()
             self._counts[slot, 0] += len(event.score)
             self._counts[slot, 1] += int(np.count_nonzero(event.deferred))
-            if places is not None:
-                self._scores[slot] += places
+            if self._scores.size:
+                self._scores[slot] += self._places(event.score)
 
     def refused(self) -> None:
         """Count a request that was answered with an error."""

@@ -177,11 +177,10 @@ class Service:
         self.control = KnobControl(self.knob, self.observers, lambda: self.spending.silence)
         if between is not None and hold is None:
             raise ValueError("between sets the autopilot's bounds: give hold, its target, too")
-        pilot = None if after is None else after.control.pilot
-        target = hold if after is None else None if pilot is None else pilot.hold
-        if target is not None:
-            who = "the server's start" if after is None else "joint.toml"
-            self.control.hold(target, between if hold is not None else None, who=who)
+        if after is None and hold is not None:
+            self.control.hold(hold, between, who="the server's start")
+        elif after is not None and (pilot := after.control.pilot) is not None:
+            self.control.hold(pilot.hold, pilot.between, who="joint.toml")
         self._periodic = Periodic(
             chore_seconds, self.engine.tell, self.control.look, self.monitor.look
         )
@@ -227,16 +226,16 @@ class Service:
     def reload(self, config: JointConfig) -> None:
         """Adopt another calibration of the same models, and its threshold.
 
-        If the autopilot is on, it keeps the knob and uses the new figures. ValueError if `config`
-        differs in more than the calibration, OSError if the audit log cannot be written; the
-        service is then as it was.
+        If the autopilot is on, it keeps the knob and begins anew between the new bounds. ValueError
+        if `config` differs in more than the calibration or does not allow what the autopilot holds,
+        OSError if the audit log cannot be written; the service is then as it was.
         """
         before = self.served.config
         self.served.recalibrate(config)
         try:
-            if self.control.pilot is None:
-                self.knob.move(config.threshold, who="joint.toml", why="it was read again")
-        except OSError:
+            if config != before or self.control.pilot is None:
+                self.control.follow(config.threshold, who="joint.toml", why="it was read again")
+        except (OSError, ValueError):
             assert before is not None
             self.served.recalibrate(before)
             raise
