@@ -25,8 +25,8 @@ from ebjr.protocol import (
     tensor_bytes,
 )
 from ebjr.serving.admission import Hold
-from ebjr.serving.bodies import aside
 from ebjr.serving.doors import check_loading
+from ebjr.serving.lanes import aside
 from ebjr.serving.limits import Refused
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.repository import Repository
