@@ -195,13 +195,6 @@ class RowQueue:
             for part in lines.take_older(since):
                 self._first.put(part)
 
-    def largest(self) -> int:
-        """Return the most rows that one client has queued."""
-        found = max(self._first.counts.values()) if self._first.counts else 0
-        if self._later:
-            found = max(found, *(max(lines.counts.values()) for lines in self._later.values()))
-        return found
-
     def age(self) -> float:
         """Return the seconds that the next part has waited."""
         lines = self._first.lines
