@@ -199,6 +199,22 @@ def test_clients_take_turns_to_have_their_images_decoded():
     assert order == [0, "modest", 1, 2]
 
 
+def test_an_address_has_no_more_turns_by_opening_connections():
+    lane, order = Lane("test"), []
+    begun, done = threading.Event(), threading.Event()
+    lane.put("first", lambda: begun.wait(30))
+    for port in range(3):
+        for number in range(2):
+            lane.put(("greedy", port), partial(order.append, (port, number)))
+    for name in ("modest", "patient"):
+        lane.put(("another", 1), partial(order.append, name))
+    lane.put(("greedy", 2), done.set)
+    begun.set()
+    assert done.wait(30)
+    lane.stop()
+    assert order == [(0, 0), "modest", (1, 0), "patient", (2, 0), (0, 1), (1, 1), (2, 1)]
+
+
 def decoded(files, most_pixels):
     return decoded_images(opened_images(files, most_pixels))
 

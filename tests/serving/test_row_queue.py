@@ -83,6 +83,20 @@ def test_rows_of_a_lower_number_leave_first_and_may_share_a_batch(asked, most, d
     assert len(found) == len(set(found))
 
 
+@given(st.integers(1, 20), st.integers(2, 16))
+def test_an_address_gets_no_more_by_opening_connections(connections, most):
+    queue = RowQueue()
+    for port in range(connections):
+        put(queue, 40, ("many", port))
+    put(queue, 40, ("one", 0))
+    whole = [ticket.client for ticket, _ in taken(queue, most)]
+    assert len(whole) == most
+    assert sum(address == "one" for address, _ in whole) >= most // 2
+    rest = [ticket.client for ticket, _ in taken(queue, most * connections)]
+    counts = [(rest + whole).count(("many", port)) for port in range(connections)]
+    assert max(counts) - min(counts) <= most
+
+
 def test_rows_that_have_yielded_for_long_enough_yield_no_more():
     now = 100.0
     queue = RowQueue(clock=lambda: now)

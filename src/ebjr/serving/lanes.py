@@ -8,13 +8,14 @@ import asyncio
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
+from ebjr.serving.turns import Lines, path_of
 from ebjr.threads import shared_cores
 
 Found = TypeVar("Found")
@@ -24,19 +25,32 @@ LARGE_PIXELS = 2**19  # more take tens of milliseconds to decode and resize
 NICENESS = 5  # of large work: a third of the share of a model's thread
 
 
+@dataclass(frozen=True)
+class Work:
+    """Work that is done as a whole."""
+
+    do: Callable[[], None]
+    count: int = 1
+    open: bool = True
+
+    def cut(self, start: int, stop: int | None) -> Self:
+        """Return itself: there is one."""
+        return self
+
+
 class Lane:
-    """Threads that do one client's work after another's, however much each has queued."""
+    """Threads that do the clients' work in turns, however much each has queued."""
 
     def __init__(self, name: str, workers: int = 1, niceness: int = 0) -> None:
         begin = partial(_yield_to_others, niceness)
         self._threads = ThreadPoolExecutor(workers, f"ebjr-{name}", begin)
-        self._lines: dict[Any, deque[Callable[[], None]]] = {}  # by client; the first is next
+        self._lines = Lines[Work]()
         self._lock = threading.Lock()
 
     def put(self, client: Any, work: Callable[[], None]) -> None:
         """Queue work of a client."""
         with self._lock:
-            self._lines.setdefault(client, deque()).append(work)
+            self._lines.put(Work(work), *path_of(client))
         self._threads.submit(self._next)
 
     async def run(self, client: Any, function: Callable[..., Found], *given: Any) -> Found:
@@ -55,13 +69,10 @@ class Lane:
         return await asyncio.wrap_future(future)
 
     def _next(self) -> None:
+        taken: list[Work] = []
         with self._lock:
-            client, line = next(iter(self._lines.items()))
-            work = line.popleft()
-            del self._lines[client]
-            if line:  # to the end of the round
-                self._lines[client] = line
-        work()
+            self._lines.take(1, taken)
+        taken[0].do()
 
     def stop(self) -> None:
         """Drop the work that has not begun."""
