@@ -217,7 +217,8 @@ class Engine:
         self._singly = [not _bears_many(each) for each in models]
         self._queues = [RowQueue(max_wait_seconds) for _ in models]
         self._active = [0] * len(models)  # running batches of each model
-        self._last = 0  # the model whose batch started last
+        self._began = [-number for number in range(len(models))]  # numbers of their latest batches
+        self._batch = 0  # the number of the latest batch
         self._continues = bool(self.levels) and facts(self.levels[0].teacher).continues
         self._long: set[int] = set()  # threads that run a batch expected to take long
         self.lock = threading.Lock()
@@ -415,22 +416,21 @@ class Engine:
     def _pick(self, crew: "_Crew") -> int | None:
         """Return the model to serve next, or an audit; None: there is no work.
 
-        A later model goes first if its batch is worthwhile, else the first model: deferred rows
-        wait briefly for others, and no core idles while rows are queued. If both always have work,
-        they alternate.
+        The first model and later ones whose batch is worthwhile take turns, the last one first:
+        deferred rows wait briefly for others, and no core idles while rows are queued.
         """
         if crew is self._spare and not self._long:
             return None
         open_ones = self._open_to(crew)
-        for number in reversed(open_ones):
-            queue = self._queues[number]
-            due = number and (queue.rows >= FEW or queue.age() > PATIENCE)
-            if due and self._last != number:
-                return number
+        due = [number for number in open_ones if not number or self._is_worthwhile(number)]
         if open_ones:
-            return open_ones[0]
+            return min(due or open_ones, key=self._began.__getitem__)
         may = len(self._audits) and crew is self._crews[-1] and not self.closed
         return AUDIT if may and not self.busy else None
+
+    def _is_worthwhile(self, number: int) -> bool:
+        queue = self._queues[number]
+        return queue.rows >= FEW or queue.age() > PATIENCE
 
     def _open_to(self, crew: "_Crew") -> list[int]:
         """Return the models of a crew that have a batch ready."""
@@ -453,7 +453,8 @@ class Engine:
     def _begin(self, number: int, rows: int) -> None:
         """Count a batch that starts in this thread; the caller holds the lock."""
         self._active[number] += 1
-        self._last = number
+        self._batch += 1
+        self._began[number] = self._batch
         seconds = self.paces[number].row
         if number and (not seconds or rows * seconds > LONG_SECONDS):
             self._long.add(threading.get_ident())

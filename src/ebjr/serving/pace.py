@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
+
 TURN_SECONDS = 0.008  # that a batch may take for its rows: others wait for it
-FADING = 0.9  # of the weight of a batch with each later one
-ENOUGH = 5.0  # weight of batches, about seven, before they count: the first ones warm a model up
+SMOOTH = 0.9  # weight of what was known of the seconds of a row
+FADING = 0.95  # of the weight of a batch with each later one
+ENOUGH = 5.0  # weight of batches before they count: the first ones warm a model up
 ALIKE = 0.01  # squared spread of batch sizes, relative, under which their slope says nothing
+SURE = 2.0  # standard errors added to the slope
 
 
 class Pace:
@@ -16,31 +20,34 @@ class Pace:
 
     def __init__(self) -> None:
         self.row = 0.0
-        self._weight = self._rows = self._seconds = self._square = self._product = 0.0
+        self._weight, self._sums = 0.0, np.zeros(5)
 
     def add(self, rows: int, seconds: float) -> None:
         """Take a batch into account."""
-        each = seconds / max(rows, 1)
-        self.row = FADING * self.row + (1 - FADING) * each if self.row else each
+        each = seconds / rows
+        self.row = SMOOTH * self.row + (1 - SMOOTH) * each if self.row else each
         self._weight = FADING * self._weight + 1
-        self._rows = FADING * self._rows + rows
-        self._seconds = FADING * self._seconds + seconds
-        self._square = FADING * self._square + rows * rows
-        self._product = FADING * self._product + rows * seconds
+        self._sums *= FADING
+        self._sums += rows, seconds, rows * rows, rows * seconds, seconds * seconds
 
     def most(self) -> float:
         """Return the most rows of a batch; more would hardly be cheaper, and keep others waiting.
 
-        The rows of a batch take no longer than its call, or `TURN_SECONDS` if that is longer. While
-        all batches are of one size, call and rows cannot be told apart: another size is tried.
+        The rows of a batch take no longer than its call, or `TURN_SECONDS` if that is longer. How
+        long a row takes is the slope of seconds over rows, or what it may be at most by chance.
+        While all batches are of one size, there is no slope: another size is tried.
         """
         if self._weight < ENOUGH:
             return math.inf
-        rows, seconds = self._rows / self._weight, self._seconds / self._weight
-        spread = self._square / self._weight - rows * rows
+        rows, seconds, *products = (self._sums / self._weight).tolist()
+        spread, common, noise = (
+            product - by
+            for product, by in zip(products, (rows**2, rows * seconds, seconds**2), strict=True)
+        )
         if spread <= ALIKE * rows * rows:
             return max(1.0, rows / 2 if rows * self.row > TURN_SECONDS and rows > 1 else 2 * rows)
-        slope = (self._product / self._weight - rows * seconds) / spread
-        slope = min(max(slope, 0.0), seconds / rows)
+        slope = max(common / spread, 0.0)
+        error = math.sqrt(max(noise - slope * common, 0.0) / spread / self._weight)
+        slope = min(slope + SURE * error, seconds / rows)
         call = seconds - slope * rows
         return max(1.0, max(call, TURN_SECONDS) / slope) if slope else math.inf
