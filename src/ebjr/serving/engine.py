@@ -42,12 +42,11 @@ from ebjr.serving.row_queue import (
     some,
     spans,
 )
+from ebjr.serving.turns import Usage, path_of
 from ebjr.task import Task
 from ebjr.threads import available_cores, background
 
-FEW = 3  # queued rows that make a later model's batch worthwhile while earlier models have work
 LONG_SECONDS = 0.1  # beside a batch expected to take longer, a spare worker serves the first model
-PATIENCE = 0.004  # seconds that fewer than FEW deferred rows wait for others
 FAR_CALLS = 2  # batches in flight to a remote model, which takes no core here
 AT_ONCE_SECONDS = 0.003  # a student faster than this answers a lone row in the calling thread
 AUDIT = -1  # a model number of its own: the last model, asked about rows already answered
@@ -215,7 +214,8 @@ class Engine:
         self.most_rows = student_batch
         self.workers = workers or available_cores()
         self._singly = [not _bears_many(each) for each in models]
-        self._queues = [RowQueue(max_wait_seconds) for _ in models]
+        self._usage = Usage()
+        self._queues = [RowQueue(max_wait_seconds, usage=self._usage) for _ in models]
         self._active = [0] * len(models)  # running batches of each model
         self._began = [-number for number in range(len(models))]  # numbers of their latest batches
         self._batch = 0  # the number of the latest batch
@@ -422,15 +422,13 @@ class Engine:
         if crew is self._spare and not self._long:
             return None
         open_ones = self._open_to(crew)
-        due = [number for number in open_ones if not number or self._is_worthwhile(number)]
+        due = [number for number in open_ones if not number or self._queues[number].is_worthwhile()]
         if open_ones:
-            return min(due or open_ones, key=self._began.__getitem__)
+            return min(
+                due or open_ones, key=lambda one: (self._queues[one].least(), self._began[one])
+            )
         may = len(self._audits) and crew is self._crews[-1] and not self.closed
         return AUDIT if may and not self.busy else None
-
-    def _is_worthwhile(self, number: int) -> bool:
-        queue = self._queues[number]
-        return queue.rows >= FEW or queue.age() > PATIENCE
 
     def _open_to(self, crew: "_Crew") -> list[int]:
         """Return the models of a crew that have a batch ready."""
@@ -573,6 +571,9 @@ class Engine:
     def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
         rows, seconds = sum([part.count for part in parts]), ended - began
         self.paces[number].add(rows, seconds)
+        with self.lock:
+            for part in parts:
+                self._usage.add(path_of(part.ticket.client)[0], seconds * part.count / rows)
         tickets, waited = [part.ticket for part in parts], [began - part.since for part in parts]
         self._told.observe(Batched(self.stages[number], rows, tickets, waited, began, seconds))
 

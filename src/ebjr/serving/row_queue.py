@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, put_rows, take_rows
-from ebjr.serving.turns import Lines, path_of
+from ebjr.serving.turns import Lines, Usage, path_of
 
 if TYPE_CHECKING:
     from ebjr.serving.engine import Ticket
 
 
+FEW = 3  # queued rows that make a later model's batch worthwhile
+PATIENCE = 0.004  # seconds that fewer deferred rows wait for others
 YIELD_SECONDS = 5.0  # age of a request at which its rows stop yielding to lower priorities
 
 
@@ -71,9 +73,14 @@ class RowQueue:
     enough to fill it by then.
     """
 
-    def __init__(self, wait: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.rows = 0
-        self._first = Lines[Part]()
+    def __init__(
+        self,
+        wait: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+        usage: Usage | None = None,
+    ) -> None:
+        self.rows, self._usage = 0, usage or Usage()
+        self._first = Lines[Part](self._usage)
         self._later: dict[int, Lines[Part]] = {}  # by priority, 2 and above
         self._wait, self._clock = wait, clock
         self._gap, self._size = math.inf, 1.0  # seconds between parts, rows in each; smoothed
@@ -83,7 +90,7 @@ class RowQueue:
         """Add a part to its client's line."""
         lines, priority = self._first, part.ticket.priority
         if priority > 1:
-            lines = self._later.setdefault(priority, Lines[Part]())
+            lines = self._later.setdefault(priority, Lines[Part](self._usage))
         lines.put(part, *path_of(part.ticket.client))
         self.rows += part.count
         if self._wait:
@@ -98,7 +105,7 @@ class RowQueue:
         if self._later:
             return self._take_by_priority(most)
         if self.rows <= most:  # the common case
-            lines, self._first, self.rows = self._first, Lines[Part](), 0
+            lines, self._first, self.rows = self._first, Lines[Part](self._usage), 0
             return [part for part in lines if part.open]
         taken: list[Part] = []
         self._first.take(most, taken)
@@ -134,6 +141,14 @@ class RowQueue:
             lines = self._yielding()[0]
         part = next(iter(lines), None)
         return 0.0 if part is None else self._clock() - part.since
+
+    def is_worthwhile(self) -> bool:
+        """Whether a later model should be asked while earlier models have work."""
+        return self.rows >= FEW or self.age() > PATIENCE
+
+    def least(self) -> float:
+        """Return the least usage of an address whose rows do not yield."""
+        return self._first.least()
 
     def ready(self, most: int) -> bool:
         """Whether a batch of at most `most` rows should start now."""
