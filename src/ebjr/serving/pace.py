@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-TURN_SECONDS = 0.008  # that a batch may take for its rows: others wait for it
+TURN_SECONDS = 0.02  # that the rows of a batch may take: others wait for it
 SMOOTH = 0.9  # weight of what was known of the seconds of a row
 FADING = 0.95  # of the weight of a batch with each later one
 ENOUGH = 5.0  # weight of batches before they count: the first ones warm a model up
