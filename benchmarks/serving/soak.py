@@ -4,10 +4,11 @@ A real process serves the shipped pair with all that a server can have switched 
 audits, audit log, monitors, JSON logs. Clients of many kinds ask at their leisure: single images
 and batches, pixels, files and forms, JSON and binary, compressed, with deadlines and thresholds of
 their own; some move the knob and read the metrics and the page. A neighbor asks for one image 25
-times a second and must get the same answer each time; its latency counts from the time when it
-meant to ask. So much is the quiet phase. Then bad company comes, from another address: the largest
-images and the most rows that the server admits, one after the other without a pause, bombs, clients
-that send or read a byte at a time or hang up, malformed requests.
+times a second, on up to 16 connections, and must get the same answer each time; its latency counts
+from the time when it meant to ask. So much is the quiet phase. Each of them has an address of its
+own. Then bad company comes, all of it from one address, as of one machine with many connections:
+the largest images and the most rows that the server admits, one after the other without a pause,
+bombs, clients that send or read a byte at a time or hang up, malformed requests.
 
 Each kind of client is a process of its own. With ``--apart`` server and clients have a core each,
 as they have where they are on machines of their own, and the neighbor, which costs next to nothing,
@@ -60,7 +61,7 @@ INFER = "/v2/models/joint/infer"
 LENGTH = "Inference-Header-Content-Length"
 CLIENTS = 8
 PAUSE_SECONDS = 0.15
-NEIGHBOR_SECONDS = 0.04
+NEIGHBOR_SECONDS, NEIGHBOR_CONNECTIONS = 0.04, 16
 FIRST = -10  # the niceness of the neighbor, whose own process is not what is measured
 QUIET, WARM_UP = 0.1, 0.2  # of the run
 REST_SECONDS = 4.0
@@ -68,10 +69,17 @@ BOMB = gzip.compress(bytes(80 * 2**20))
 SIDES = (512, 1024, 2048, 4096, 8190)
 ROWS = (64, 256, 1024, 4096, 16384)
 PATIENCE_SECONDS = 10.0  # what takes longer alone is not tried larger
-BAD_ADDRESS = "127.0.0.2"
+BAD_ADDRESS, NEIGHBOR_ADDRESS = "127.0.0.2", "127.0.0.3"
 BATCHES_MIB = 128.0
 """What models and queues may take beyond the bodies and images that the limits count."""
 GOALS = {"growth": 0.02, "p99_over_quiet": 3.0}
+
+
+def opened(url: str, address: str) -> httpx2.Client:
+    """A client that asks from an address of its own, as on a machine of its own."""
+    return httpx2.Client(
+        base_url=url, timeout=60, transport=httpx2.HTTPTransport(local_address=address)
+    )
 
 
 def pixels(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -121,6 +129,7 @@ class Client(threading.Thread):
     def __init__(self, url: str, seed: int, until: float) -> None:
         super().__init__(name=f"client-{seed}")
         self.heard = Heard()
+        self._address = f"127.0.1.{seed % 100 + 1}"
         self._rng = np.random.default_rng(seed)
         self._random = random.Random(seed)
         self._url, self._until = url, until
@@ -139,7 +148,7 @@ class Client(threading.Thread):
     def run(self) -> None:
         """Ask until the time is over, with pauses."""
         kinds, weights = list(self._kinds), list(self._kinds.values())
-        with httpx2.Client(base_url=self._url, timeout=60) as client:
+        with opened(self._url, self._address) as client:
             while time.monotonic() < self._until:
                 (kind,) = self._random.choices(kinds, weights)
                 name = kind.__name__
@@ -229,22 +238,25 @@ def mixed(url: str, seconds: float, seed: int) -> Heard:
 
 
 def neighbor(url: str, seconds: float) -> Heard:
-    """A client that asks about the same images repeatedly and must get the same answers."""
+    """A client that asks about the same images repeatedly and must get the same answers.
+
+    It asks when it means to, on another connection if an answer has not come yet.
+    """
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, FIRST)
     heard = Heard()
     wanted: dict[int, tuple[int, bool]] = {}
     asked = [binary(row[None], threshold=0.5) for row in pixels(np.random.default_rng(0), 8)]
-    with httpx2.Client(base_url=url, timeout=60) as client:
-        due = began = time.perf_counter()
-        while time.perf_counter() < began + seconds:
+    numbers = iter(range(int(seconds / NEIGHBOR_SECONDS)))
+
+    def ask() -> None:
+        for number in numbers:
+            due, number = began + number * NEIGHBOR_SECONDS, number % len(asked)
             time.sleep(max(0.0, due - time.perf_counter()))
-            number = len(heard.seconds) % len(asked)
             try:
                 answer = client.post(INFER, **_sent(*asked[number]))
             except httpx2.TransportError as error:
                 heard.wrong.append(f"neighbor: {type(error).__name__} {error}")
-                due = time.perf_counter() + NEIGHBOR_SECONDS
                 continue
             heard.seconds.append(time.perf_counter() - due)
             heard.statuses[f"neighbor {answer.status_code}"] += 1
@@ -253,7 +265,14 @@ def neighbor(url: str, seconds: float) -> Heard:
                 said = int(found["prediction"][0]), bool(found["deferred"][0])
                 if wanted.setdefault(number, said) != said:
                     heard.wrong.append(f"a neighbor got {said}, not {wanted[number]}")
-            due += NEIGHBOR_SECONDS
+
+    with opened(url, NEIGHBOR_ADDRESS) as client:
+        began = time.perf_counter()
+        threads = [threading.Thread(target=ask) for _ in range(NEIGHBOR_CONNECTIONS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     return heard
 
 

@@ -430,10 +430,10 @@ def test_a_short_batch_that_ends_does_not_hide_that_a_long_one_is_at_work():
 
     slow.path = "several-may-ask.onnx"
     with Engine(joint_of(slow), workers=2) as engine:
-        engine.row_seconds[1] = 1.0
+        engine.paces[1].row = 1.0
         long = engine.ask(np.array([0.1]))
         assert entered[0.1].wait(SECONDS)
-        engine.row_seconds[1] = 0.001
+        engine.paces[1].row = 0.001
         gates[0.2].set()
         said(engine.ask(np.array([0.2])))
         short = engine.ask(np.array([0.3]))

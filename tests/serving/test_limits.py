@@ -6,7 +6,9 @@ import base64
 import gzip
 import io
 import json
+import os
 import socket
+import sys
 import threading
 import time
 import zlib
@@ -24,11 +26,16 @@ from small import NAME, exchange, received, refusal, request, running, served, s
 from starlette.testclient import TestClient
 
 from ebjr import JointClassifier, Preprocess, Router
+from ebjr.data import preprocess
 from ebjr.data.preprocess import prepared
 from ebjr.errors import ProtocolError
+from ebjr.protocol import InferRequest, read_response, write_request
+from ebjr.serving import bodies, memory
+from ebjr.serving.admission import Admission
 from ebjr.serving.app import Served, build_app
-from ebjr.serving.images import Decoder, decoded_images
-from ebjr.serving.limits import Limits, exposure
+from ebjr.serving.images import decoded_images, opened_images
+from ebjr.serving.lanes import NICENESS, Lane
+from ebjr.serving.limits import Limits, Refused, exposure
 
 BODY = json.dumps(request()).encode()
 
@@ -85,6 +92,46 @@ def test_bodies_may_be_compressed_and_bombs_are_refused(client, encoding):
         assert (found[0], sentence in found[1]) == (status, True), found
 
 
+def test_a_bomb_that_says_its_size_is_not_decompressed(client, monkeypatch):
+    noise = 3 * np.random.default_rng(0).bytes(3334)
+    monkeypatch.setattr(bodies.zlib, "decompressobj", lambda *_: pytest.fail("it is"))
+    found = says(send(client, gzip.compress(noise), Content_Encoding="gzip"))
+    assert found == (413, "a body may have at most 10000 bytes decompressed; this one says 10002")
+
+
+def test_a_body_that_has_more_than_it_says_is_refused(client):
+    sent = gzip.compress(BODY)
+    for size in (len(BODY) - 1, len(BODY) + 1):
+        body = sent[:-4] + size.to_bytes(4, "little")
+        found = says(send(client, body, Content_Encoding="gzip"))
+        assert found == (400, "the body is not valid gzip")
+    assert send(client, sent, Content_Encoding="gzip").status_code == 200
+    with pytest.raises(Refused, match="it has more than 10 bytes"):
+        unpacked(gzip.compress(bytes(2**22)), "gzip", 10)
+
+
+def unpacked(body, encoding, size=2**24):
+    with Admission(bytes=2**30, rows=1, seconds=1).hold("client") as hold:
+        found = bodies._decompressed(body, encoding, size, 2**24, hold)
+        assert hold.mine[0] == len(found)
+        return found
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+@pytest.mark.parametrize("noise", [False, True])
+def test_bodies_of_any_size_are_decompressed_whole(pack, noise):
+    encoding = "gzip" if pack is gzip.compress else "deflate"
+    for size in (0, 1, *range(bodies.FED_BYTES - 30, bodies.FED_BYTES, 3), 3 * 2**20 + 1):
+        raw = np.random.default_rng(size).bytes(size) if noise else bytes(size)
+        body = pack(raw)
+        assert unpacked(body, encoding) == raw
+        with pytest.raises(Refused, match="ends inside"):
+            unpacked(body[:-1], encoding)
+        for more in (b"x", bytes(2 * bodies.FED_BYTES)):
+            with pytest.raises(Refused, match="goes on after"):
+                unpacked(body + more, encoding)
+
+
 def test_bodies_that_are_too_large_are_refused_declared_or_not(client):
     assert says(send(client, b"x" * 20_000))[0] == 413
     assert says(send(client, iter([b"x" * 5_000] * 4)))[0] == 413
@@ -126,16 +173,20 @@ def test_what_is_held_at_once_is_bounded_and_is_let_go():
         assert send(client, BODY).status_code == 200
 
 
-def png(width, height):
+def png_of(pixels):
     from PIL import Image
 
     file = io.BytesIO()
-    Image.new("RGB", (width, height)).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
+def png(width, height):
+    return png_of(np.zeros((height, width, 3), np.uint8))
+
+
 def test_clients_take_turns_to_have_their_images_decoded():
-    decoder, order = Decoder(), []
+    decoder, order = Lane("test"), []
     begun, done = threading.Event(), threading.Event()
     decoder.put("first", lambda: begun.wait(30))
     for number in range(3):
@@ -148,14 +199,34 @@ def test_clients_take_turns_to_have_their_images_decoded():
     assert order == [0, "modest", 1, 2]
 
 
+def test_an_address_has_no_more_turns_by_opening_connections():
+    lane, order = Lane("test"), []
+    begun, done = threading.Event(), threading.Event()
+    lane.put("first", lambda: begun.wait(30))
+    for port in range(3):
+        for number in range(2):
+            lane.put(("greedy", port), partial(order.append, (port, number)))
+    for name in ("modest", "patient"):
+        lane.put(("another", 1), partial(order.append, name))
+    lane.put(("greedy", 2), done.set)
+    begun.set()
+    assert done.wait(30)
+    lane.stop()
+    assert order == [(0, 0), "modest", (1, 0), "patient", (2, 0), (0, 1), (1, 1), (2, 1)]
+
+
+def decoded(files, most_pixels):
+    return decoded_images(opened_images(files, most_pixels))
+
+
 def test_images_of_many_pixels_are_refused_before_they_are_decoded():
     bomb = png(4000, 4000)
     assert len(bomb) < 100_000
     with pytest.raises(ProtocolError, match="with image 0 they have 16000000"):
-        decoded_images([bomb], 1_000_000)
+        decoded([bomb], 1_000_000)
     with pytest.raises(ProtocolError, match="with image 3 they have 400"):
-        decoded_images([png(10, 10)] * 9, 399)
-    assert [image.shape for image in decoded_images([png(10, 9)] * 2, 180)] == [(9, 10, 3)] * 2
+        decoded([png(10, 10)] * 9, 399)
+    assert [image.shape for image in decoded([png(10, 9)] * 2, 180)] == [(9, 10, 3)] * 2
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"])
@@ -166,12 +237,12 @@ def test_what_record_decodes_is_decoded_here(form):
 
     file = io.BytesIO()
     Image.linear_gradient("L").resize((9, 7)).save(file, form)
-    (found,) = decoded_images([file.getvalue()], 100)
+    (found,) = decoded([file.getvalue()], 100)
     np.testing.assert_array_equal(found, decode_image(file.getvalue()))
     sent_on = getattr(found, "file", None)
     assert sent_on == (file.getvalue() if form in ("PNG", "JPEG", "WEBP") else None)
     with pytest.raises(ProtocolError, match="with image 0 they have 63"):
-        decoded_images([file.getvalue()], 62)
+        decoded([file.getvalue()], 62)
 
 
 @pytest.mark.parametrize("form", ["ICO", "ICNS"])
@@ -181,7 +252,7 @@ def test_a_picture_that_may_be_larger_than_its_file_says_is_refused(form):
     file = io.BytesIO()
     Image.new("RGB", (32, 32)).save(file, form)
     with pytest.raises(ProtocolError, match="image 0 cannot be read"):
-        decoded_images([file.getvalue()], 10_000)
+        decoded([file.getvalue()], 10_000)
 
 
 @pytest.mark.parametrize(
@@ -193,22 +264,22 @@ def test_a_picture_that_may_be_larger_than_its_file_says_is_refused(form):
     ],
 )
 def test_base64_of_an_image_is_the_image(write):
-    (found,) = decoded_images([write(png(90, 70))], 90 * 70)
+    (found,) = decoded([write(png(90, 70))], 90 * 70)
     assert found.shape == (70, 90, 3)
     assert found.file == png(90, 70)
     with pytest.raises(ProtocolError, match="with image 1 they have 6400"):
-        decoded_images([png(10, 10), write(png(90, 70))], 6399)
+        decoded([png(10, 10), write(png(90, 70))], 6399)
 
 
 def test_text_that_looks_like_base64_and_is_an_image_is_that_image():
-    (found,) = decoded_images([b"P1 4 2 0000 0000"], 8)
+    (found,) = decoded([b"P1 4 2 0000 0000"], 8)
     assert found.shape == (2, 4, 3)
 
 
 @pytest.mark.parametrize("sent", [b"", b"!", b"aGVsbG8=", b"data:image/png;base64,", b"aGVsbG8"])
 def test_base64_of_anything_else_says_what_is_expected(sent):
     with pytest.raises(ProtocolError, match=r"image 1 cannot .* JPEG, .* or their base64 in JSON$"):
-        decoded_images([png(2, 2), sent], 100)
+        decoded([png(2, 2), sent], 100)
 
 
 def test_images_that_are_bombs_are_a_400_and_the_next_is_answered():
@@ -235,6 +306,91 @@ def test_images_that_are_bombs_are_a_400_and_the_next_is_answered():
             assert (status, "10000 pixels together" in sentence) == (400, True)
         content, headers = body(png(90, 90))
         assert send(client, content, **headers).status_code == 200
+
+
+def brightness(x):
+    return np.stack([x.mean((1, 2, 3)), 0.4 - x.mean((1, 2, 3))], axis=1)
+
+
+def images_of(*files):
+    """The body and headers of a request for encoded images."""
+    tensor = np.empty(len(files), object)
+    tensor[:] = files
+    body, length = write_request(InferRequest({"image": tensor}, binary=True))
+    return body, {"Inference_Header_Content_Length": str(length)}
+
+
+@pytest.fixture
+def pair_of_sizes():
+    """A student of 4 x 4 pixels and a teacher of 8 x 6, which rarely agree."""
+    models = (Preprocess(size=4), Preprocess(size=(8, 6), resize="crop"))
+    return JointClassifier(
+        *(prepared(brightness, each) for each in models), Router("softmax", 0.52)
+    )
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+def test_large_images_are_resized_once_and_ahead_of_the_batches(
+    pair_of_sizes, encoded, monkeypatch
+):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 900, 700, 3), np.uint8)
+    said, fit, seen = pair_of_sizes(list(pixels)), preprocess._fit, []
+
+    def watched(image, size, *how):
+        niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        seen.append((image.shape[0], size, threading.current_thread().name[:10], niceness))
+        return fit(image, size, *how)
+
+    monkeypatch.setattr(preprocess, "_fit", watched)
+    with TestClient(build_app(Served(pair_of_sizes))) as client:
+        body, headers = images_of(*map(png_of, pixels))
+        if not encoded:
+            body, length = write_request(InferRequest({"image": pixels}, binary=True))
+            headers = {"Inference_Header_Content_Length": str(length)}
+        answer = send(client, body, **headers)
+        large, seen[:] = [*seen], []
+        assert send(client, *images_of(png(90, 70))[:1], **images_of(png(90, 70))[1]).is_success
+    length = answer.headers["Inference-Header-Content-Length"]
+    outputs = read_response(answer.content, length).outputs
+    for name in ("prediction", "deferred"):
+        assert outputs[name].tolist() == getattr(said, name).tolist()
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    nice = usual + NICENESS if sys.platform == "linux" else usual
+    assert sorted(large) == sorted(
+        2 * [(900, size, "ebjr-large", nice) for size in ((4, 4), (8, 6))]
+    )
+    assert seen
+    assert {who for *_, who, _ in seen}.isdisjoint({"ebjr-large"})
+
+
+def test_small_images_do_not_wait_for_large_ones(pair_of_sizes):
+    free = threading.Event()
+    app = build_app(Served(pair_of_sizes))
+    with TestClient(app) as client:
+        try:
+            app.state.repository.lanes.large.put("another", lambda: free.wait(30))
+            body, headers = images_of(png(90, 70))
+            assert send(client, body, **headers).is_success
+        finally:
+            free.set()
+
+
+def test_what_requests_leave_behind_is_returned_when_they_are_answered(monkeypatch):
+    returned = []
+    monkeypatch.setattr(memory, "return_freed", lambda: returned.append(1))
+    admission = Admission(bytes=2**30, rows=10, seconds=10)
+    ebb, beside = memory.Ebb(admission), Admission(bytes=2**30, rows=1, seconds=1, beside=admission)
+    with beside.hold("client") as hold:
+        hold.add(bytes=memory.MUCH_BYTES)
+        ebb.look()
+        assert not returned
+    for _ in range(2):
+        ebb.look()
+        assert len(returned) == 1
+    with admission.hold("client") as hold:
+        hold.add(bytes=memory.MUCH_BYTES - 1)
+    ebb.look()
+    assert len(returned) == 1
 
 
 SHORT = Limits(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ebjr.serving.engine import Ticket
 from ebjr.serving.row_queue import YIELD_SECONDS, Part, RowQueue, Said, alike, pick
+from ebjr.serving.turns import FADING_SECONDS, MOST_ADDRESSES, Usage
 
 
 def put(queue: RowQueue, rows: int, client: object = None, priority: int = 0) -> Ticket:
@@ -73,15 +74,59 @@ def test_rows_of_a_lower_number_leave_first_and_may_share_a_batch(asked, most, d
     found = []
     while queue.rows:
         assert queue.age() > 0
-        assert queue.largest() <= queue.rows
         batch = taken(queue, most)
         found += batch
         left -= len(batch)
         assert len(batch) == most or not left
     levels = [max(1, ticket.priority) for ticket, _ in found]
     assert levels == sorted(levels)
-    assert (left, queue.age(), queue.largest()) == (0, 0.0, 0)
+    assert (left, queue.age()) == (0, 0.0)
     assert len(found) == len(set(found))
+
+
+@given(st.integers(1, 20), st.integers(2, 16))
+def test_an_address_gets_no_more_by_opening_connections(connections, most):
+    queue = RowQueue()
+    for port in range(connections):
+        put(queue, 40, ("many", port))
+    put(queue, 40, ("one", 0))
+    whole = [ticket.client for ticket, _ in taken(queue, most)]
+    assert len(whole) == most
+    assert sum(address == "one" for address, _ in whole) >= most // 2
+    rest = [ticket.client for ticket, _ in taken(queue, most * connections)]
+    counts = [(rest + whole).count(("many", port)) for port in range(connections)]
+    assert max(counts) - min(counts) <= most
+
+
+def test_the_address_that_has_had_least_lately_goes_first():
+    now = 0.0
+    usage = Usage(lambda: now)
+    queue = RowQueue(usage=usage)
+    usage.add("much", 2.0)
+    usage.add("little", 1.0)
+    assert queue.least() == float("inf")
+    for name in ("much", "little", "new"):
+        put(queue, 1, name)
+    assert queue.least() == 0
+    assert [ticket.client for ticket, _ in taken(queue, 2)] == ["new", "little"]
+    now += 5 * FADING_SECONDS
+    usage.add("little", 0.1)  # more, by now, than what the other had before
+    put(queue, 1, "little")
+    assert [ticket.client for ticket, _ in taken(queue, 1)] == ["much"]
+
+
+def test_usage_is_forgotten_in_time_and_stays_finite():
+    now = 0.0
+    usage = Usage(lambda: now)
+    for step in range(3000):
+        now += FADING_SECONDS
+        usage.add(step % 2, 1.0 + step % 2)
+        assert 0 < usage[0] < float("inf")
+    assert usage[1] > usage[0]
+    for number in range(3 * MOST_ADDRESSES):
+        usage.add(("another", number), 1e-6)
+    assert len(usage._of) <= MOST_ADDRESSES + 1
+    assert usage[1] > usage[0] > usage[("another", number)]
 
 
 def test_rows_that_have_yielded_for_long_enough_yield_no_more():

@@ -206,5 +206,5 @@ def test_a_slow_row_of_a_model_elsewhere_keeps_no_other_waiting():
 def test_seconds_of_a_model_that_bears_many_calls_are_shared_by_them():
     far = Elsewhere()
     with Engine(joint_of(far, free, -9.0), workers=2) as engine:
-        engine.row_seconds[0] = 1.0
+        engine.paces[0].row = 1.0
         assert engine.expected_seconds(80) == pytest.approx(80 * 2 / 8)

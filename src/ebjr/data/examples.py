@@ -306,10 +306,11 @@ _MOST_BYTES: Mapping[str | None, int] = {"JPEG": 18, "GIF": 18, "BMP": 20, "PNG"
 """Measured bytes per pixel while decoding; of the other formats WebP needs the most, 28.3."""
 
 
-def image_cost(file: bytes, *, formats: Sequence[str] | None = None) -> int:
-    """Estimate from the header the most memory that `decode_image` takes, in bytes."""
+def image_cost(file: bytes, *, formats: Sequence[str] | None = None) -> tuple[int, int]:
+    """Return, from the header, the pixels of an image and the most bytes that decoding takes."""
     with _opened(file, formats) as image:
-        return len(file) + _MOST_BYTES.get(image.format, 30) * _pixels(image)
+        pixels = _pixels(image)
+        return pixels, len(file) + _MOST_BYTES.get(image.format, 30) * pixels
 
 
 def _opened(data: bytes, formats: Sequence[str] | None) -> Any:

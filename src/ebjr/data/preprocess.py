@@ -8,9 +8,10 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -137,6 +138,11 @@ class Preprocess:
         """The size as (height, width), or None."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
+    @property
+    def fitting(self) -> tuple[Sides | None, str, str]:
+        """What decides how an image is resized: the size as (height, width), and the way."""
+        return self.height_width, self.resize, self.interpolation
+
     def __call__(self, images: Sequence[Image] | Image) -> NDArray[Any]:
         """Turn n decoded images into the model's input, in its `layout` and `dtype`.
 
@@ -260,7 +266,15 @@ class Preprocess:
                     "batch; give preprocess a size"
                 )
             return np.stack(list(images))
-        return np.stack([_fit(image, size, self.resize, self.interpolation) for image in images])
+        return np.stack([self.fit(image) for image in images])
+
+    def fit(self, image: Image) -> Image:
+        """Resize an image (height, width, 3) to `size`, unless it knows the result."""
+        known = image.resized.get(self.fitting) if isinstance(image, ImageFile) else None
+        size, resize, interpolation = self.fitting
+        if size is None or known is not None:
+            return image if known is None else known
+        return _fit(image, size, resize, interpolation)
 
     def _tensor(self, pixels: Image) -> NDArray[Any]:
         """Convert pixels (n, height, width, 3) to the model's color, range, layout and type."""
@@ -363,19 +377,25 @@ def to_rgb(image: Any) -> Any:
 
 
 class ImageFile(np.ndarray):
-    """A decoded image with the file it came from, to send on unchanged.
+    """A decoded image with the file it came from, to send on unchanged, and its resized copies.
 
-    Slices and computed arrays have no file.
+    Slices and computed arrays have neither.
     """
 
     file: bytes | None = None
+    resized: Mapping[Any, Image] = MappingProxyType({})
 
     @classmethod
-    def of(cls, pixels: NDArray[Any], file: bytes) -> Self:
+    def of(cls, pixels: NDArray[Any], file: bytes | None = None) -> Self:
         """Attach a file to pixels."""
         image = pixels.view(cls)
         image.file = file
         return image
+
+    def with_sizes(self, models: Iterable["Preprocess"]) -> Self:
+        """Resize the image ahead of the models' batches, where each `Preprocess` finds its size."""
+        self.resized = {model.fitting: model.fit(self) for model in models}
+        return self
 
 
 class Preprocessed:

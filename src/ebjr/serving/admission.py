@@ -34,7 +34,8 @@ class Admission:
         self.held = list(NOTHING)
         self.open = 0  # holds in progress
         self._of: dict[Hashable, list[float]] = {}  # amounts of each client that holds any
-        self._all: list[float] = [0.0] if beside is None else beside._all  # bytes of all models
+        # bytes of all models: now, and the most since `ebbed` was last true
+        self._all: list[float] = [0.0, 0.0] if beside is None else beside._all
         self._lock: threading.Lock = threading.Lock() if beside is None else beside._lock
 
     def hold(self, client: Hashable) -> "Hold":
@@ -64,10 +65,20 @@ class Admission:
                     self._check(place, held, own, amount)
             self._of[hold.client] = own
             self._all[0] += more[0]
+            self._all[1] = max(self._all)
             for place, amount in enumerate(more):
                 self.held[place] += amount
                 own[place] += amount
                 hold.mine[place] += amount
+
+    def ebbed(self, much: float) -> bool:
+        """Whether at least `much` bytes were held since this was last true, and few are now."""
+        with self._lock:
+            now, most = self._all
+            if most < much or now > much / 16:
+                return False
+            self._all[1] = now
+            return True
 
     def give(self, hold: "Hold") -> None:
         """Release all that a request holds, and end its hold."""

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import ctypes
 import gc
 import json
 import logging
@@ -23,15 +22,17 @@ from ebjr.errors import EbjrError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.protocol import check_keys, read_object
-from ebjr.serving.bodies import aside, read_body
+from ebjr.serving.bodies import read_body
 from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
 from ebjr.serving.doors import Doors, File, check_loading
 from ebjr.serving.infer import HOST, client_of, host_of, infer, read, refusal
 from ebjr.serving.knob_control import WISHES
 from ebjr.serving.kserve import KServe
+from ebjr.serving.lanes import aside
 from ebjr.serving.limits import Refused
 from ebjr.serving.logs import RequestIds, Scope, request_id, start_logging
+from ebjr.serving.memory import return_large_blocks
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
 from ebjr.serving.periodic import Periodic
@@ -57,7 +58,6 @@ log_of = logging.getLogger("ebjr.serving")
 SECRETS_SECONDS = 1.0  # between looks at files of tokens and certificates
 FEWER_LOOKS = 5_000  # allocations between garbage collections: answers leave no cycles
 SWITCH_SECONDS = 0.0005  # that the loop or a worker waits for the other to yield the interpreter
-M_MMAP_THRESHOLD, LARGE_PIECE_BYTES = -3, 4 * 2**20  # the first is glibc's constant
 MOST_WISH_BYTES = 4096  # of a small JSON body, parsed in the event loop
 
 Beside = Callable[[Repository], AbstractAsyncContextManager[None]]
@@ -294,7 +294,7 @@ def run_server(
         started(f"http{'' if tls is None else 's'}://{where}:{own}")
         gc.set_threshold(FEWER_LOOKS, 10, 10)
         sys.setswitchinterval(SWITCH_SECONDS)
-        _give_memory_back()
+        return_large_blocks()
         uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -367,12 +367,6 @@ def _tell_systemd(state: str) -> None:
         manager.sendall(state.encode())
 
 
-def _give_memory_back() -> None:
-    """Return freed large blocks to the system, which glibc would keep."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_PIECE_BYTES)
-
-
 def _says(give: Callable[..., Any]) -> Callable[[Request], Awaitable[Response]]:
     """Return a handler that answers with JSON, from the repository and the path's parameters."""
 
@@ -430,7 +424,7 @@ async def _change(
 async def _object(request: Request, key: str) -> dict[str, Any]:
     """Read a JSON object with a `key` or nothing from a body, which may be empty."""
     with host_of(request).admission.hold(client_of(request)) as hold:
-        raw = await read_body(request, host_of(request).limits, hold)
+        raw = await read_body(request, host_of(request), hold)
     if len(raw) > MOST_WISH_BYTES:
         raise Refused(413, f"the JSON object may have at most {MOST_WISH_BYTES} bytes")
     found = read_object(raw) if raw else {}
@@ -457,7 +451,7 @@ async def _status(request: Request) -> Response:
 async def _explain(request: Request) -> Response:
     service = _meant(request)
     with service.admission.hold(client_of(request)) as hold:
-        raw = await read_body(request, service.limits, hold)
+        raw = await read_body(request, service, hold)
         asked = await aside(len(raw), read, raw, dict(request.scope["headers"]))
         return JSONResponse(await service.explain(asked, hold))
 
@@ -478,7 +472,7 @@ async def _move_knob(request: Request) -> Response:
     host_of(request).shared.doors.check_moving(request.scope)
     service = _meant(request)
     with service.admission.hold(client_of(request)) as hold:
-        raw = await read_body(request, service.limits, hold)
+        raw = await read_body(request, service, hold)
     who = request.client.host if request.client else "unknown"
     try:
         wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")

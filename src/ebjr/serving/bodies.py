@@ -1,38 +1,37 @@
 """HTTP bodies: read within limits, decompressed, and compressed for clients that accept it."""
 
-import asyncio
 import zlib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Protocol
 
 from ebjr.errors import needs
 from ebjr.serving.admission import Hold
+from ebjr.serving.lanes import LARGE_BYTES, Lanes
 from ebjr.serving.limits import Limits, Refused
 
 with needs("serve", "serving"):
     from starlette.requests import Request
 
-Found = TypeVar("Found")
-
 WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # zlib's wbits by encoding
 SMALLEST_BYTES = 512  # a smaller answer is not worth compressing
-LARGE_BYTES = 128 * 2**10  # larger bodies take milliseconds: a thread parses them
 PIECE_BYTES = 2**20  # bytes decompressed between two admission checks
+FED_BYTES = 2**14  # compressed bytes taken at once: what they leave over is copied
+DENSEST = 1032  # bytes that deflate makes of one, at most
 
 
-async def aside(size: int, function: Callable[..., Found], *arguments: Any) -> Found:
-    """Call a function on `size` bytes: in a thread if they are many."""
-    if size <= LARGE_BYTES:
-        return function(*arguments)
-    return await asyncio.to_thread(function, *arguments)
+class Host(Protocol):
+    """What reading a body needs of a `Repository` or a `Service`."""
+
+    limits: Limits
+    lanes: Lanes
 
 
-async def read_body(request: Request, limits: Limits, hold: Hold) -> bytes:
+async def read_body(request: Request, host: Host, hold: Hold) -> bytes:
     """Read a request's body, decompress it, and hold its bytes.
 
     Refused if the body is too large, or does not match its ``Content-Encoding``.
     """
-    most, parts, size = limits.body_bytes, [], 0
+    most, parts, size = host.limits.body_bytes, [], 0
     async for part in request.stream():
         size += len(part)
         if size > most:
@@ -45,8 +44,9 @@ async def read_body(request: Request, limits: Limits, hold: Hold) -> bytes:
         return body
     if encoding not in WINDOWS:
         raise Refused(415, f"bodies may be compressed with gzip or deflate, not {encoding!r}")
-    # a small body may decompress into a large one: never in the event loop
-    return await asyncio.to_thread(_decompressed, body, encoding, most, hold)
+    size = _declared(body, most) if encoding == "gzip" else most
+    work = partial(_decompressed, body, encoding, size, most, hold)
+    return work() if size <= LARGE_BYTES else await host.lanes.large.run(hold.client, work)
 
 
 def too_large(most: int) -> str:
@@ -64,21 +64,45 @@ def compressed(body: bytes, accepted: str) -> tuple[bytes, list[tuple[bytes, byt
     return found, [(b"content-encoding", encoding.encode()), (b"vary", b"Accept-Encoding")]
 
 
-def _decompressed(body: bytes, encoding: str, most: int, hold: Hold) -> bytes:
-    engine, parts, left, size = zlib.decompressobj(WINDOWS[encoding]), [], body, 0
-    while left and size <= most:
-        try:
-            part = engine.decompress(left, PIECE_BYTES)
-        except zlib.error as error:
-            raise Refused(400, f"the body is not valid {encoding}") from error
-        hold.add(bytes=len(part))  # may refuse, before the next piece takes memory
-        parts.append(part)
-        size, left = size + len(part), engine.unconsumed_tail
+def _declared(body: bytes, most: int) -> int:
+    """Return the size that a gzip body says it has decompressed; `most` if it cannot be.
+
+    Refused if it is above `most`: a bomb that says what it is costs nothing.
+    """
+    size = int.from_bytes(body[-4:], "little")
+    if size > DENSEST * len(body):  # cut off, or no gzip: decompressing tells what is wrong
+        return most
     if size > most:
-        raise Refused(413, f"a body may have at most {most} bytes decompressed; this one has more")
+        raise Refused(413, f"{_too_dense(most)}; this one says {size}")
+    return size
+
+
+def _too_dense(most: int) -> str:
+    return f"a body may have at most {most} bytes decompressed"
+
+
+def _decompressed(body: bytes, encoding: str, size: int, most: int, hold: Hold) -> bytes:
+    """Decompress a body of up to `size` bytes, of `most` that are allowed."""
+    engine, parts, left_over = zlib.decompressobj(WINDOWS[encoding]), [], size
+    for start in range(0, len(body), FED_BYTES):
+        fed = body[start : start + FED_BYTES]
+        while fed and left_over >= 0 and not engine.eof:
+            try:
+                part = engine.decompress(fed, PIECE_BYTES)
+            except zlib.error as error:
+                raise Refused(400, f"the body is not valid {encoding}") from error
+            hold.add(bytes=len(part))  # may refuse, before the next piece takes memory
+            parts.append(part)
+            left_over, fed = left_over - len(part), engine.unconsumed_tail
+        if engine.eof or left_over < 0:
+            break
+    if left_over < 0 and size < most:
+        raise Refused(400, f"the body is not valid {encoding}: it has more than {size} bytes")
+    if left_over < 0:
+        raise Refused(413, f"{_too_dense(most)}; this one has more")
     if not engine.eof:
         raise Refused(400, f"the body ends inside its {encoding} data")
-    if engine.unused_data:
+    if engine.unused_data or start + FED_BYTES < len(body):
         raise Refused(400, f"the body goes on after the end of its {encoding} data")
     return b"".join(parts)
 

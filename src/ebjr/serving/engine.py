@@ -28,6 +28,7 @@ from ebjr.outcomes import roles_of
 from ebjr.router import check_threshold
 from ebjr.serving.audits import Audits
 from ebjr.serving.events import Answered, Asked, Batched, Bulk, Degraded, Failed, Observer, Scored
+from ebjr.serving.pace import Pace
 from ebjr.serving.row_queue import (
     Part,
     RowQueue,
@@ -41,14 +42,11 @@ from ebjr.serving.row_queue import (
     some,
     spans,
 )
+from ebjr.serving.turns import Usage, path_of
 from ebjr.task import Task
 from ebjr.threads import available_cores, background
 
-FEW = 3  # queued rows that make a later model's batch worthwhile while earlier models have work
 LONG_SECONDS = 0.1  # beside a batch expected to take longer, a spare worker serves the first model
-MANY_ROWS = 64  # queued rows of one client above which its request counts as large
-TURN_SECONDS = 0.008  # longest expected batch while a large request is queued
-PATIENCE = 0.004  # seconds that fewer than FEW deferred rows wait for others
 FAR_CALLS = 2  # batches in flight to a remote model, which takes no core here
 AT_ONCE_SECONDS = 0.003  # a student faster than this answers a lone row in the calling thread
 AUDIT = -1  # a model number of its own: the last model, asked about rows already answered
@@ -208,7 +206,7 @@ class Engine:
         last = [*self._starts[1:], len(models_of(model))]  # a teacher may be joint itself
         self.stages = tuple(stages_of(model)[number - 1] for number in last)
         self.closed = False
-        self.row_seconds = [0.0] * len(models)  # per row of each model, smoothed
+        self.paces = [Pace() for _ in models]
         self._rates = [0.0] * len(self.levels)  # deferral rate of each router, smoothed
         self.bell: Callable[[], None] = lambda: None  # rung after tickets have been answered
         self._model = model
@@ -216,9 +214,11 @@ class Engine:
         self.most_rows = student_batch
         self.workers = workers or available_cores()
         self._singly = [not _bears_many(each) for each in models]
-        self._queues = [RowQueue(max_wait_seconds) for _ in models]
+        self._usage = Usage()
+        self._queues = [RowQueue(max_wait_seconds, usage=self._usage) for _ in models]
         self._active = [0] * len(models)  # running batches of each model
-        self._last = 0  # the model whose batch started last
+        self._began = [-number for number in range(len(models))]  # numbers of their latest batches
+        self._batch = 0  # the number of the latest batch
         self._continues = bool(self.levels) and facts(self.levels[0].teacher).continues
         self._long: set[int] = set()  # threads that run a batch expected to take long
         self.lock = threading.Lock()
@@ -335,7 +335,7 @@ class Engine:
         with self.lock:
             if self.closed:
                 raise Overloaded("the server is stopping and takes no more requests", 1.0)
-            fast = self._is_here and 0 < self.row_seconds[0] < AT_ONCE_SECONDS
+            fast = self._is_here and 0 < self.paces[0].row < AT_ONCE_SECONDS
             free = (turn := self._turns[0]) is None or not turn.locked()
             at_once = here and fast and ticket.rows == 1 and free and not self.busy
             if at_once:
@@ -351,7 +351,8 @@ class Engine:
 
     def expected_seconds(self, rows: int) -> float:
         """Return the worker seconds that `rows` rows are expected to take."""
-        each = zip((1.0, *self._rates), self.row_seconds, self._share, strict=True)
+        seconds = [pace.row for pace in self.paces]
+        each = zip((1.0, *self._rates), seconds, self._share, strict=True)
         return rows * sum(map(math.prod, each))
 
     def hurry(self, ticket: Ticket) -> bool:
@@ -406,33 +407,26 @@ class Engine:
     def _most(self, number: int, crew: "_Crew") -> int:
         """Return the row limit of the next batch.
 
-        Idle workers share the queue. While a large request is queued, batches stay short so that
-        small requests do not wait long.
+        Idle workers share the queue.
         """
         hands = 1 if self._singly[number] else 1 + crew.idle
         most = min(self._batches[number], -(-self._queues[number].rows // hands))
-        each = self.row_seconds[number]
-        if each and any(self._queues[one].largest() > MANY_ROWS for one in crew.stages):
-            most = min(most, max(1, int(TURN_SECONDS / each)))
-        return most
+        return int(min(most, self.paces[number].most()))
 
     def _pick(self, crew: "_Crew") -> int | None:
         """Return the model to serve next, or an audit; None: there is no work.
 
-        A later model goes first if its batch is worthwhile, else the first model: deferred rows
-        wait briefly for others, and no core idles while rows are queued. If both always have work,
-        they alternate.
+        The first model and later ones whose batch is worthwhile take turns, the last one first:
+        deferred rows wait briefly for others, and no core idles while rows are queued.
         """
         if crew is self._spare and not self._long:
             return None
         open_ones = self._open_to(crew)
-        for number in reversed(open_ones):
-            queue = self._queues[number]
-            due = number and (queue.rows >= FEW or queue.age() > PATIENCE)
-            if due and self._last != number:
-                return number
+        due = [number for number in open_ones if not number or self._queues[number].is_worthwhile()]
         if open_ones:
-            return open_ones[0]
+            return min(
+                due or open_ones, key=lambda one: (self._queues[one].least(), self._began[one])
+            )
         may = len(self._audits) and crew is self._crews[-1] and not self.closed
         return AUDIT if may and not self.busy else None
 
@@ -457,8 +451,9 @@ class Engine:
     def _begin(self, number: int, rows: int) -> None:
         """Count a batch that starts in this thread; the caller holds the lock."""
         self._active[number] += 1
-        self._last = number
-        seconds = self.row_seconds[number]
+        self._batch += 1
+        self._began[number] = self._batch
+        seconds = self.paces[number].row
         if number and (not seconds or rows * seconds > LONG_SECONDS):
             self._long.add(threading.get_ident())
             self._spare.changed.notify()
@@ -575,8 +570,10 @@ class Engine:
 
     def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
         rows, seconds = sum([part.count for part in parts]), ended - began
-        each, known = seconds / max(rows, 1), self.row_seconds[number]
-        self.row_seconds[number] = 0.9 * known + 0.1 * each if known else each
+        self.paces[number].add(rows, seconds)
+        with self.lock:
+            for part in parts:
+                self._usage.add(path_of(part.ticket.client)[0], seconds * part.count / rows)
         tickets, waited = [part.ticket for part in parts], [began - part.since for part in parts]
         self._told.observe(Batched(self.stages[number], rows, tickets, waited, began, seconds))
 

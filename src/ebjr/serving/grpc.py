@@ -27,8 +27,8 @@ from ebjr.protocol import (
     tensor_bytes,
 )
 from ebjr.serving.admission import Hold
-from ebjr.serving.bodies import aside
 from ebjr.serving.doors import check_loading
+from ebjr.serving.lanes import aside
 from ebjr.serving.limits import Limits, Refused
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.repository import Repository
@@ -213,7 +213,7 @@ class _Calls(grpc.GenericRpcHandler):
                 if tracing is not None:
                     about = {"rpc.system": "grpc", "rpc.method": path, "ebjr.request_id": own}
                     stack.enter_context(tracing.request(path, metadata, about))
-                hold = repository.admission.hold(context.peer())
+                hold = repository.admission.hold(_client_of(context))
                 asking = _Asking(context, repository, hold, [(REQUEST_ID.decode(), own)])
                 try:
                     with asking.hold as hold:
@@ -290,13 +290,21 @@ class _Calls(grpc.GenericRpcHandler):
         return await service.ask(service.question(request, write), hold, within=within)
 
 
+def _client_of(context: Any) -> tuple[str, str]:
+    """Return the address and port of a call's connection; the address is empty if it has none."""
+    kind, _, place = unquote(context.peer()).partition(":")
+    host, _, port = place.rpartition(":")
+    return (host.strip("[]"), port) if kind.startswith("ip") else ("", place)
+
+
 def _scope_of(context: Any) -> dict[str, Any]:
     """Return a call in the form of an HTTP scope, with its peer and metadata, for the doors."""
-    kind, _, place = unquote(context.peer()).partition(":")
-    host = place.rpartition(":")[0].strip("[]") if kind.startswith("ip") else ""
     metadata = context.invocation_metadata() or ()
     pairs = ((key, value.encode() if isinstance(value, str) else value) for key, value in metadata)
-    return {"client": (host, 0), "headers": [(key.lower().encode(), value) for key, value in pairs]}
+    return {
+        "client": (_client_of(context)[0], 0),
+        "headers": [(key.lower().encode(), value) for key, value in pairs],
+    }
 
 
 async def _read(context: Any, kind: type[Any], hold: Hold, limits: Limits) -> Any:

@@ -25,7 +25,8 @@ from ebjr.protocol import (
     write_response,
 )
 from ebjr.serving.admission import Hold
-from ebjr.serving.bodies import LARGE_BYTES, aside, compressed, read_body
+from ebjr.serving.bodies import compressed, read_body
+from ebjr.serving.lanes import LARGE_BYTES, aside
 from ebjr.serving.limits import Refused
 from ebjr.serving.multipart import read_form
 from ebjr.serving.repository import Repository
@@ -171,7 +172,7 @@ async def answered(
     try:
         with host.admission.hold(client_of(request)) as hold:
             request.scope[HOST] = ref(host)
-            raw = await read_body(request, host.limits, hold)  # before errors: senders do not read
+            raw = await read_body(request, host, hold)  # before errors: senders do not read
             if misplaced := request.query_params.keys() & MISPLACED:
                 raise ProtocolError(
                     f"{min(misplaced)!r} has no effect in the address: send parameters in the "

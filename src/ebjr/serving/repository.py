@@ -1,7 +1,6 @@
 """The models of a server by name and version: loaded, reloaded, unloaded, and reported together."""
 
 import asyncio
-import ctypes
 import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from weakref import ref
 
 from ebjr.errors import EbjrError, ProtocolError, UnknownModel, needs
 from ebjr.serving.limits import Refused
+from ebjr.serving.memory import return_freed
 from ebjr.serving.served import Served
 from ebjr.serving.service import Service, told_of
 from ebjr.serving.shared import Shared
@@ -90,7 +90,8 @@ class Repository:
         self.shared = Shared(limits, audit_log, tracing, doors)
         sizes = options.get("student_batch", 32), options.get("teacher_batch", 64)
         self._first_rows = max(sizes) if warm_up else 0
-        self.limits, self.admission = self.shared.limits, self.shared.admission
+        self.limits, self.lanes = self.shared.limits, self.shared.lanes
+        self.admission = self.shared.admission
         self._state = Path(audit_log).parent if state is None and audit_log is not None else state
         self._options = options
         self._told: list[Callable[[], None]] = []
@@ -478,8 +479,7 @@ class Repository:
 def _give_memory_back() -> None:
     """Free services, which are reference cycles, and return their memory to the system."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc keeps freed memory otherwise
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return_freed()
 
 
 def _add(known: dict[str, Any], family: Any) -> None:

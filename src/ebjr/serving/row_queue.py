@@ -1,24 +1,24 @@
 """Rows of many requests, batched again for each model: those that arrive, and those deferred.
 
-Clients take turns, however many rows each has queued.
-
 Nothing here locks: the caller holds the engine's lock.
 """
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, put_rows, take_rows
+from ebjr.serving.turns import Lines, Usage, path_of
 
 if TYPE_CHECKING:
     from ebjr.serving.engine import Ticket
 
 
+FEW = 3  # queued rows that make a later model's batch worthwhile
+PATIENCE = 0.004  # seconds that fewer deferred rows wait for others
 YIELD_SECONDS = 5.0  # age of a request at which its rows stop yielding to lower priorities
 
 
@@ -47,6 +47,11 @@ class Part:
         self.since = time.perf_counter()  # when the rows were queued
 
     @property
+    def open(self) -> bool:
+        """Whether a caller still waits for the answer."""
+        return self.ticket.open
+
+    @property
     def inputs(self) -> Batch:
         """The rows' inputs, as the request sent them."""
         inputs, rows = self.ticket.inputs, self.rows
@@ -60,91 +65,23 @@ class Part:
         return found
 
 
-class _Lines:
-    """Queued parts, one line for each client; the first line is next."""
-
-    __slots__ = ("counts", "lines", "rows")
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.lines: dict[Any, deque[Part]] = {}
-        self.counts: dict[Any, int] = {}  # rows in each line
-
-    def put(self, part: Part) -> None:
-        """Add a part to its client's line."""
-        client, line = part.ticket.client, self.lines.get(part.ticket.client)
-        if line is None:
-            self.lines[client], self.counts[client] = deque((part,)), part.count
-        else:
-            line.append(part)
-            self.counts[client] += part.count
-        self.rows += part.count
-
-    def take_all(self) -> list[Part]:
-        """Take all rows of open requests."""
-        lines, self.lines, self.counts, self.rows = self.lines, {}, {}, 0
-        return [part for line in lines.values() for part in line if part.ticket.open]
-
-    def take(self, most: int, taken: list[Part]) -> int:
-        """Take up to `most` rows, shared equally by the clients; return how many more fit."""
-        while most and self.lines:
-            share = max(1, most // len(self.lines))
-            # the client whose turn it is goes first, then the smallest lines
-            first, *others = self.lines
-            others.sort(key=self.counts.__getitem__)
-            for client in (first, *others):
-                line, count = self.lines.pop(client), self.counts.pop(client)
-                before = self.rows
-                most -= self._take_of(line, min(share, most), taken)
-                if line:  # to the end of the round
-                    self.lines[client] = line
-                    self.counts[client] = count - (before - self.rows)
-                if not most:
-                    break
-        return most
-
-    def _take_of(self, line: deque[Part], most: int, taken: list[Part]) -> int:
-        """Take up to `most` rows of one client; return how many were taken."""
-        left = most
-        while line and left:
-            part = line.popleft()
-            if not part.ticket.open:  # canceled, or answered already
-                self.rows -= part.count
-                continue
-            if part.count > left:
-                line.appendleft(part.cut(left, None))
-                part = part.cut(0, left)
-            taken.append(part)
-            self.rows -= part.count
-            left -= part.count
-        return most - left
-
-    def take_older(self, since: float) -> list[Part]:
-        """Take the parts of requests that arrived before `since`."""
-        found = []
-        for client, line in [*self.lines.items()]:
-            while line and line[0].ticket.since < since:
-                part = line.popleft()
-                self.rows -= part.count
-                self.counts[client] -= part.count
-                found.append(part)
-            if not line:
-                del self.lines[client], self.counts[client]
-        return found
-
-
 class RowQueue:
-    """Parts queued for a model, counted in rows; first in, first out for each client.
+    """Parts queued for a model, counted in rows; clients take turns, see `turns`.
 
     Rows of priority 2 and above yield to lower numbers until their request is `YIELD_SECONDS` old.
     With `wait` above 0, a batch is not `ready` for that many seconds if more rows arrive fast
     enough to fill it by then.
     """
 
-    def __init__(self, wait: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.rows = 0
-        self._first = _Lines()
-        self._later: dict[int, _Lines] = {}  # by priority, 2 and above
+    def __init__(
+        self,
+        wait: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+        usage: Usage | None = None,
+    ) -> None:
+        self.rows, self._usage = 0, usage or Usage()
+        self._first = Lines[Part](self._usage)
+        self._later: dict[int, Lines[Part]] = {}  # by priority, 2 and above
         self._wait, self._clock = wait, clock
         self._gap, self._size = math.inf, 1.0  # seconds between parts, rows in each; smoothed
         self._last = clock()
@@ -153,8 +90,8 @@ class RowQueue:
         """Add a part to its client's line."""
         lines, priority = self._first, part.ticket.priority
         if priority > 1:
-            lines = self._later.setdefault(priority, _Lines())
-        lines.put(part)
+            lines = self._later.setdefault(priority, Lines[Part](self._usage))
+        lines.put(part, *path_of(part.ticket.client))
         self.rows += part.count
         if self._wait:
             now = self._clock()
@@ -168,8 +105,8 @@ class RowQueue:
         if self._later:
             return self._take_by_priority(most)
         if self.rows <= most:  # the common case
-            self.rows = 0
-            return self._first.take_all()
+            lines, self._first, self.rows = self._first, Lines[Part](self._usage), 0
+            return [part for part in lines if part.open]
         taken: list[Part] = []
         self._first.take(most, taken)
         self.rows = self._first.rows
@@ -184,7 +121,7 @@ class RowQueue:
         self.rows = self._first.rows + sum(lines.rows for lines in self._later.values())
         return taken
 
-    def _yielding(self) -> list[_Lines]:
+    def _yielding(self) -> list[Lines[Part]]:
         """Return the lines that yield, in the order of their priority."""
         return [self._later[priority] for priority in sorted(self._later)]
 
@@ -192,24 +129,26 @@ class RowQueue:
         """Move rows that have yielded long enough to the first lines."""
         since = self._clock() - YIELD_SECONDS
         for lines in self._yielding():
-            for part in lines.take_older(since):
-                self._first.put(part)
-
-    def largest(self) -> int:
-        """Return the most rows that one client has queued."""
-        found = max(self._first.counts.values()) if self._first.counts else 0
-        if self._later:
-            found = max(found, *(max(lines.counts.values()) for lines in self._later.values()))
-        return found
+            old: list[Part] = []
+            lines.take_first(lambda part: part.ticket.since < since, old)
+            for part in old:
+                self._first.put(part, *path_of(part.ticket.client))
 
     def age(self) -> float:
         """Return the seconds that the next part has waited."""
-        lines = self._first.lines
-        if not lines and self._later:
-            lines = self._yielding()[0].lines
-        if not lines:
-            return 0.0
-        return self._clock() - next(iter(lines.values()))[0].since
+        lines = self._first
+        if not lines.rows and self._later:
+            lines = self._yielding()[0]
+        part = next(iter(lines), None)
+        return 0.0 if part is None else self._clock() - part.since
+
+    def is_worthwhile(self) -> bool:
+        """Whether a later model should be asked while earlier models have work."""
+        return self.rows >= FEW or self.age() > PATIENCE
+
+    def least(self) -> float:
+        """Return the least usage of an address whose rows do not yield."""
+        return self._first.least()
 
     def ready(self, most: int) -> bool:
         """Whether a batch of at most `most` rows should start now."""

@@ -14,7 +14,7 @@ from ebjr.backends import load_model
 from ebjr.backends.identity import identities
 from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import Cost
-from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
+from ebjr.data.preprocess import Preprocess, Preprocessed, prepared, unprepared
 from ebjr.joint import JointModel, models_of
 from ebjr.joint_file import JointConfig
 from ebjr.labels import are_names
@@ -148,6 +148,17 @@ class Served:
     def takes_images(self) -> bool:
         """Whether inputs are images, which each model preprocesses itself."""
         return self.joint.kind.takes_images or isinstance(models_of(self.joint)[0], Preprocessed)
+
+    @cached_property
+    def fits(self) -> tuple[Preprocess, ...]:
+        """The preprocessing by which images may be resized ahead, each way of resizing once.
+
+        Empty if a model here takes images as they are.
+        """
+        here = [model for model in models_of(self.joint) if facts(model).url is None]
+        known = [unprepared(model)[1] for model in here]
+        found = {one.fitting: one for one in known if one is not None and one.size is not None}
+        return () if None in known else tuple(found.values())
 
     @property
     def takes_texts(self) -> bool:

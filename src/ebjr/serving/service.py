@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
-from ebjr.data.preprocess import is_pixels
+from ebjr.data.preprocess import ImageFile, is_pixels
 from ebjr.errors import (
     DeadlineExceeded,
     EbjrError,
@@ -51,9 +51,10 @@ from ebjr.serving.admission import Admission, Hold
 from ebjr.serving.engine import Engine, Ticket, check_priority, stages_of
 from ebjr.serving.events import Expired, Observers
 from ebjr.serving.explain import explain
-from ebjr.serving.images import Decoder, decoded_images
+from ebjr.serving.images import Encoded, decoded_images, is_large, opened_images, resized
 from ebjr.serving.knob import Knob
 from ebjr.serving.knob_control import KnobControl
+from ebjr.serving.lanes import LARGE_PIXELS, Lane
 from ebjr.serving.limits import Refused
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import NOTES, Faults
@@ -142,7 +143,8 @@ class Service:
         self._short_id = served.identity.get("model", "")[:SHORT_ID] or None
         self._no_wishes = Wishes(None, timeout_seconds)
         shared = Shared() if shared is None else shared
-        self.limits, self.bell, self.tracing = shared.limits, shared.bell, shared.tracing
+        self.limits, self.lanes = shared.limits, shared.lanes
+        self.bell, self.tracing = shared.bell, shared.tracing
         self.metrics = Metrics(served.name, served.score_deciles(), stages_of(served.joint))
         self.recent = Recent(served.score_edges(), stages_of(served.joint))
         if after is not None:
@@ -182,13 +184,12 @@ class Service:
         elif after is not None and (pilot := after.control.pilot) is not None:
             self.control.hold(pilot.hold, pilot.between, who="joint.toml")
         self._periodic = Periodic(
-            chore_seconds, self.engine.tell, self.control.look, self.monitor.look
+            chore_seconds, self.engine.tell, self.control.look, self.monitor.look, shared.ebb.look
         )
         add_sources(self.metrics, self.engine, self.control, self.monitor, self.spending)
         self.input = served.input()
         self._wanted = facts(models_of(served.joint)[0]).input_dtype
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one: clients' requests come first
-        self.decoder = Decoder()
         self._outputs = served.outputs()
         self._outputs_of = {name: _made_by(tensor) for name, tensor in self._tensors.items()}
         self._outputs_of |= OUTPUTS
@@ -213,7 +214,6 @@ class Service:
         self._far_looks.stop()
         self.engine.stop(STOP_SECONDS)
         self._looking.shutdown(wait=False, cancel_futures=True)
-        self.decoder.stop()
         if (late := self.served.joint.late) is not None:
             late.stop()
         self._periodic.do(self.monitor.look)
@@ -391,7 +391,7 @@ class Service:
         def look() -> dict[str, Any]:
             rows = inputs
             if isinstance(inputs, list):
-                rows = decoded_images(inputs, self.limits.image_pixels, hold)
+                rows = decoded_images(opened_images(inputs, self.limits.image_pixels), hold)
             joint, labels = self.served.joint, self.served.labels
             return explain(joint, rows, at, labels, self.observers.observe)
 
@@ -638,7 +638,9 @@ class Call:
         service.bell.mute()
         try:
             if isinstance(inputs, list):  # encoded images
-                service.decoder.put(self._hold.client, partial(self._decode, inputs))
+                self._put(service.lanes.small, self._open_images, inputs)
+            elif service.served.fits and is_large(inputs[0]):
+                self._put(service.lanes.large, self._resize, [*map(ImageFile.of, inputs)])
             else:
                 self._submit(inputs)
         except BaseException:
@@ -647,14 +649,32 @@ class Call:
         finally:
             service.bell.read()
 
-    def _decode(self, files: list[bytes]) -> None:
-        try:
-            if self._open:
-                most = self._service.limits.image_pixels
-                self._submit(decoded_images(files, most, self._hold))
-        except Exception as error:
-            self._give(error)
-        self._service.bell.ring()
+    def _put(self, lane: Lane, work: Callable[[Any], None], given: Any) -> None:
+        """Let a lane do a part of the call, whose errors are the call's."""
+
+        def guarded() -> None:
+            try:
+                if self._open:
+                    work(given)
+            except Exception as error:
+                self._give(error)
+            self._service.bell.ring()
+
+        lane.put(self._hold.client, guarded)
+
+    def _open_images(self, files: list[bytes]) -> None:
+        service = self._service
+        opened = opened_images(files, service.limits.image_pixels)
+        if sum(one.pixels for one in opened) > LARGE_PIXELS:
+            self._put(service.lanes.large, self._decode, opened)
+        else:
+            self._decode(opened)
+
+    def _decode(self, opened: list[Encoded]) -> None:
+        self._resize(decoded_images(opened, self._hold))
+
+    def _resize(self, images: list[ImageFile]) -> None:
+        self._submit(resized(images, self._service.served.fits))
 
     def _submit(self, inputs: Any) -> None:
         service = self._service

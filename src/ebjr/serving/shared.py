@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from ebjr.serving.admission import Admission
 from ebjr.serving.doors import Doors
 from ebjr.serving.journal import Journal
+from ebjr.serving.lanes import Lanes
 from ebjr.serving.limits import Limits
 from ebjr.serving.loop import Bell
+from ebjr.serving.memory import Ebb
 from ebjr.serving.tls import Tls
 
 if TYPE_CHECKING:  # an extra
@@ -32,12 +34,14 @@ class Shared:
         self.limits = Limits() if limits is None else limits
         self.journal = None if audit_log is None else Journal(audit_log)
         self.tracing, self.doors = tracing, Doors() if doors is None else doors
-        self.bell = Bell()
+        self.bell, self.lanes = Bell(), Lanes()
         self.tls: Tls | None = None  # for the metrics
         self.admission = Admission(bytes=self.limits.held_bytes, rows=math.inf, seconds=math.inf)
+        self.ebb = Ebb(self.admission)
 
     def close(self) -> None:
-        """Close the audit log and the traces."""
+        """Stop the lanes, and close the audit log and the traces."""
+        self.lanes.stop()
         if self.journal is not None:
             self.journal.close()
         if self.tracing is not None:

@@ -1,0 +1,33 @@
+"""Memory that requests took goes back to the system, which glibc would keep."""
+
+import ctypes
+from contextlib import suppress
+
+from ebjr.serving.admission import Admission
+
+M_MMAP_THRESHOLD, LARGE_PIECE_BYTES = -3, 4 * 2**20  # the first is glibc's constant
+MUCH_BYTES = 16 * 2**20  # held by requests: what they leave behind is worth a look
+
+
+def return_large_blocks() -> None:
+    """Let glibc return large blocks as they are freed."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_PIECE_BYTES)
+
+
+def return_freed() -> None:
+    """Return what is free between blocks that are not; takes milliseconds."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class Ebb:
+    """Returns freed memory after each time that requests held much: when they are answered."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def look(self) -> None:
+        """Return it, if it is time."""
+        if self._admission.ebbed(MUCH_BYTES):
+            return_freed()
