@@ -272,8 +272,8 @@ class JointConfig:
         check_table(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
         chosen = calibration.get("chosen_on", {})
-        check_keys(chosen, chosen, "calibration.chosen_on")
-        check_keys(points, points, "operating_points")
+        check_table(chosen, chosen, "calibration.chosen_on")
+        check_table(points, points, "operating_points")
         for name in ("split_fraction", "split_seed"):
             if not isinstance(given := calibration.get(name, 0), int | float):
                 raise ValueError(f"calibration.{name} must be a number, not {given!r:.80}")

@@ -476,8 +476,11 @@ class Service:
             raise ProtocolError(
                 f"the input {name!r} must have shape {list(shape)}{words}, not {list(array.shape)}"
             )
-        if not array.ndim or not len(array):
-            raise ProtocolError(f"the input {name!r} must have at least one row")
+        if not array.ndim or not array.size:
+            raise ProtocolError(
+                f"the input {name!r} must have at least one row with values, not the shape "
+                f"{list(array.shape)}"
+            )
         wanted = self._wanted
         texts = array.dtype == object
         if wanted is not None and texts != (wanted.kind in "OU"):
