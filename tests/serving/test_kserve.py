@@ -258,3 +258,8 @@ def test_a_pair_of_any_python_functions_takes_texts():
 
     joint = JointClassifier(length, length, Router("max_logit", 0.0))
     assert [row["score"] for row in said(Served(joint), ["abc", "de"])] == [3.0, 2.0]
+    with TestClient(build_app(Served(joint))) as client:
+        for empty in ([[]], [[[]]], [[], []]):
+            answer = client.post(PREDICT, json={"instances": empty})
+            words = answer.json()["error"]
+            assert (answer.status_code, "at least one row with values" in words) == (400, True)

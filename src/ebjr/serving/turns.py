@@ -14,9 +14,11 @@ from typing import Generic, Protocol, Self, TypeVar
 
 
 class Portion(Protocol):
-    """Rows of one request: their number, and whether its caller still waits."""
+    """Rows of one request."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """How many there are."""
 
     @property
     def open(self) -> bool:
