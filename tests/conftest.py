@@ -26,6 +26,22 @@ settings.register_profile(
 settings.load_profile("shared")
 
 
+LONGEST = (
+    "test_ray_serve.py",
+    "test_within.py",
+    "test_recalibration.py",
+    "test_experiments.py",
+    "test_table_rows.py",
+    "test_docs_pages.py",
+)
+"""Files that start first, so that no core waits at the end for the last of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 120_000
 """Milliseconds that any step in a browser may take."""
