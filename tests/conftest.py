@@ -74,6 +74,16 @@ def calibrated(tmp_path_factory) -> Path:
     return write_joint(tmp_path_factory.mktemp("calibrated"))
 
 
+@pytest.fixture(scope="session")
+def recorded_demo(tmp_path_factory) -> Path:
+    """The folder that `ebjr demo --recorded` leaves; tests that change it copy it."""
+    from ebjr.demo import run_demo
+
+    folder = tmp_path_factory.mktemp("recorded") / "ebjr-demo"
+    run_demo(folder, recorded=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def far_process():
     """A teacher in its own process, shared by the tests of a file."""
