@@ -23,7 +23,7 @@ RESAMPLES = 2000
 """Of all splits together."""
 
 PART = 32
-"""Of which so many are looked at together: their sums stay in the processor's cache."""
+"""Resamples at once: their sums then stay in the processor's cache."""
 
 LEVEL = 0.95
 SLACK = 1e-9
