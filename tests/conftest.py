@@ -26,6 +26,22 @@ settings.register_profile(
 settings.load_profile("shared")
 
 
+LONGEST = (
+    "test_ray_serve.py",
+    "test_within.py",
+    "test_recalibration.py",
+    "test_experiments.py",
+    "test_table_rows.py",
+    "test_docs_pages.py",
+)
+"""Files that start first, so that no core waits at the end for the last of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 120_000
 """Milliseconds that any step in a browser may take."""
@@ -56,6 +72,16 @@ def calibrated(tmp_path_factory) -> Path:
     from tiny import write_joint
 
     return write_joint(tmp_path_factory.mktemp("calibrated"))
+
+
+@pytest.fixture(scope="session")
+def recorded_demo(tmp_path_factory) -> Path:
+    """The folder that `ebjr demo --recorded` leaves; tests that change it copy it."""
+    from ebjr.demo import run_demo
+
+    folder = tmp_path_factory.mktemp("recorded") / "ebjr-demo"
+    run_demo(folder, recorded=True)
+    return folder
 
 
 @pytest.fixture(scope="module")

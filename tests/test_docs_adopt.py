@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from pages import blocks, run_python
@@ -35,16 +35,14 @@ def test_the_commands_push_and_pull(tmp_path, monkeypatch):
     assert "ebjr serve here/joint.toml" in lines
 
 
-def test_the_code_prints_what_the_page_says(tmp_path, monkeypatch):
+def test_the_code_prints_what_the_page_says(tmp_path, monkeypatch, request):
     for name in ("onnxruntime", "mlflow", "sklearn", "supervision"):
         pytest.importorskip(name, reason=f"{name} is not installed")
     import mlflow
-
-    from ebjr.demo import run_demo
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     mlflow.set_tracking_uri((tmp_path / "store").as_uri())
-    run_demo(Path("ebjr-demo"), recorded=True)
+    shutil.copytree(request.getfixturevalue("recorded_demo"), "ebjr-demo")
     run_python(PAGE)

@@ -26,7 +26,7 @@ from tiny import write_coco, write_detectors
 from ebjr import JointConfig, Outcomes, run_study
 from ebjr.backends.entry import ModelEntry
 from ebjr.cli import main
-from ebjr.demo import run_demo, shipped
+from ebjr.demo import shipped
 from ebjr.monitor import RiskMonitor
 from ebjr.scores import SCORES
 from ebjr.windows import STATE_FORMAT
@@ -59,6 +59,12 @@ def folder(stock, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def demo(folder, recorded_demo) -> None:
+    """These files where the pages have them."""
+    shutil.copytree(recorded_demo, folder / "ebjr-demo")
+
+
 def run_lines(page: str, monkeypatch) -> list[str]:
     """Run every `ebjr` command of a page, but for demos and servers: these.
 
@@ -87,9 +93,8 @@ def run_line(line: str, monkeypatch) -> str:
     return printed_by(run)
 
 
-def test_more_than_two_models_become_one(folder, monkeypatch):
+def test_more_than_two_models_become_one(folder, demo, monkeypatch):
     shutil.copy("student.onnx", "middle.onnx")
-    run_demo(Path("ebjr-demo"), recorded=True)
     assert len(run_lines("stages.md", monkeypatch)) == 5
     assert len(run_python("stages.md")["point"].stages) > 1
 
@@ -109,7 +114,7 @@ def test_a_batch_is_answered_within_a_promise(folder, monkeypatch):
     assert names["spent"].teacher_calls == 300
 
 
-def test_two_models_become_one(folder, monkeypatch):
+def test_two_models_become_one(folder, demo, monkeypatch):
     for name in ("cat", "dog", "ship"):
         shutil.copytree("images/class0", f"images_of_three/{name}")
     names = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -118,7 +123,6 @@ def test_two_models_become_one(folder, monkeypatch):
     rows = np.random.default_rng(1).normal(size=(200, 4)).astype(np.float32)
     np.savez(folder / "rows.npz", inputs=rows)
     shutil.copy("student.onnx", "middle.onnx")
-    run_demo(Path("ebjr-demo"), recorded=True)
     assert len(run_lines("two-models.md", monkeypatch)) == 14
     assert Outcomes.load("zoo.npz").roles == ("student", "model-2", "model-3", "teacher")
     assert set(Outcomes.load("three.npz").targets) == {3, 5, 8}

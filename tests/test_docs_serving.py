@@ -15,7 +15,6 @@ from pages import DOCS, blocks, file_of, free_port, run_commands, run_python, se
 from PIL import Image
 
 from ebjr import JointConfig
-from ebjr.demo import run_demo
 
 for name in ("onnxruntime", "sklearn", "starlette", "uvicorn", "tritonclient.http"):
     pytest.importorskip(name, reason=f"{name} is not installed")
@@ -24,13 +23,13 @@ PAGE = "serving.md"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory, recorded_demo):
     """A folder, and the ports at which the page's servers run, by the ports that it names."""
     folder = tmp_path_factory.mktemp("docs")
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
     assert "ebjr demo --recorded" in blocks(PAGE, "sh")[0]
-    run_demo(folder / "ebjr-demo", recorded=True)
+    shutil.copytree(recorded_demo, folder / "ebjr-demo")
     for place in re.findall(r"^models/(.*)/joint.toml", (DOCS / PAGE).read_text(), re.MULTILINE):
         (folder / "models" / place).mkdir(parents=True)
         config = JointConfig.read(folder / "ebjr-demo" / "joint.toml")

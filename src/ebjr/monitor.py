@@ -15,6 +15,7 @@ World", chapter 8, 2022.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -280,7 +281,7 @@ class RiskMonitor(SequentialTest):
 
     def _bound(self, value: np.ndarray) -> float:
         """Return the largest mean of `value`, a transform of `_grid`, that the bets refute."""
-        return refuted_mean(value, np.array(self._mass, np.float64) / _ONE, self.alpha)
+        return _refuted_mean(tuple(value.tolist()), tuple(self._mass), self.alpha)
 
     @property
     def alarm(self) -> int | None:
@@ -343,6 +344,11 @@ class RiskMonitor(SequentialTest):
             raise ValueError("the counts do not add up to the rows")
         monitor._mass = mass
         return monitor
+
+
+@lru_cache(maxsize=8)  # a status and a statement read the same bound again
+def _refuted_mean(value: tuple[float, ...], mass: tuple[int, ...], alpha: float) -> float:
+    return refuted_mean(np.array(value), np.array(mass, np.float64) / _ONE, alpha)
 
 
 SETTINGS = ("promise", "tolerance", "alpha", "audit_probability")

@@ -113,8 +113,10 @@ def test_the_pick_without_a_margin_falls_short_where_the_one_with_it_does_not():
     short = {0.0: [], None: []}
     for seed in range(60):
         seen, others = pair(4_000, seed).split(0.1, seed=0)
+        score = choose_score(seen)
+        chosen = {"score": score, "blend": choose_blend(seen, score)}  # whatever the margin
         for margin, found in short.items():
-            point = calibrate(seen, tolerance=0.02, margin=margin)
+            point = calibrate(seen, tolerance=0.02, margin=margin, **chosen)
             there = evaluate(others, point)
             found.append(there.teacher_quality - 0.02 - there.quality)
     assert np.mean(short[0.0]) > 0.003

@@ -68,7 +68,7 @@ def test_with_images_both_detectors_run_and_the_report_shows_some(
 
     def some(progress):
         images, truth = detection.load(progress)
-        return images[:24], truth[:24]
+        return images[:12], truth[:12]
 
     result = replace(DEMOS["detection"], load=some).run(tmp_path, threads=1)
     assert not result.recorded

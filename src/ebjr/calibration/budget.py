@@ -64,7 +64,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from scipy.special import gammaincinv
@@ -212,7 +212,7 @@ def shows_precision(
     `known` more rows are answered so, and are right. Rows below the threshold are turned.
     """
     how = {"drawn": drawn, "population": population, "known": known - bad}
-    return bad <= critical_bad("agreement", at_least, delta, **how)
+    return bad <= _critical_cached("agreement", at_least, delta, **how)
 
 
 _CANDIDATES, _FEWEST, _SAFE = 24, 20, 1.0
@@ -236,7 +236,7 @@ def promising_cut(
         above, seen = int((keys > cut).sum()), int((tried > cut).sum())
         drawn = min(calls, above)
         how = {"drawn": drawn, "population": above, "known": len(bad) - int(bad.sum())}
-        passes = critical_bad("agreement", at_least, delta, **how)
+        passes = _critical_cached("agreement", at_least, delta, **how)
         likely = drawn * (float(bad[tried > cut].sum()) + 0.5) / (seen + 1)
         odds = (passes + 0.5 - likely) / math.sqrt(likely * (1 + drawn / (seen + 1)) + 1e-9)
         if odds >= _SAFE:
@@ -296,7 +296,7 @@ def _bets_pass(sample: Sample, at_least: float, delta: float, counts: Sequence[i
 # --- the size of a sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity: plans are equal if they share a belief
 class Belief:
     """A prior over pairs: the share of bad rows, and how fast it falls as the score rises.
 
@@ -368,9 +368,7 @@ class Plan:
 
     def sample_size(self, at_least: float, most: int | None = None) -> int | None:
         """Return the sample size, at most `most`, that asks the fewest rows; None if none works."""
-        found = [(self._asked(n, at_least), n) for n in self._sizes(most)]
-        cost, n = min(found, default=(math.inf, 0))
-        return n if math.isfinite(cost) else None
+        return _sample_size(self, at_least, most)
 
     def least_sample(self, at_least: float) -> int | None:
         """Return the smallest sample that passes without a bad row; None if none does."""
@@ -384,16 +382,7 @@ class Plan:
 
     def split(self, calls: int) -> int:
         """Return how many of `calls` to spend on the lowest scores; the rest are sampled above."""
-        bounds = []
-        sampled = self._sizes(calls)
-        for n in sampled:
-            first = min(calls - n, self.deferrable)
-            rest = self.population - first
-            share = self.belief.left(np.array(first / max(self.deferrable, 1)))
-            hits = n * share * self.population / max(rest, 1)
-            upper = gammaincinv(hits + 1, 1 - self.delta) / n * rest
-            bounds.append(float((self.belief.weight * np.minimum(upper, rest)).sum()))
-        return max(0, calls - sampled[int(np.argmin(bounds))])
+        return _split(self, calls)
 
     def _sizes(self, most: int | None) -> list[int]:
         top = min(self.population, self.population if most is None else most)
@@ -429,6 +418,27 @@ class Plan:
         place = np.where(critical < 0, 1.0, self.belief.place(arrivals))
         more = place * self.deferrable * (1 - n / self.population)
         return n + float((self.belief.weight * more).sum(axis=1).mean())
+
+
+@lru_cache(maxsize=64)
+def _sample_size(plan: Plan, at_least: float, most: int | None) -> int | None:
+    found = [(plan._asked(n, at_least), n) for n in plan._sizes(most)]
+    cost, n = min(found, default=(math.inf, 0))
+    return n if math.isfinite(cost) else None
+
+
+@lru_cache(maxsize=64)
+def _split(plan: Plan, calls: int) -> int:
+    bounds = []
+    sampled = plan._sizes(calls)
+    for n in sampled:
+        first = min(calls - n, plan.deferrable)
+        rest = plan.population - first
+        share = plan.belief.left(np.array(first / max(plan.deferrable, 1)))
+        hits = n * share * plan.population / max(rest, 1)
+        upper = gammaincinv(hits + 1, 1 - plan.delta) / n * rest
+        bounds.append(float((plan.belief.weight * np.minimum(upper, rest)).sum()))
+    return max(0, calls - sampled[int(np.argmin(bounds))])
 
 
 _critical_cached, _binomial = cache(critical_bad), cache(critical_count)

@@ -137,8 +137,9 @@ class _Answers:
 
     def score(self, name: str, path: Path) -> np.ndarray:
         """Return the score, (n,), of a path's answers."""
-        score = as_score(name)
-        return self._once((name, path), lambda: np.asarray(score(self.output(path)), np.float64))
+        return self._once(
+            (name, path), lambda: np.asarray(as_score(name)(self.output(path)), np.float64)
+        )
 
     def pair(self, path: Path, other: Path) -> Outcomes:
         """Return the answers on two paths as outcomes."""
