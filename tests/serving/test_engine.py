@@ -533,3 +533,30 @@ def test_torch_models_are_served_too():
 def test_sizes_that_cannot_be_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Engine(joint_of(), **wrong)
+
+
+def test_a_full_batch_of_a_later_model_goes_before_new_rows():
+    asked, gate = [], threading.Event()
+
+    def watched(name, model):
+        def of(x):
+            asked.append((name, len(x)))
+            assert gate.wait(SECONDS)
+            return model(x)
+
+        return of
+
+    models = watched("student", student), watched("teacher", teacher)
+    joint = JointClassifier(*models, Router("max_logit", 9.0))
+    with Engine(joint, student_batch=8, teacher_batch=4, workers=1) as engine:
+        first = engine.ask(np.array([0.5]))
+        while not asked:
+            time.sleep(0.001)
+        more = [engine.ask(np.full(8, 0.5)) for _ in range(2)]
+        gate.set()
+        for ticket in (first, *more):
+            assert said(ticket).answer.deferred.all()
+    places = [place for place, one in enumerate(asked) if one == ("student", 8)]
+    assert len(places) == 2
+    for place in places:
+        assert asked[place + 1 : place + 3] == [("teacher", 4)] * 2

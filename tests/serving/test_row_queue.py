@@ -115,6 +115,12 @@ def test_the_address_that_has_had_least_lately_goes_first():
     assert [ticket.client for ticket, _ in taken(queue, 1)] == ["much"]
 
 
+def test_a_batch_counts_for_the_addresses_of_its_rows():
+    usage = Usage(lambda: 0.0)
+    usage.share(3.0, [("a", 1), ("b", 3), ("a", 2)])
+    assert (usage["a"], usage["b"], usage["c"]) == (1.5, 1.5, 0.0)
+
+
 def test_usage_is_forgotten_in_time_and_stays_finite():
     now = 0.0
     usage = Usage(lambda: now)

@@ -416,19 +416,22 @@ class Engine:
     def _pick(self, crew: "_Crew") -> int | None:
         """Return the model to serve next, or an audit; None: there is no work.
 
-        The first model and later ones whose batch is worthwhile take turns, the last one first:
-        deferred rows wait briefly for others, and no core idles while rows are queued.
+        The first model, and later ones whose batch is worthwhile: deferred rows wait briefly for
+        others, and no core idles while rows are queued. First where the address waits that has had
+        least, then a later model whose batch is full, then in turns.
         """
         if crew is self._spare and not self._long:
             return None
         open_ones = self._open_to(crew)
-        due = [number for number in open_ones if not number or self._queues[number].is_worthwhile()]
         if open_ones:
-            return min(
-                due or open_ones, key=lambda one: (self._queues[one].least(), self._began[one])
-            )
+            due = [one for one in open_ones if not one or self._queues[one].is_worthwhile()]
+            return min(due or open_ones, key=self._urgency)
         may = len(self._audits) and crew is self._crews[-1] and not self.closed
         return AUDIT if may and not self.busy else None
+
+    def _urgency(self, number: int) -> tuple[float, bool, int]:
+        queue, full = self._queues[number], min(self._batches[number], self.paces[number].most())
+        return queue.least(), not (number and queue.rows >= full), self._began[number]
 
     def _open_to(self, crew: "_Crew") -> list[int]:
         """Return the models of a crew that have a batch ready."""
@@ -571,9 +574,7 @@ class Engine:
     def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
         rows, seconds = sum([part.count for part in parts]), ended - began
         self.paces[number].add(rows, seconds)
-        with self.lock:
-            for part in parts:
-                self._usage.add(path_of(part.ticket.client)[0], seconds * part.count / rows)
+        self._usage.share(seconds, ((path_of(part.ticket.client)[0], part.count) for part in parts))
         tickets, waited = [part.ticket for part in parts], [began - part.since for part in parts]
         self._told.observe(Batched(self.stages[number], rows, tickets, waited, began, seconds))
 

@@ -3,13 +3,13 @@
 So who asks for little is answered at once, and what is left goes to those who ask for much. A
 machine gets no more by opening more connections; behind one address, as of a proxy, they are equal.
 
-Nothing here locks: the caller does.
+`Lines` do not lock: the caller does.
 """
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, Protocol, Self, TypeVar
 
 
@@ -41,7 +41,10 @@ def path_of(client: Hashable) -> tuple[Hashable, Hashable]:
 
 
 class Usage:
-    """What each address has had lately, in seconds of work that fade, for comparisons alone."""
+    """What each address has had lately, in seconds of work that fade, for comparisons alone.
+
+    Needs no lock: the sum that two threads change at once may miss one of the changes.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._of: dict[Hashable, float] = {}
@@ -50,12 +53,20 @@ class Usage:
     def __getitem__(self, address: Hashable) -> float:
         return self._of.get(address, 0.0)
 
+    def share(self, seconds: float, rows: Iterable[tuple[Hashable, int]]) -> None:
+        """Count a batch for the addresses of its rows."""
+        had = Counter[Hashable]()
+        for address, count in rows:
+            had[address] += count
+        for address, count in had.items():
+            self.add(address, seconds * count / had.total())
+
     def add(self, address: Hashable, seconds: float) -> None:
         """Count work for an address: later work counts more, instead of earlier work less."""
         now = (self._clock() - self._since) / FADING_SECONDS
         if now > MOST_FADINGS or len(self._of) > MOST_ADDRESSES:
             self._since = self._clock()
-            known = ((one, had * math.exp(-now)) for one, had in self._of.items())
+            known = [(one, had * math.exp(-now)) for one, had in [*self._of.items()]]
             self._of = {one: had for one, had in known if had > NOTHING_SECONDS}
             now = 0.0
         self._of[address] = self[address] + seconds * math.exp(now)
