@@ -549,6 +549,7 @@ def test_a_full_batch_of_a_later_model_goes_before_new_rows():
     models = watched("student", student), watched("teacher", teacher)
     joint = JointClassifier(*models, Router("max_logit", 9.0))
     with Engine(joint, student_batch=8, teacher_batch=4, workers=1) as engine:
+        engine.paces[1].row = 1e-6  # known to be short: no spare worker beside it
         first = engine.ask(np.array([0.5]))
         while not asked:
             time.sleep(0.001)
