@@ -14,14 +14,14 @@ def settled(call: float, row: float, first: int, noise: float = 0.0, limit: int 
     """The sizes of batches of a queue that is never empty, after some time."""
     pace, rng, sizes = Pace(), np.random.default_rng(0), list[int]()
     for number in range(300):
-        rows = first if number < 20 else int(min(limit, pace.most()))
+        rows = first if number < 20 else int(min(limit, pace.most))
         pace.add(rows, (call + row * rows) * float(rng.lognormal(0, noise)))
         sizes.append(rows)
     return sizes[100:]
 
 
 def test_nothing_is_known_before_the_first_batch() -> None:
-    assert Pace().most() == math.inf
+    assert Pace().most == math.inf
     assert Pace().row == 0
 
 
@@ -51,8 +51,8 @@ def test_a_model_that_changes_its_pace_is_followed() -> None:
     pace = Pace()
     for rows in (1, 2, 3, 4) * 20:
         pace.add(rows, 0.001 * rows)
-    assert pace.most() == pytest.approx(TURN_SECONDS / 0.001)
+    assert pace.most == pytest.approx(TURN_SECONDS / 0.001)
     assert pace.row == pytest.approx(0.001)
     for rows in (1, 2, 3, 4) * 20:
         pace.add(rows, 0.004 * rows)
-    assert pace.most() == pytest.approx(TURN_SECONDS / 0.004, rel=0.05)
+    assert pace.most == pytest.approx(TURN_SECONDS / 0.004, rel=0.05)

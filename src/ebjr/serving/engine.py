@@ -217,8 +217,7 @@ class Engine:
         self._usage = Usage()
         self._queues = [RowQueue(max_wait_seconds, usage=self._usage) for _ in models]
         self._active = [0] * len(models)  # running batches of each model
-        self._began = [-number for number in range(len(models))]  # numbers of their latest batches
-        self._batch = 0  # the number of the latest batch
+        self._began = [-number for number in range(len(models))]  # in the order of their batches
         self._continues = bool(self.levels) and facts(self.levels[0].teacher).continues
         self._long: set[int] = set()  # threads that run a batch expected to take long
         self.lock = threading.Lock()
@@ -411,7 +410,7 @@ class Engine:
         """
         hands = 1 if self._singly[number] else 1 + crew.idle
         most = min(self._batches[number], -(-self._queues[number].rows // hands))
-        return int(min(most, self.paces[number].most()))
+        return int(min(most, self.paces[number].most))
 
     def _pick(self, crew: "_Crew") -> int | None:
         """Return the model to serve next, or an audit; None: there is no work.
@@ -430,7 +429,7 @@ class Engine:
         return AUDIT if may and not self.busy else None
 
     def _urgency(self, number: int) -> tuple[float, bool, int]:
-        queue, full = self._queues[number], min(self._batches[number], self.paces[number].most())
+        queue, full = self._queues[number], min(self._batches[number], self.paces[number].most)
         return queue.least(), not (number and queue.rows >= full), self._began[number]
 
     def _open_to(self, crew: "_Crew") -> list[int]:
@@ -454,8 +453,7 @@ class Engine:
     def _begin(self, number: int, rows: int) -> None:
         """Count a batch that starts in this thread; the caller holds the lock."""
         self._active[number] += 1
-        self._batch += 1
-        self._began[number] = self._batch
+        self._began[number] = 1 + max(self._began)
         seconds = self.paces[number].row
         if number and (not seconds or rows * seconds > LONG_SECONDS):
             self._long.add(threading.get_ident())

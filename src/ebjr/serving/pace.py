@@ -15,11 +15,12 @@ SURE = 2.0  # standard errors added to the slope
 class Pace:
     """The seconds of a model's call and of each row of it, from its latest batches.
 
-    `row` is the smoothed quotient of seconds and rows, 0 while unknown.
+    `row` is the smoothed quotient of seconds and rows, 0 while unknown. `most` is the most rows
+    that a batch should have: more would hardly be cheaper, and keep others waiting.
     """
 
     def __init__(self) -> None:
-        self.row = 0.0
+        self.row, self.most = 0.0, math.inf
         self._weight, self._sums = 0.0, np.zeros(5)
 
     def add(self, rows: int, seconds: float) -> None:
@@ -29,9 +30,10 @@ class Pace:
         self._weight = FADING * self._weight + 1
         self._sums *= FADING
         self._sums += rows, seconds, rows * rows, rows * seconds, seconds * seconds
+        self.most = self._best()
 
-    def most(self) -> float:
-        """Return the most rows of a batch; more would hardly be cheaper, and keep others waiting.
+    def _best(self) -> float:
+        """Return `most`.
 
         The rows of a batch take no longer than its call, or `TURN_SECONDS` if that is longer. How
         long a row takes is the slope of seconds over rows, or what it may be at most by chance.
