@@ -17,12 +17,13 @@ from ebjr.errors import ProtocolError, needs
 from ebjr.files import json_number
 from ebjr.labels import are_names
 from ebjr.protocol import read_object
+from ebjr.serving.call import Question
 from ebjr.serving.engine import Ticket
 from ebjr.serving.infer import Headers, Written
 from ebjr.serving.limits import Refused
 from ebjr.serving.logs import new_request_id
 from ebjr.serving.served import Served
-from ebjr.serving.service import REQUEST_PARAMETERS, Question, Service
+from ebjr.serving.service import REQUEST_PARAMETERS, Service
 
 with needs("serve", "serving"):
     import msgspec.json

@@ -3,11 +3,12 @@
 from ebjr.errors import ProtocolError, needs
 from ebjr.protocol import read_object
 from ebjr.serving.admission import Hold
+from ebjr.serving.call import Question
 from ebjr.serving.chat import COMPLETIONS, MODELS, PREDICT, Chat
 from ebjr.serving.infer import Headers, answered
 from ebjr.serving.lanes import LARGE_BYTES, aside
 from ebjr.serving.repository import Repository
-from ebjr.serving.service import Question, Service
+from ebjr.serving.service import Service
 
 with needs("serve", "serving"):
     from starlette.requests import Request

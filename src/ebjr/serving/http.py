@@ -14,13 +14,14 @@ from urllib.parse import quote
 
 from ebjr.errors import EbjrError, needs
 from ebjr.serving.bodies import too_large
+from ebjr.serving.call import Call
 from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
 from ebjr.serving.infer import CALL, ENDED, Infer, Written, error_body, json_bytes, refused
 from ebjr.serving.lanes import LARGE_BYTES
 from ebjr.serving.logs import REQUEST_ID, new_request_id
 from ebjr.serving.repository import Repository
-from ebjr.serving.service import Call, Service
+from ebjr.serving.service import Service
 
 with needs("serve", "serving"):
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol

@@ -26,11 +26,12 @@ from ebjr.protocol import (
 )
 from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import compressed, read_body
+from ebjr.serving.call import Call, Question
 from ebjr.serving.lanes import LARGE_BYTES, aside
 from ebjr.serving.limits import Refused
 from ebjr.serving.multipart import read_form
 from ebjr.serving.repository import Repository
-from ebjr.serving.service import REQUEST_PARAMETERS, Call, Plan, Question, Service
+from ebjr.serving.service import REQUEST_PARAMETERS, Plan, Service
 
 with needs("serve", "serving"):
     from starlette.requests import ClientDisconnect, Request

@@ -14,11 +14,12 @@ import numpy as np
 from ebjr.errors import ModelError, ProtocolError, needs
 from ebjr.protocol import json_values, read_object, read_parameters, tensor_of
 from ebjr.serving.admission import Hold
+from ebjr.serving.call import Question
 from ebjr.serving.chat import MODELS, PREDICT
 from ebjr.serving.engine import Ticket
 from ebjr.serving.infer import PARSED_BYTES, Headers, Written, answered, finished, host_of
 from ebjr.serving.lanes import LARGE_BYTES, aside
-from ebjr.serving.service import OUTPUTS, Question, Service
+from ebjr.serving.service import OUTPUTS, Service
 
 with needs("serve", "serving"):
     import msgspec.json
