@@ -65,9 +65,9 @@ def compressed(body: bytes, accepted: str) -> tuple[bytes, list[tuple[bytes, byt
 
 
 def _declared(body: bytes, most: int) -> int:
-    """Return the size that a gzip body says it has decompressed; `most` if it cannot be.
+    """Return the decompressed size that a gzip body ends with; `most` if it cannot be true.
 
-    Refused if it is above `most`: a bomb that says what it is costs nothing.
+    A size above `most` is refused before anything is decompressed.
     """
     size = int.from_bytes(body[-4:], "little")
     if size > DENSEST * len(body):  # cut off, or no gzip: decompressing tells what is wrong

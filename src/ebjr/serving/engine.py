@@ -416,8 +416,8 @@ class Engine:
         """Return the model to serve next, or an audit; None: there is no work.
 
         The first model, and later ones whose batch is worthwhile: deferred rows wait briefly for
-        others, and no core idles while rows are queued. First where the address waits that has had
-        least, then a later model whose batch is full, then in turns.
+        others, and no core idles while rows are queued. The model with rows of the address that has
+        had least comes first, then a later model with a full batch; otherwise they take turns.
         """
         if crew is self._spare and not self._long:
             return None

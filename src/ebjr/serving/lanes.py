@@ -95,7 +95,7 @@ class Lanes:
 async def aside(size: int, function: Callable[..., Found], *arguments: Any) -> Found:
     """Call a function on `size` bytes: in a thread if they are many.
 
-    It is no lane's thread: parsing holds the interpreter, and must not do so at leisure.
+    It is no lane's thread: parsing holds the interpreter, so it must not run at low priority.
     """
     if size <= LARGE_BYTES:
         return function(*arguments)

@@ -1,4 +1,4 @@
-"""Memory that requests took goes back to the system, which glibc would keep."""
+"""Return the memory of answered requests to the system; glibc would keep it."""
 
 import ctypes
 from contextlib import suppress
@@ -16,13 +16,13 @@ def return_large_blocks() -> None:
 
 
 def return_freed() -> None:
-    """Return what is free between blocks that are not; takes milliseconds."""
+    """Return the free memory between used blocks; takes milliseconds."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class Ebb:
-    """Returns freed memory after each time that requests held much: when they are answered."""
+    """Returns freed memory once requests that held much are answered."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission

@@ -35,9 +35,9 @@ class Pace:
     def _best(self) -> float:
         """Return `most`.
 
-        The rows of a batch take no longer than its call, or `TURN_SECONDS` if that is longer. How
-        long a row takes is the slope of seconds over rows, or what it may be at most by chance.
-        While all batches are of one size, there is no slope: another size is tried.
+        The rows of a batch take no longer than its call, or `TURN_SECONDS` if that is longer. The
+        seconds of a row are the slope of seconds over rows plus `SURE` standard errors. Batches of
+        one size have no slope: another size is tried.
         """
         if self._weight < ENOUGH:
             return math.inf

@@ -1,7 +1,7 @@
 """Whose turn it is: the address that has had least lately, and its connections one by one.
 
-So who asks for little is answered at once, and what is left goes to those who ask for much. A
-machine gets no more by opening more connections; behind one address, as of a proxy, they are equal.
+Clients that ask for little are answered at once, and the others share the rest. A machine gets no
+more by opening more connections: those behind one address, such as a proxy's, share its turns.
 
 `Lines` do not lock: the caller does.
 """
