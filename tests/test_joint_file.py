@@ -450,6 +450,13 @@ def test_what_is_no_longer_as_certified_is_said_in_words(certified, key, value, 
             "split_seed must be a number, not '1'",
         ),
         ('name = "', 'operating_points = 3\nname = "', "operating_points must be a table, not int"),
+        *(
+            (old, new, f"calibration.{name} must be a table, not {kind}")
+            for name, old, new, kind in (
+                ("certified", "[calibration.certified]", "[[calibration.certified]]", "list"),
+                ("traffic", "[calibration]", '[calibration]\ntraffic = "x"', "str"),
+            )
+        ),
         ('promise = "excess"', 'promised = "excess"', "unexpected keyword argument 'promised'"),
     ],
 )
