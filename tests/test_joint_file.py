@@ -649,6 +649,11 @@ def test_a_missing_model_file_is_named(joint, tmp_path):
             "labels must be a list of names, not 'cat'",
         ),
         ('name = "joint"', 'name = "a"\ncolumns = 3', "columns must be a list of names, not 3"),
+        (
+            'name = "joint"',
+            'name = "a"\nclasses = 3',
+            "classes go with task 'specialized', not with",
+        ),
         ("[student]\n", "[student]\ncolour = 1\n", "student has an unknown key 'colour'"),
         ("size = ", "sise = ", "sise"),
     ],
