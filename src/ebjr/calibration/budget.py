@@ -442,4 +442,5 @@ def _split(plan: Plan, calls: int) -> int:
 
 
 # bounded: a long run makes one promise per window, each about other numbers of rows
-_critical_cached, _binomial = map(lru_cache(maxsize=2**14), (critical_bad, critical_count))
+_critical_cached = lru_cache(maxsize=2**14)(critical_bad)
+_binomial = lru_cache(maxsize=2**14)(critical_count)
