@@ -450,6 +450,13 @@ def test_what_is_no_longer_as_certified_is_said_in_words(certified, key, value, 
             "split_seed must be a number, not '1'",
         ),
         ('name = "', 'operating_points = 3\nname = "', "operating_points must be a table, not int"),
+        *(
+            (old, new, f"calibration.{name} must be a table, not {kind}")
+            for name, old, new, kind in (
+                ("certified", "[calibration.certified]", "[[calibration.certified]]", "list"),
+                ("traffic", "[calibration]", '[calibration]\ntraffic = "x"', "str"),
+            )
+        ),
         ('promise = "excess"', 'promised = "excess"', "unexpected keyword argument 'promised'"),
     ],
 )
@@ -642,6 +649,11 @@ def test_a_missing_model_file_is_named(joint, tmp_path):
             "labels must be a list of names, not 'cat'",
         ),
         ('name = "joint"', 'name = "a"\ncolumns = 3', "columns must be a list of names, not 3"),
+        (
+            'name = "joint"',
+            'name = "a"\nclasses = 3',
+            "classes go with task 'specialized', not with",
+        ),
         ("[student]\n", "[student]\ncolour = 1\n", "student has an unknown key 'colour'"),
         ("size = ", "sise = ", "sise"),
     ],

@@ -202,7 +202,7 @@ def test_outcomes_without_a_stage_are_refused(joint, tmp_path):
         config.study(pair)
 
 
-def test_a_changed_inner_router_voids_what_was_promised(tmp_path, monkeypatch, capsys):
+def test_a_calibrated_chain_is_told_by_its_routers_and_its_numbers(tmp_path, monkeypatch, capsys):
     write_pair(tmp_path)
     write_linear(tmp_path / "middle.onnx", 9 * np.eye(3)[::-1])
     models = [f"--model={tmp_path / name}.onnx" for name in ("student", "middle", "teacher")]
@@ -218,6 +218,10 @@ def test_a_changed_inner_router_voids_what_was_promised(tmp_path, monkeypatch, c
     edited = {**config.student.router, "blend": 7.0}
     changed = replace(config, student=replace(config.student, router=edited))
     assert changed.changes == ["a router between the first stages has changed"]
+    bare = replace(ebjr.Outcomes.load(tmp_path / "zoo.npz"), models={})
+    assert config.unchecked(bare) is None  # the numbers that it was calibrated on
+    other = config.unchecked(bare.take(np.arange(len(bare))[::-1]))
+    assert "do not name their student and model-2 and teacher" in other
 
 
 def test_classes_in_another_order_inside_are_refused(joint, tmp_path):

@@ -356,3 +356,10 @@ def test_a_goal_is_judged_in_its_own_metric_whatever_is_shown(run, data, tmp_pat
     point = config.study(outcomes).point
     again = study_point(replace(outcomes, metric="mae"), point, config.goal)
     assert again.verdict.text == own["verdict"]
+
+
+def test_the_price_of_the_margin_is_that_of_the_goal_whatever_is_shown():
+    study = run_study(pair(400), tolerance=0.05)
+    shown = study_point(replace(study.outcomes, metric="mse"), study.point, study.goal)
+    assert study.plain_point.deferral_rate < study.point.deferral_rate
+    assert shown.plain_point.threshold == study.plain_point.threshold

@@ -96,10 +96,14 @@ class OperatingPoint:
 
     @property
     def router(self) -> Router:
-        """A new router with this score and threshold, which knows this blend and scale."""
+        """A new router with this score and threshold, which knows what else the point needs."""
         router = Router(self.score_function or self.score, self.threshold)
-        router.chosen_with = {"blend": self.blend, "rescale": self.rescale}
+        router.chosen_with = self._chosen_with
         return router
+
+    @property
+    def _chosen_with(self) -> dict[str, Any]:
+        return {"blend": self.blend, "rescale": self.rescale}
 
     def curve(self, outcomes: "Outcomes") -> "TradeOffCurve":
         """Return the curve of this score and blend on any outcomes."""

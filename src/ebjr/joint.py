@@ -148,6 +148,11 @@ class JointModel:
         self._taught = facts(teacher)
         self._may_be_silent = any(facts(one).url is not None for one in models_of(student))
         self._before = len(models_of(student))  # stages before the teacher
+        if self._before + 1 < (models := chosen.get("models", 0)):
+            raise ValueError(
+                f"the router was chosen for a chain of {models} models, and its score reads the "
+                f"answer of the first {models - 1}: make the chain with point.joint(models)"
+            )
         self.kind.check_score(router.score)
         self.kind.check_scale(self.rescale)
         self.kind.check_blend(self.blend)

@@ -53,10 +53,13 @@ if TYPE_CHECKING:
     from ebjr.tasks.specialized.known_classes import Traffic
 
 
+_CALIBRATION_TABLES = (
+    *("certified", "chosen_on", "held_out"),
+    *("curve", "disagreement", "drift", "traffic"),
+)
 _CALIBRATION_KEYS = (
-    *("date", "verdict", "goal", *ARGUMENTS, *GUARANTEE),
-    *("outcomes", "split_fraction", "split_seed", "traffic", "preprocessing"),
-    *("certified", "chosen_on", "held_out", "score_quantiles", "curve", "drift", "disagreement"),
+    *("date", "verdict", "goal", *ARGUMENTS, *GUARANTEE, *_CALIBRATION_TABLES),
+    *("outcomes", "split_fraction", "split_seed", "preprocessing", "score_quantiles"),
     *("known_classes", "classes", "routers"),
 )
 
@@ -271,8 +274,8 @@ class JointConfig:
         calibration = table.get("calibration", {})
         check_table(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
-        chosen = calibration.get("chosen_on", {})
-        check_table(chosen, chosen, "calibration.chosen_on")
+        for name in _CALIBRATION_TABLES:
+            check_table(found := calibration.get(name, {}), found, f"calibration.{name}")
         check_table(points, points, "operating_points")
         for name in ("split_fraction", "split_seed"):
             if not isinstance(given := calibration.get(name, 0), int | float):
@@ -461,8 +464,10 @@ class JointConfig:
 
         Also None for the numbers that the file was calibrated on.
         """
-        known = self.calibration.get("outcomes") == outcomes.fingerprint
-        return None if known else unnamed(outcomes)
+        if (told := unnamed(outcomes)) is None:
+            return None
+        pair = reduced(outcomes, stages_in(outcomes, self.parts, self.student.routers))
+        return None if self.calibration.get("outcomes") == pair.fingerprint else told
 
     def in_own_metric(self, outcomes: Outcomes) -> Outcomes:
         """Return outcomes of the file's task in the metric of its goal, if it names one."""

@@ -33,9 +33,7 @@ from ebjr.costs import MOST_DEARER, Cost, common_unit
 from ebjr.data.columns import check_columns
 from ebjr.data.examples import ArrayData, Data
 from ebjr.data.looks import Look, prepare_for
-from ebjr.data.preprocess import (
-    Preprocess,
-)
+from ebjr.data.preprocess import Preprocess
 from ebjr.errors import ModelError, TeacherUnavailable, check_at_least, note
 from ebjr.evaluation.example_costs import costs_of
 from ebjr.files import json_number

@@ -32,8 +32,9 @@ class Router:
     Attributes
     ----------
     chosen_with
-        The `blend` and `rescale` of the operating point that the router comes from; empty if it
-        comes from none. A joint model takes what it is not given from here.
+        The `blend` and `rescale` of the operating point that the router comes from, and of a chain
+        the number of `models`; empty if it comes from none. A joint model takes what it is not
+        given from here, and refuses a chain's router without the chain.
 
     Raises
     ------

@@ -161,10 +161,11 @@ class Study:
 
     @property
     def plain_point(self) -> OperatingPoint | None:
-        """The pick without a margin, on `calibration`; None if the point has no margin."""
-        if self.point.margin is None:
+        """The goal's pick without a margin, on `calibration`; None if the point has no margin."""
+        study = self.judged or self
+        if study.point.margin is None:
             return None
-        return self._chosen_for(replace(self.goal, margin=0.0))
+        return study._chosen_for(replace(study.goal, margin=0.0))
 
     @property
     def _pays_within(self) -> OperatingPoint | None:

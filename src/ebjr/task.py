@@ -120,7 +120,9 @@ class Task:
         return self
 
     def check_classes(self, classes: int | None) -> None:
-        """Check `known_classes` against the teacher's number of classes."""
+        """Check `known_classes` against the teacher's number of classes, None without them."""
+        if classes is not None:
+            raise ValueError(f"classes go with task 'specialized', not with {self.name!r}")
 
     def metric(self, name: str | None = None) -> Metric:
         """Return the metric of that name, or the default."""

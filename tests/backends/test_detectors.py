@@ -170,6 +170,7 @@ def test_a_layout_of_your_own_is_a_function(tmp_path):
             {"layout": "ssd"},
             "layout must be one of auto, nanodet, yolov8, yolov5, detr, torchvision",
         ),
+        ({"layout": 3}, "layout must be one of auto, nanodet"),
         ({"above": 1.0}, "above must lie in"),
         ({"limit": 0}, "limit must be at least 1, not 0"),
         ({"nms": 1.5}, "nms must lie in"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
+from ebjr.calibration import budget
 from ebjr.calibration.budget import (
     Plan,
     Sample,
@@ -214,3 +215,8 @@ def test_what_is_known_of_a_pair_makes_its_samples_better():
 
 def test_samples_are_counted_as_combinations():
     assert len(DRAWS) == comb(N, DRAWN)
+
+
+def test_a_long_run_of_windows_keeps_a_bounded_number_of_critical_counts():
+    for kept in (budget._critical_cached, budget._binomial):
+        assert kept.cache_info().maxsize

@@ -90,6 +90,17 @@ def test_the_reduced_outcomes_are_what_the_joint_model_says_row_by_row():
     assert flops(evaluate(short, point)) == pytest.approx(paid)
 
 
+def test_the_router_of_a_chain_is_refused_without_the_chain():
+    table = zoo(500)
+    point = calibrate_stages(table, stages=CHAIN, tolerance=0.01)
+    first, middle, last = (table.said_by(role).__getitem__ for role in table.roles)
+    with pytest.raises(ValueError, match=r"a chain of 3 models.*make the chain with point\.joint"):
+        JointClassifier(first, last, point.router)
+    chain = point.joint([first, middle, last])
+    own = JointClassifier(chain.student, last, point.router)(np.arange(500))
+    assert np.array_equal(own.output, chain(np.arange(500)).output)
+
+
 def test_costs_are_those_of_the_rows_that_are_looked_at():
     table = zoo(600)
     stages = [Stage("student"), Stage("model-2", "softmax", 0.8), Stage("teacher")]

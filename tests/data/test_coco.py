@@ -93,6 +93,15 @@ def test_a_file_that_is_absent_or_no_json_is_refused(tmp_path):
         read_coco(tmp_path / "list.json")
 
 
+def test_a_key_that_an_object_has_twice_is_refused(tmp_path):
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace('"iscrowd": 1', '"iscrowd": 1, "iscrowd": 0'))
+    with pytest.raises(
+        ValueError, match=r"labels\.json: in an object, the key 'iscrowd' must occur"
+    ):
+        read_coco(path)
+
+
 IMAGE, SECOND = CONTENT["images"]
 TOOTHBRUSH, PERSON = CONTENT["categories"]
 BOX, CROWD = CONTENT["annotations"]

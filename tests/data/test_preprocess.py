@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import resource
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ebjr.data.preprocess import Preprocess, Preprocessed, infer_preprocess
+from ebjr.data.preprocess import ImageFile, Preprocess, Preprocessed, infer_preprocess
 from ebjr.model import Model
 
 
@@ -316,3 +317,15 @@ def test_the_mean_of_a_gray_image_is_one_number() -> None:
 )
 def test_a_model_of_one_channel_is_given_gray_images(shape, expected) -> None:
     assert infer_preprocess(shape) == expected
+
+
+@pytest.mark.parametrize("size", [None, (6, 8), (3, 4)])
+@pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
+def test_an_image_that_was_resized_ahead_is_freed_when_it_is_answered(size, resize) -> None:
+    chosen = Preprocess(size=size, resize=resize)
+    (pixels,) = photos((6, 8))
+    image = ImageFile.of(pixels).with_sizes([chosen])
+    assert np.array_equal(chosen([image]), chosen([pixels]))
+    freed = weakref.ref(image)
+    del image
+    assert freed() is None

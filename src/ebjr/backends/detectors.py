@@ -64,7 +64,7 @@ class OnnxDetector:
         threads: int | None = None,
         providers: Sequence[Any] | None = None,
     ) -> None:
-        if isinstance(layout, str):
+        if not isinstance(layout, Layout):
             check_choice("layout", layout, ("auto", *LAYOUTS))
         if not 0 <= above < 1:
             raise ValueError(f"above must lie in 0..1, under 1, not {above}")

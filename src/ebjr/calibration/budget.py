@@ -441,4 +441,6 @@ def _split(plan: Plan, calls: int) -> int:
     return max(0, calls - sampled[int(np.argmin(bounds))])
 
 
-_critical_cached, _binomial = cache(critical_bad), cache(critical_count)
+# bounded: a long run makes one promise per window, each about other numbers of rows
+_critical_cached = lru_cache(maxsize=2**14)(critical_bad)
+_binomial = lru_cache(maxsize=2**14)(critical_count)

@@ -52,6 +52,10 @@ class StagedPoint(OperatingPoint):
         return cls(**own, stages=tuple(stages), **about)
 
     @property
+    def _chosen_with(self) -> dict[str, Any]:
+        return {**super()._chosen_with, "models": len(self.stages)}
+
+    @property
     def alone(self) -> Candidate | None:
         """The best single model that costs no more than the chain and is as good, or None.
 

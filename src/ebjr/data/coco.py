@@ -44,13 +44,21 @@ def read_coco(path: str | os.PathLike[str]) -> CocoLabels:
     except FileNotFoundError:
         raise FileNotFoundError(f"label file {path} does not exist; check the path") from None
     try:
-        return _labels(json.loads(text))
+        return _labels(json.loads(text, object_pairs_hook=_object))
     except KeyError as error:
         raise ValueError(
             f"{path} must be in COCO's instances format, but {error.args[0]} is missing"
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object; a ValueError if it has a key twice, where Python keeps the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        _once((key for key, _ in pairs), "in an object, the key")
+    return found
 
 
 def _labels(content: Mapping[str, Any]) -> CocoLabels:

@@ -394,7 +394,8 @@ class ImageFile(np.ndarray):
 
     def with_sizes(self, models: Iterable["Preprocess"]) -> Self:
         """Resize the image ahead of the models' batches, where each `Preprocess` finds its size."""
-        self.resized = {model.fitting: model.fit(self) for model in models}
+        pixels = self.view(np.ndarray)  # a view of the image itself would keep it alive forever
+        self.resized = {model.fitting: model.fit(pixels) for model in models}
         return self
 
 
