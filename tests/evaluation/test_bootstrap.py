@@ -130,3 +130,21 @@ def test_joint_predictions_are_those_of_the_joint_model(blend):
     )
     answer = joint(np.arange(300))
     assert np.array_equal(joint_prediction(outcomes, point), answer.prediction)
+
+
+@pytest.mark.parametrize("n", [1, 3, 100])
+def test_examples_that_all_agree_leave_room_for_what_they_have_not_shown(n):
+    answers = np.tile([[3.0, 0.0]], (n, 1))
+    outcomes = Outcomes(answers, answers, np.zeros(n, int))
+    found = bootstrap(outcomes, TradeOffCurve.of(outcomes, "softmax").at(threshold=0.5))
+    unseen = 1 - 0.025 ** (1 / n)  # the largest share of which n examples show none, 1 in 40
+    assert tuple(found["accuracy"]) == pytest.approx((1, 1 - unseen, 1))
+    assert tuple(found["deferral_rate"]) == pytest.approx((0, 0, unseen))
+    assert tuple(found["gain_over_teacher"]) == pytest.approx((0, -unseen, unseen))
+
+
+def test_a_point_that_defers_everything_is_the_teacher_for_certain():
+    answers = np.tile([[3.0, 0.0]], (5, 1))
+    outcomes = Outcomes(answers, answers, np.zeros(5, int))
+    point = TradeOffCurve.of(outcomes, "softmax").at(threshold=np.inf)
+    assert tuple(bootstrap(outcomes, point)["gain_over_teacher"]) == (0, 0, 0)

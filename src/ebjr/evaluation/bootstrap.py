@@ -3,6 +3,7 @@
 They hold for examples drawn independently from one population.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -14,7 +15,7 @@ from ebjr.curve import OperatingPoint
 from ebjr.errors import check_at_least
 from ebjr.metric import Metric, Whole
 from ebjr.outcomes import Outcomes
-from ebjr.stats import Interval
+from ebjr.stats import Interval, share_interval
 
 MOST_WHOLE = 500
 """The default number of resamples for a metric that is not a mean of rows."""
@@ -37,7 +38,9 @@ def bootstrap(
     20,000 rows their means are drawn from the normal distribution that they then have. COCO's mAP
     is computed again on each resample of the images. It is too high on few images, and even higher
     on a resample, which has fewer different ones: its own interval is the basic bootstrap's, which
-    corrects for that. Differences of two mAP need no correction.
+    corrects for that. Differences of two mAP need no correction. Where no resample differs from the
+    examples, as when joint model and teacher are right on the same ones, the interval covers what n
+    examples can have missed.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; the basic
     bootstrap: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2.
@@ -78,10 +81,27 @@ def bootstrap(
         means, drawn = rows.mean(axis=0)[None], resampled_means(rows, n_resamples, rng)
     estimate, figures = _figures(means, point, measure), _figures(drawn, point, measure)
     basic = {measure.name} if measure.whole is not None else set()
-    return {
+    found = {
         name: interval_of(estimate[name][0], values, level, basic=name in basic)
         for name, values in figures.items()
     }
+    if measure.binary and math.isfinite(point.threshold):  # else a difference of 0 is certain
+        shares = {measure.name: 0.0, "deferral_rate": 0.0}
+        for name, least in {**shares, "gain_over_teacher": -1.0, "gain_over_student": -1.0}.items():
+            found[name] = _with_unseen(found[name], least, n, level)
+    return found
+
+
+def _with_unseen(interval: Interval, least: float, n: int, level: float) -> Interval:
+    """Widen an interval without width: one more kind of example, from `least` to 1, may exist.
+
+    Source: the share of a kind that n examples do not show, Clopper & Pearson, Biometrika, 1934.
+    """
+    estimate, low, high = interval
+    if high - low > 1e-12:  # differences of means are not exact in binary
+        return interval
+    unseen = share_interval(0, n, level).high
+    return Interval(estimate, *(estimate + unseen * (end - estimate) for end in (least, 1.0)))
 
 
 def interval_of(
