@@ -511,12 +511,14 @@ class Engine:
                     raise
                 error, spent = failure, getattr(failure, "spent", None)
                 found = Answer(said.output[:0], answered=np.zeros(len(inputs), bool), spent=spent)
+        finally:  # work that fails counts, too
+            seconds = time.perf_counter() - began
+            self._usage.share(seconds, [(path_of(p.ticket.client)[0], p.count) for p in parts])
         if found is None:  # one request's rows must not fail the requests beside it
             half = len(parts) // 2
             self._try(number, parts[:half])
             self._try(number, parts[half:])
             return
-        ended = time.perf_counter()
         self._tell_asked(number, len(inputs), found, error, said)
         if said is not None:
             said = said._replace(
@@ -531,7 +533,7 @@ class Engine:
             self._miss(number, missed, error or TeacherUnavailable(why))
         if parts:
             self._go_on(number, parts, self._whole(number, found, spent))
-            self._tell_batch(number, parts, began, ended)
+            self._tell_batch(number, parts, began, seconds)
 
     def _ask(self, number: int, inputs: Batch, said: Said | None) -> Answer:
         """Call a model; a later model's answer is blended with the earlier ones."""
@@ -569,10 +571,9 @@ class Engine:
             silent = silent_rows(found.output if said is None else said.output)
             self._told.observe(Asked(self.stages[number], missed, found.spent, silent))
 
-    def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
-        rows, seconds = sum([part.count for part in parts]), ended - began
+    def _tell_batch(self, number: int, parts: Sequence[Part], began: float, seconds: float) -> None:
+        rows = sum([part.count for part in parts])
         self.paces[number].add(rows, seconds)
-        self._usage.share(seconds, ((path_of(part.ticket.client)[0], part.count) for part in parts))
         tickets, waited = [part.ticket for part in parts], [began - part.since for part in parts]
         self._told.observe(Batched(self.stages[number], rows, tickets, waited, began, seconds))
 
