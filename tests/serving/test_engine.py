@@ -590,3 +590,13 @@ def test_rows_that_a_model_fails_on_count_for_their_address():
             with pytest.raises(ModelError, match="a negative number"):
                 said(future)
     assert asked == [-1, 1, 2, 2, 2, -2, -2, -2]
+
+
+def test_a_batch_as_full_as_its_pace_lets_it_be_is_not_waited_for():
+    with Engine(joint_of(), max_wait_seconds=59.0) as engine:
+        for rows in (1, 2, 3) * 20:
+            engine.paces[0].add(rows, 0.01 * rows)
+        assert engine.paces[0].most == pytest.approx(2)
+        for _ in range(4):  # 8 rows at once: 32 seem to be soon
+            found = engine.ask(np.array([9.0, 9.0]))
+        assert not said(found).answer.deferred.any()

@@ -403,14 +403,14 @@ class Engine:
                 crew.changed.notify()  # one wake-up per batch: the next worker passes it on
             return number, parts
 
-    def _most(self, number: int, crew: "_Crew") -> int:
-        """Return the row limit of the next batch.
+    def _full(self, number: int) -> int:
+        """Return the rows of a model's full batch."""
+        return int(min(self._batches[number], self.paces[number].most))
 
-        Idle workers share the queue.
-        """
+    def _most(self, number: int, crew: "_Crew") -> int:
+        """Return the row limit of the next batch: idle workers share the queue."""
         hands = 1 if self._singly[number] else 1 + crew.idle
-        most = min(self._batches[number], -(-self._queues[number].rows // hands))
-        return int(min(most, self.paces[number].most))
+        return min(self._full(number), -(-self._queues[number].rows // hands))
 
     def _pick(self, crew: "_Crew") -> int | None:
         """Return the model to serve next, or an audit; None: there is no work.
@@ -429,8 +429,9 @@ class Engine:
         return AUDIT if may and not self.busy else None
 
     def _urgency(self, number: int) -> tuple[float, bool, int]:
-        queue, full = self._queues[number], min(self._batches[number], self.paces[number].most)
-        return queue.least(), not (number and queue.rows >= full), self._began[number]
+        queue = self._queues[number]
+        full = number and queue.rows >= self._full(number)
+        return queue.least(), not full, self._began[number]
 
     def _open_to(self, crew: "_Crew") -> list[int]:
         """Return the models of a crew that have a batch ready."""
@@ -439,7 +440,7 @@ class Engine:
             for number in crew.stages
             if self._queues[number].rows
             and not (self._singly[number] and self._active[number])
-            and (self.closed or self._queues[number].ready(self._batches[number]))
+            and (self.closed or self._queues[number].ready(self._full(number)))
         ]
 
     def _put(self, number: int, parts: Sequence[Part]) -> None:
