@@ -34,7 +34,7 @@ from ebjr.serving import bodies, memory
 from ebjr.serving.admission import Admission
 from ebjr.serving.app import Served, build_app
 from ebjr.serving.images import decoded_images, opened_images
-from ebjr.serving.lanes import NICENESS, Lane
+from ebjr.serving.lanes import LARGE_BYTES, NICENESS, Lane
 from ebjr.serving.limits import Limits, Refused, exposure
 
 BODY = json.dumps(request()).encode()
@@ -130,6 +130,25 @@ def test_bodies_of_any_size_are_decompressed_whole(pack, noise):
         for more in (b"x", bytes(2 * bodies.FED_BYTES)):
             with pytest.raises(Refused, match="goes on after"):
                 unpacked(body + more, encoding)
+
+
+def test_a_large_body_that_becomes_a_small_one_is_decompressed_beside_the_loop(monkeypatch):
+    packer, seen = zlib.compressobj(wbits=zlib.MAX_WBITS | 16), []
+    body = packer.compress(BODY) + packer.flush(zlib.Z_FULL_FLUSH)
+    body += b"\x00\x00\x00\xff\xff" * LARGE_BYTES  # blocks without content
+    body += packer.flush()
+    decompressed = bodies._decompressed
+
+    def watched(*how):
+        seen.append(threading.current_thread().name[:10])
+        return decompressed(*how)
+
+    monkeypatch.setattr(bodies, "_decompressed", watched)
+    with TestClient(build_app(served())) as client:
+        assert send(client, body, Content_Encoding="gzip").status_code == 200
+        assert send(client, gzip.compress(BODY), Content_Encoding="gzip").status_code == 200
+    assert seen[0] == "ebjr-large"
+    assert seen[1] != "ebjr-large"
 
 
 def test_bodies_that_are_too_large_are_refused_declared_or_not(client):

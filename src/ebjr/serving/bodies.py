@@ -46,7 +46,9 @@ async def read_body(request: Request, host: Host, hold: Hold) -> bytes:
         raise Refused(415, f"bodies may be compressed with gzip or deflate, not {encoding!r}")
     size = _declared(body, most) if encoding == "gzip" else most
     work = partial(_decompressed, body, encoding, size, most, hold)
-    return work() if size <= LARGE_BYTES else await host.lanes.large.run(hold.client, work)
+    if max(size, len(body)) <= LARGE_BYTES:
+        return work()
+    return await host.lanes.large.run(hold.client, work)
 
 
 def too_large(most: int) -> str:
