@@ -387,7 +387,7 @@ def test_small_images_do_not_wait_for_large_ones(pair_of_sizes):
     app = build_app(Served(pair_of_sizes))
     with TestClient(app) as client:
         try:
-            app.state.repository.lanes.large.put("another", lambda: free.wait(30))
+            app.state.repository.shared.lanes.large.put("another", lambda: free.wait(30))
             body, headers = images_of(png(90, 70))
             assert send(client, body, **headers).is_success
         finally:

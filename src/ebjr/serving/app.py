@@ -424,7 +424,7 @@ async def _change(
 async def _object(request: Request, key: str) -> dict[str, Any]:
     """Read a JSON object with a `key` or nothing from a body, which may be empty."""
     with host_of(request).admission.hold(client_of(request)) as hold:
-        raw = await read_body(request, host_of(request), hold)
+        raw = await read_body(request, host_of(request).shared, hold)
     if len(raw) > MOST_WISH_BYTES:
         raise Refused(413, f"the JSON object may have at most {MOST_WISH_BYTES} bytes")
     found = read_object(raw) if raw else {}
@@ -451,7 +451,7 @@ async def _status(request: Request) -> Response:
 async def _explain(request: Request) -> Response:
     service = _meant(request)
     with service.admission.hold(client_of(request)) as hold:
-        raw = await read_body(request, service, hold)
+        raw = await read_body(request, host_of(request).shared, hold)
         asked = await aside(len(raw), read, raw, dict(request.scope["headers"]))
         return JSONResponse(await service.explain(asked, hold))
 
@@ -472,7 +472,7 @@ async def _move_knob(request: Request) -> Response:
     host_of(request).shared.doors.check_moving(request.scope)
     service = _meant(request)
     with service.admission.hold(client_of(request)) as hold:
-        raw = await read_body(request, service, hold)
+        raw = await read_body(request, host_of(request).shared, hold)
     who = request.client.host if request.client else "unknown"
     try:
         wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")

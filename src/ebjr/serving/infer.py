@@ -173,7 +173,8 @@ async def answered(
     try:
         with host.admission.hold(client_of(request)) as hold:
             request.scope[HOST] = ref(host)
-            raw = await read_body(request, host, hold)  # before errors: senders do not read
+            # before errors: senders do not read
+            raw = await read_body(request, host_of(request).shared, hold)
             if misplaced := request.query_params.keys() & MISPLACED:
                 raise ProtocolError(
                     f"{min(misplaced)!r} has no effect in the address: send parameters in the "
