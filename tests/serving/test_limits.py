@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -190,6 +191,25 @@ def test_what_is_held_at_once_is_bounded_and_is_let_go():
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
         assert "the limit is" in answer.json()["error"]
         assert send(client, BODY).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{NAME}/infer",
+        "/v1/models/joint:predict",
+        "/v1/chat/completions",
+        "/v1/both?model=joint",
+    ],
+)
+def test_a_large_json_is_counted_as_the_objects_that_it_becomes(path):
+    body = b"[%b0]" % (b"0," * LARGE_BYTES)
+    many = [served(), replace(served(), name="another")]
+    with TestClient(build_app(many, limits=Limits(held_bytes=6 * len(body)))) as client:
+        answer = client.post(path, content=body)
+        assert answer.status_code == 413
+        assert "bytes of requests" in answer.text
+        assert client.post(path, content=body[-LARGE_BYTES:]).status_code == 400
 
 
 def png_of(pixels):

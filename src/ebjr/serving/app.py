@@ -26,10 +26,9 @@ from ebjr.serving.bodies import read_body
 from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
 from ebjr.serving.doors import Doors, File, check_loading
-from ebjr.serving.infer import HOST, client_of, host_of, infer, read, refusal
+from ebjr.serving.infer import HOST, client_of, host_of, infer, read_aside, refusal
 from ebjr.serving.knob_control import WISHES
 from ebjr.serving.kserve import KServe
-from ebjr.serving.lanes import aside
 from ebjr.serving.limits import Refused
 from ebjr.serving.logs import RequestIds, Scope, request_id, start_logging
 from ebjr.serving.memory import return_large_blocks
@@ -452,7 +451,7 @@ async def _explain(request: Request) -> Response:
     service = _meant(request)
     with service.admission.hold(client_of(request)) as hold:
         raw = await read_body(request, host_of(request).shared, hold)
-        asked = await aside(len(raw), read, raw, dict(request.scope["headers"]))
+        asked = await read_aside(raw, dict(request.scope["headers"]), hold)
         return JSONResponse(await service.explain(asked, hold))
 
 

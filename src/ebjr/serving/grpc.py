@@ -81,7 +81,7 @@ PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", str
 ANSWERING_SHARE = 0.9  # of a call's deadline; the rest is for the way back
 MOST_CALLS = 4096  # of which a connection has a quarter: a call may wait long for its message
 MOST_FIELDS = 1024  # of a message; of raw_input_contents there is one for each input
-PARSED_BYTES = 15  # more memory per byte while it is parsed: a number of one byte may take 16
+MESSAGE_GROWTH = 15  # more memory per byte of a message: a number of one byte may take 16
 IDLE_SECONDS = 60.0  # after which a connection without calls is closed
 GRACE_SECONDS = 30.0
 
@@ -316,7 +316,7 @@ async def _read(context: Any, kind: type[Any], hold: Hold, limits: Limits) -> An
         raise Refused(408, f"a call's message must arrive within {seconds:g} seconds")
     if (raw := reading.result()) is grpc.aio.EOF:
         raise ProtocolError("the call has no message")
-    parsing = PARSED_BYTES * parsed_size(raw)
+    parsing = MESSAGE_GROWTH * parsed_size(raw)
     hold.add(bytes=len(raw) + parsing)
     asked = await aside(len(raw), _parsed, kind, raw)
     hold.add(bytes=held_bytes(asked) - parsing)
