@@ -254,8 +254,9 @@ def test_an_address_has_no_more_turns_by_opening_connections():
     assert order == [(0, 0), "modest", (1, 0), "patient", (2, 0), (0, 1), (1, 1), (2, 1)]
 
 
-def decoded(files, most_pixels):
-    return decoded_images(opened_images(files, most_pixels))
+def decoded(files, most_pixels, hold=None):
+    hold = hold or Admission(bytes=2**30, rows=1, seconds=1).hold("client")
+    return decoded_images(opened_images(files, most_pixels, hold), hold)
 
 
 def test_images_of_many_pixels_are_refused_before_they_are_decoded():
@@ -303,7 +304,9 @@ def test_a_picture_that_may_be_larger_than_its_file_says_is_refused(form):
     ],
 )
 def test_base64_of_an_image_is_the_image(write):
-    (found,) = decoded([write(png(90, 70))], 90 * 70)
+    with Admission(bytes=2**30, rows=1, seconds=1).hold("client") as hold:
+        (found,) = decoded([write(png(90, 70))], 90 * 70, hold)
+        assert hold.mine[0] == found.nbytes + len(found.file)  # a copy of what was sent
     assert found.shape == (70, 90, 3)
     assert found.file == png(90, 70)
     with pytest.raises(ProtocolError, match="with image 1 they have 6400"):
@@ -400,6 +403,18 @@ def test_large_images_are_resized_once_and_ahead_of_the_batches(
     )
     assert seen
     assert {who for *_, who, _ in seen}.isdisjoint({"ebjr-large"})
+
+
+def test_resized_copies_are_counted_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(preprocess, "_fit", lambda *_: pytest.fail("it is resized"))
+    one = prepared(brightness, Preprocess(size=(2000, 2000)))
+    joint = JointClassifier(one, one, Router("softmax", 0.5))
+    with TestClient(build_app(Served(joint), limits=Limits(held_bytes=12_000_000))) as client:
+        body, length = write_request(
+            InferRequest({"image": np.zeros((1, 900, 700, 3), np.uint8)}, binary=True)
+        )
+        answer = send(client, body, Inference_Header_Content_Length=str(length))
+        assert says(answer)[0] == 413
 
 
 def test_small_images_do_not_wait_for_large_ones(pair_of_sizes):

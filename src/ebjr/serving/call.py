@@ -9,7 +9,7 @@ from ebjr.errors import DeadlineExceeded, Overloaded
 from ebjr.serving.admission import Hold
 from ebjr.serving.engine import Ticket
 from ebjr.serving.events import Expired
-from ebjr.serving.images import Encoded, decoded_images, is_large, opened_images, resized
+from ebjr.serving.images import Encoded, decoded_images, is_large, opened_images, resize
 from ebjr.serving.lanes import LARGE_PIXELS, Lane
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Call:
 
     def _open_images(self, files: list[bytes]) -> None:
         service = self._service
-        opened = opened_images(files, service.limits.image_pixels)
+        opened = opened_images(files, service.limits.image_pixels, self._hold)
         if sum(one.pixels for one in opened) > LARGE_PIXELS:
             self._put(service.lanes.large, self._decode, opened)
         else:
@@ -111,7 +111,8 @@ class Call:
         self._resize(decoded_images(opened, self._hold))
 
     def _resize(self, images: list[ImageFile]) -> None:
-        self._submit(resized(images, self._service.served.fits))
+        resize(images, self._service.served.fits, self._hold)
+        self._submit(images)
 
     def _submit(self, inputs: Any) -> None:
         service = self._service

@@ -198,6 +198,7 @@ async def _asked(
         return await read_aside(raw, headers, hold)
     if not service.served.takes_images:
         raise Refused(415, "this model takes no images, so it takes no multipart form")
+    hold.add(bytes=len(raw))  # the form's files are copies
     return await read_form(raw, request.headers, service.input.name)
 
 

@@ -391,7 +391,8 @@ class Service:
         def look() -> dict[str, Any]:
             rows = inputs
             if isinstance(inputs, list):
-                rows = decoded_images(opened_images(inputs, self.limits.image_pixels), hold)
+                opened = opened_images(inputs, self.limits.image_pixels, hold)
+                rows = decoded_images(opened, hold)
             joint, labels = self.served.joint, self.served.labels
             return explain(joint, rows, at, labels, self.observers.observe)
 
