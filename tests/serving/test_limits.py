@@ -429,6 +429,19 @@ def test_small_images_do_not_wait_for_large_ones(pair_of_sizes):
             free.set()
 
 
+def test_small_images_do_not_wait_for_long_files_of_few_pixels(pair_of_sizes):
+    """To read a header may take as long as its file is."""
+    free = threading.Event()
+    app = build_app(Served(pair_of_sizes), timeout_seconds=5.0)
+    with TestClient(app) as client:
+        try:
+            app.state.repository.shared.lanes.small.put("another", lambda: free.wait(30))
+            body, headers = images_of(png(90, 70) + bytes(LARGE_BYTES))
+            assert send(client, body, **headers).is_success
+        finally:
+            free.set()
+
+
 def test_what_requests_leave_behind_is_returned_when_they_are_answered(monkeypatch):
     returned = []
     monkeypatch.setattr(memory, "return_freed", lambda: returned.append(1))
