@@ -446,17 +446,17 @@ def test_what_requests_leave_behind_is_returned_when_they_are_answered(monkeypat
     returned = []
     monkeypatch.setattr(memory, "return_freed", lambda: returned.append(1))
     admission = Admission(bytes=2**30, rows=10, seconds=10)
-    ebb, beside = memory.Ebb(admission), Admission(bytes=2**30, rows=1, seconds=1, beside=admission)
+    beside = Admission(bytes=2**30, rows=1, seconds=1, beside=admission)
     with beside.hold("client") as hold:
         hold.add(bytes=memory.MUCH_BYTES)
-        ebb.look()
+        memory.return_ebbed(admission)
         assert not returned
     for _ in range(2):
-        ebb.look()
+        memory.return_ebbed(admission)
         assert len(returned) == 1
     with admission.hold("client") as hold:
         hold.add(bytes=memory.MUCH_BYTES - 1)
-    ebb.look()
+    memory.return_ebbed(admission)
     assert len(returned) == 1
 
 
