@@ -24,6 +24,20 @@ def test_what_exceeds_a_limit_by_itself_is_never_taken():
     admission.hold("a").add(rows=100)
 
 
+def test_what_exceeds_a_limit_in_sum_is_never_taken_either():
+    """Nothing is to be had by trying again, even if others hold something now."""
+    admission = admission_of(bytes=100)
+    admission.hold("other").add(bytes=20)
+    with admission.hold("a") as hold:
+        hold.add(bytes=45)
+        with pytest.raises(
+            TooLarge, match="may hold 100 bytes of requests, and this one needs 105"
+        ):
+            hold.add(bytes=60)
+        with pytest.raises(Overloaded, match="65 bytes of requests, 45 of them this client's"):
+            hold.add(bytes=30)
+
+
 def test_what_exceeds_it_with_what_is_held_is_refused_until_there_is_room():
     admission = admission_of(rows=100)
     first = admission.hold("a")

@@ -561,3 +561,42 @@ def test_a_full_batch_of_a_later_model_goes_before_new_rows():
     assert len(places) == 2
     for place in places:
         assert asked[place + 1 : place + 3] == [("teacher", 4)] * 2
+
+
+def test_rows_that_a_model_fails_on_count_for_their_address():
+    asked, gate = [], threading.Event()
+
+    def fails_on_negatives(x):
+        asked.append(float(x[0]))
+        gate.wait(SECONDS)
+        if x[0] < 0:
+            raise ValueError("a negative number")
+        return student(x)
+
+    joint = JointClassifier(fails_on_negatives, teacher, Router("max_logit", -9.0))
+    with Engine(joint, student_batch=1, workers=1) as engine:
+        bad = [engine.ask(np.array([-1.0]), client="bad")]
+        while not asked:
+            time.sleep(0.001)
+        time.sleep(0.3)  # of work, which fails
+        good = [engine.ask(np.array([1.0]), client="good")]
+        for _ in range(3):
+            bad.append(engine.ask(np.array([-2.0]), client="bad"))
+            good.append(engine.ask(np.array([2.0]), client="good"))
+        gate.set()
+        for future in good:
+            assert not said(future).answer.deferred.any()
+        for future in bad:
+            with pytest.raises(ModelError, match="a negative number"):
+                said(future)
+    assert asked == [-1, 1, 2, 2, 2, -2, -2, -2]
+
+
+def test_a_batch_as_full_as_its_pace_lets_it_be_is_not_waited_for():
+    with Engine(joint_of(), max_wait_seconds=59.0) as engine:
+        for rows in (1, 2, 3) * 20:
+            engine.paces[0].add(rows, 0.01 * rows)
+        assert engine.paces[0].most == pytest.approx(2)
+        for _ in range(4):  # 8 rows at once: 32 seem to be soon
+            found = engine.ask(np.array([9.0, 9.0]))
+        assert not said(found).answer.deferred.any()

@@ -30,7 +30,14 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from ebjr.protocol import DATATYPES
 from ebjr.serving.app import Served
 from ebjr.serving.doors import Doors
-from ebjr.serving.grpc import CONTENTS, MESSAGES, SERVICE, grpc_server, parsed_size
+from ebjr.serving.grpc import (
+    ANSWER_COPIES,
+    CONTENTS,
+    MESSAGES,
+    SERVICE,
+    grpc_server,
+    parsed_size,
+)
 from ebjr.serving.limits import Limits
 from ebjr.serving.repository import Repository
 
@@ -606,7 +613,8 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
 
 
-def test_a_client_that_takes_no_answer_and_is_silent_is_hung_up_on():
+def unread_call() -> bytes:
+    """A call whose client takes no byte of the answer."""
     about = {
         **{":method": "POST", ":scheme": "http", ":path": LIVE, ":authority": "x"},
         **{"te": "trailers", "content-type": "application/grpc"},
@@ -617,13 +625,37 @@ def test_a_client_that_takes_no_answer_and_is_silent_is_hung_up_on():
     )
     no_window = frame(4, 0, 0, (4).to_bytes(2) + (0).to_bytes(4))
     asked = frame(1, 4, 1, head) + frame(0, 1, 1, bytes(5))
+    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + no_window + asked
+
+
+def test_a_client_that_takes_no_answer_and_is_silent_is_hung_up_on():
     with serving(served(), limits=Limits(write_seconds=2.0)) as address:
         host, _, port = address.rpartition(":")
         with socket.create_connection((host, int(port)), 30) as one:
             began = time.monotonic()
-            one.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + no_window + asked)
+            one.sendall(unread_call())
             received(one)  # until the server hangs up
             assert 1.0 < time.monotonic() - began < 15.0
+
+
+def test_an_answer_is_counted_until_its_client_has_it_or_leaves():
+    repository = Repository(served())
+
+    def held(size: int) -> bool:
+        until = time.monotonic() + 30
+        while repository.admission.held[0] != size and time.monotonic() < until:
+            time.sleep(0.01)
+        return repository.admission.held[0] == size
+
+    live = MESSAGES["ServerLiveResponse"](live=True).ByteSize()
+    with serving(served(), repository=repository) as address:
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), 30) as one:
+            one.sendall(unread_call())
+            assert held(ANSWER_COPIES * live)
+            assert infer(address, asked=asked_bytes())[0] == "OK"
+            assert held(ANSWER_COPIES * live)
+        assert held(0)
 
 
 @pytest.mark.parametrize(("datatype", "value"), [("FP32", 0.5), ("INT64", 1), ("INT8", 1)])

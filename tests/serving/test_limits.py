@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -34,7 +35,7 @@ from ebjr.serving import bodies, memory
 from ebjr.serving.admission import Admission
 from ebjr.serving.app import Served, build_app
 from ebjr.serving.images import decoded_images, opened_images
-from ebjr.serving.lanes import NICENESS, Lane
+from ebjr.serving.lanes import LARGE_BYTES, NICENESS, Lane
 from ebjr.serving.limits import Limits, Refused, exposure
 
 BODY = json.dumps(request()).encode()
@@ -132,6 +133,25 @@ def test_bodies_of_any_size_are_decompressed_whole(pack, noise):
                 unpacked(body + more, encoding)
 
 
+def test_a_large_body_that_becomes_a_small_one_is_decompressed_beside_the_loop(monkeypatch):
+    packer, seen = zlib.compressobj(wbits=zlib.MAX_WBITS | 16), []
+    body = packer.compress(BODY) + packer.flush(zlib.Z_FULL_FLUSH)
+    body += b"\x00\x00\x00\xff\xff" * LARGE_BYTES  # blocks without content
+    body += packer.flush()
+    decompressed = bodies._decompressed
+
+    def watched(*how):
+        seen.append(threading.current_thread().name[:10])
+        return decompressed(*how)
+
+    monkeypatch.setattr(bodies, "_decompressed", watched)
+    with TestClient(build_app(served())) as client:
+        assert send(client, body, Content_Encoding="gzip").status_code == 200
+        assert send(client, gzip.compress(BODY), Content_Encoding="gzip").status_code == 200
+    assert seen[0] == "ebjr-large"
+    assert seen[1] != "ebjr-large"
+
+
 def test_bodies_that_are_too_large_are_refused_declared_or_not(client):
     assert says(send(client, b"x" * 20_000))[0] == 413
     assert says(send(client, iter([b"x" * 5_000] * 4)))[0] == 413
@@ -171,6 +191,25 @@ def test_what_is_held_at_once_is_bounded_and_is_let_go():
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
         assert "the limit is" in answer.json()["error"]
         assert send(client, BODY).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{NAME}/infer",
+        "/v1/models/joint:predict",
+        "/v1/chat/completions",
+        "/v1/both?model=joint",
+    ],
+)
+def test_a_large_json_is_counted_as_the_objects_that_it_becomes(path):
+    body = b"[%b0]" % (b"0," * LARGE_BYTES)
+    many = [served(), replace(served(), name="another")]
+    with TestClient(build_app(many, limits=Limits(held_bytes=6 * len(body)))) as client:
+        answer = client.post(path, content=body)
+        assert answer.status_code == 413
+        assert "bytes of requests" in answer.text
+        assert client.post(path, content=body[-LARGE_BYTES:]).status_code == 400
 
 
 def png_of(pixels):
@@ -215,8 +254,9 @@ def test_an_address_has_no_more_turns_by_opening_connections():
     assert order == [(0, 0), "modest", (1, 0), "patient", (2, 0), (0, 1), (1, 1), (2, 1)]
 
 
-def decoded(files, most_pixels):
-    return decoded_images(opened_images(files, most_pixels))
+def decoded(files, most_pixels, hold=None):
+    hold = hold or Admission(bytes=2**30, rows=1, seconds=1).hold("client")
+    return decoded_images(opened_images(files, most_pixels, hold), hold)
 
 
 def test_images_of_many_pixels_are_refused_before_they_are_decoded():
@@ -264,7 +304,9 @@ def test_a_picture_that_may_be_larger_than_its_file_says_is_refused(form):
     ],
 )
 def test_base64_of_an_image_is_the_image(write):
-    (found,) = decoded([write(png(90, 70))], 90 * 70)
+    with Admission(bytes=2**30, rows=1, seconds=1).hold("client") as hold:
+        (found,) = decoded([write(png(90, 70))], 90 * 70, hold)
+        assert hold.mine[0] == found.nbytes + len(found.file)  # a copy of what was sent
     assert found.shape == (70, 90, 3)
     assert found.file == png(90, 70)
     with pytest.raises(ProtocolError, match="with image 1 they have 6400"):
@@ -363,13 +405,38 @@ def test_large_images_are_resized_once_and_ahead_of_the_batches(
     assert {who for *_, who, _ in seen}.isdisjoint({"ebjr-large"})
 
 
+def test_resized_copies_are_counted_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(preprocess, "_fit", lambda *_: pytest.fail("it is resized"))
+    one = prepared(brightness, Preprocess(size=(2000, 2000)))
+    joint = JointClassifier(one, one, Router("softmax", 0.5))
+    with TestClient(build_app(Served(joint), limits=Limits(held_bytes=12_000_000))) as client:
+        body, length = write_request(
+            InferRequest({"image": np.zeros((1, 900, 700, 3), np.uint8)}, binary=True)
+        )
+        answer = send(client, body, Inference_Header_Content_Length=str(length))
+        assert says(answer)[0] == 413
+
+
 def test_small_images_do_not_wait_for_large_ones(pair_of_sizes):
     free = threading.Event()
     app = build_app(Served(pair_of_sizes))
     with TestClient(app) as client:
         try:
-            app.state.repository.lanes.large.put("another", lambda: free.wait(30))
+            app.state.repository.shared.lanes.large.put("another", lambda: free.wait(30))
             body, headers = images_of(png(90, 70))
+            assert send(client, body, **headers).is_success
+        finally:
+            free.set()
+
+
+def test_small_images_do_not_wait_for_long_files_of_few_pixels(pair_of_sizes):
+    """To read a header may take as long as its file is."""
+    free = threading.Event()
+    app = build_app(Served(pair_of_sizes), timeout_seconds=5.0)
+    with TestClient(app) as client:
+        try:
+            app.state.repository.shared.lanes.small.put("another", lambda: free.wait(30))
+            body, headers = images_of(png(90, 70) + bytes(LARGE_BYTES))
             assert send(client, body, **headers).is_success
         finally:
             free.set()
@@ -379,17 +446,17 @@ def test_what_requests_leave_behind_is_returned_when_they_are_answered(monkeypat
     returned = []
     monkeypatch.setattr(memory, "return_freed", lambda: returned.append(1))
     admission = Admission(bytes=2**30, rows=10, seconds=10)
-    ebb, beside = memory.Ebb(admission), Admission(bytes=2**30, rows=1, seconds=1, beside=admission)
+    beside = Admission(bytes=2**30, rows=1, seconds=1, beside=admission)
     with beside.hold("client") as hold:
         hold.add(bytes=memory.MUCH_BYTES)
-        ebb.look()
+        memory.return_ebbed(admission)
         assert not returned
     for _ in range(2):
-        ebb.look()
+        memory.return_ebbed(admission)
         assert len(returned) == 1
     with admission.hold("client") as hold:
         hold.add(bytes=memory.MUCH_BYTES - 1)
-    ebb.look()
+    memory.return_ebbed(admission)
     assert len(returned) == 1
 
 

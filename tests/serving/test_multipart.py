@@ -131,6 +131,12 @@ def test_a_form_is_as_large_as_any_other_body_may_be(tmp_path):
         assert client.post(INFER, files=FILES).status_code == 200
 
 
+def test_the_files_of_a_form_are_counted_beside_it(tmp_path):
+    with TestClient(build_app(served(tmp_path), limits=Limits(held_bytes=30_000))) as client:
+        answer = client.post(INFER, files=[("image", ("x.png", bytes(20_000)))])
+        assert (answer.status_code, "bytes of requests" in answer.json()["error"]) == (413, True)
+
+
 def test_a_model_of_plain_tensors_takes_no_form():
     from small import served as plain
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
+import threading
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ebjr.serving import turns
 from ebjr.serving.engine import Ticket
 from ebjr.serving.row_queue import YIELD_SECONDS, Part, RowQueue, Said, alike, pick
 from ebjr.serving.turns import FADING_SECONDS, MOST_ADDRESSES, Usage
@@ -133,6 +137,40 @@ def test_usage_is_forgotten_in_time_and_stays_finite():
         usage.add(("another", number), 1e-6)
     assert len(usage._of) <= MOST_ADDRESSES + 1
     assert usage[1] > usage[0] > usage[("another", number)]
+
+
+def test_very_many_addresses_cost_neither_memory_nor_time(monkeypatch):
+    powers, exp = [], math.exp
+    monkeypatch.setattr(turns.math, "exp", lambda power: powers.append(power) or exp(power))
+    usage = Usage(lambda: 0.0)
+    usage.add("heavy", 2.0)
+    for number in range(3 * MOST_ADDRESSES):
+        usage.add(number, 1.0)
+        assert usage[number] == 1.0
+    assert len(usage._of) <= MOST_ADDRESSES + 1
+    assert len(powers) < 10 * MOST_ADDRESSES
+    assert usage["heavy"] == 2.0
+
+
+def test_work_that_is_counted_while_usage_fades_fades_too(monkeypatch):
+    now, others, exp = 0.0, [], math.exp
+
+    def interrupted(power):
+        nonlocal now
+        if not others:  # another worker makes all usage fade meanwhile, or waits until it may
+            now = 101 * FADING_SECONDS
+            others.append(threading.Thread(target=usage.add, args=("other", 1.0)))
+            others[0].start()
+            others[0].join(0.2)
+        return exp(power)
+
+    usage = Usage(lambda: now)
+    now = 99 * FADING_SECONDS
+    monkeypatch.setattr(turns.math, "exp", interrupted)
+    usage.add("one", 1.0)
+    others[0].join()
+    assert usage["one"] == pytest.approx(exp(-2))
+    assert usage["other"] == 1.0
 
 
 def test_rows_that_have_yielded_for_long_enough_yield_no_more():

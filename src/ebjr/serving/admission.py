@@ -52,7 +52,7 @@ class Admission:
     def take(self, hold: "Hold", more: Sequence[float]) -> None:
         """Add amounts to a hold, all or none; a negative amount releases.
 
-        TooLarge if an amount of `more` is above its limit by itself; Overloaded if it does not fit
+        TooLarge if the hold would be above a limit by itself; Overloaded if `more` does not fit
         beside what is held, or exceeds the client's share.
         """
         with self._lock:
@@ -62,7 +62,7 @@ class Admission:
             for place, amount in enumerate(more):
                 held = self.held[place] if place else self._all[0]
                 if amount > 0 and held + amount > self.limits[place] / 2:
-                    self._check(place, held, own, amount)
+                    self._check(place, held, own, amount, hold.mine[place] + amount)
             self._of[hold.client] = own
             self._all[0] += more[0]
             self._all[1] = max(self._all)
@@ -98,12 +98,14 @@ class Admission:
             if not self._of:  # sums of fractions drift: start again at exactly 0
                 self.held = list(NOTHING)
 
-    def _check(self, place: int, held: float, own: Sequence[float], more: float) -> None:
+    def _check(
+        self, place: int, held: float, own: Sequence[float], more: float, whole: float
+    ) -> None:
         limit, mine, what = self.limits[place], own[place], _CALLED[place]
-        if more > limit and what is not SECONDS:  # seconds are only an estimate
+        if whole > limit and what is not SECONDS:  # seconds are only an estimate
             raise TooLarge(
-                f"a request may hold {limit:,.0f} {what}, and this one needs {more:,.0f}: send it "
-                "in parts"
+                f"a request may hold {limit:,.0f} {what}, and this one needs {whole:,.0f}: send "
+                "it in parts"
             )
         small = not mine and more <= SMALL * limit and held + more <= SPARE * limit
         if not held or small:

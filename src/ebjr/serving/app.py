@@ -26,10 +26,9 @@ from ebjr.serving.bodies import read_body
 from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
 from ebjr.serving.doors import Doors, File, check_loading
-from ebjr.serving.infer import HOST, client_of, host_of, infer, read, refusal
+from ebjr.serving.infer import HOST, client_of, host_of, infer, read_aside, refusal
 from ebjr.serving.knob_control import WISHES
 from ebjr.serving.kserve import KServe
-from ebjr.serving.lanes import aside
 from ebjr.serving.limits import Refused
 from ebjr.serving.logs import RequestIds, Scope, request_id, start_logging
 from ebjr.serving.memory import return_large_blocks
@@ -424,7 +423,7 @@ async def _change(
 async def _object(request: Request, key: str) -> dict[str, Any]:
     """Read a JSON object with a `key` or nothing from a body, which may be empty."""
     with host_of(request).admission.hold(client_of(request)) as hold:
-        raw = await read_body(request, host_of(request), hold)
+        raw = await read_body(request, host_of(request).shared, hold)
     if len(raw) > MOST_WISH_BYTES:
         raise Refused(413, f"the JSON object may have at most {MOST_WISH_BYTES} bytes")
     found = read_object(raw) if raw else {}
@@ -451,8 +450,8 @@ async def _status(request: Request) -> Response:
 async def _explain(request: Request) -> Response:
     service = _meant(request)
     with service.admission.hold(client_of(request)) as hold:
-        raw = await read_body(request, service, hold)
-        asked = await aside(len(raw), read, raw, dict(request.scope["headers"]))
+        raw = await read_body(request, host_of(request).shared, hold)
+        asked = await read_aside(raw, dict(request.scope["headers"]), hold)
         return JSONResponse(await service.explain(asked, hold))
 
 
@@ -472,7 +471,7 @@ async def _move_knob(request: Request) -> Response:
     host_of(request).shared.doors.check_moving(request.scope)
     service = _meant(request)
     with service.admission.hold(client_of(request)) as hold:
-        raw = await read_body(request, service, hold)
+        raw = await read_body(request, host_of(request).shared, hold)
     who = request.client.host if request.client else "unknown"
     try:
         wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")

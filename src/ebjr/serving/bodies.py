@@ -2,12 +2,12 @@
 
 import zlib
 from functools import partial
-from typing import Protocol
 
 from ebjr.errors import needs
 from ebjr.serving.admission import Hold
-from ebjr.serving.lanes import LARGE_BYTES, Lanes
-from ebjr.serving.limits import Limits, Refused
+from ebjr.serving.lanes import LARGE_BYTES
+from ebjr.serving.limits import Refused
+from ebjr.serving.shared import Shared
 
 with needs("serve", "serving"):
     from starlette.requests import Request
@@ -19,19 +19,12 @@ FED_BYTES = 2**14  # compressed bytes taken at once: what they leave over is cop
 DENSEST = 1032  # bytes that deflate makes of one, at most
 
 
-class Host(Protocol):
-    """What reading a body needs of a `Repository` or a `Service`."""
-
-    limits: Limits
-    lanes: Lanes
-
-
-async def read_body(request: Request, host: Host, hold: Hold) -> bytes:
+async def read_body(request: Request, shared: Shared, hold: Hold) -> bytes:
     """Read a request's body, decompress it, and hold its bytes.
 
     Refused if the body is too large, or does not match its ``Content-Encoding``.
     """
-    most, parts, size = host.limits.body_bytes, [], 0
+    most, parts, size = shared.limits.body_bytes, [], 0
     async for part in request.stream():
         size += len(part)
         if size > most:
@@ -46,7 +39,9 @@ async def read_body(request: Request, host: Host, hold: Hold) -> bytes:
         raise Refused(415, f"bodies may be compressed with gzip or deflate, not {encoding!r}")
     size = _declared(body, most) if encoding == "gzip" else most
     work = partial(_decompressed, body, encoding, size, most, hold)
-    return work() if size <= LARGE_BYTES else await host.lanes.large.run(hold.client, work)
+    if max(size, len(body)) <= LARGE_BYTES:
+        return work()
+    return await shared.lanes.large.run(hold.client, work)
 
 
 def too_large(most: int) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ebjr.data.preprocess import ImageFile
@@ -9,8 +10,8 @@ from ebjr.errors import DeadlineExceeded, Overloaded
 from ebjr.serving.admission import Hold
 from ebjr.serving.engine import Ticket
 from ebjr.serving.events import Expired
-from ebjr.serving.images import Encoded, decoded_images, is_large, opened_images, resized
-from ebjr.serving.lanes import LARGE_PIXELS, Lane
+from ebjr.serving.images import Encoded, decoded_images, is_large, opened_images, resize
+from ebjr.serving.lanes import LARGE_BYTES, LARGE_PIXELS, Lane
 
 if TYPE_CHECKING:
     from ebjr.serving.service import Service
@@ -74,8 +75,10 @@ class Call:
         self._wait = asyncio.get_running_loop().call_later(self._timeout, self._expire)
         service.bell.mute()
         try:
-            if isinstance(inputs, list):  # encoded images
-                self._put(service.lanes.small, self._open_images, inputs)
+            if isinstance(inputs, list):  # encoded images, whose headers may be as long as they
+                long = sum(map(len, inputs)) > LARGE_BYTES
+                lane = service.lanes.large if long else service.lanes.small
+                self._put(lane, partial(self._open_images, lane), inputs)
             elif service.served.fits and is_large(inputs[0]):
                 self._put(service.lanes.large, self._resize, [*map(ImageFile.of, inputs)])
             else:
@@ -99,11 +102,11 @@ class Call:
 
         lane.put(self._hold.client, guarded)
 
-    def _open_images(self, files: list[bytes]) -> None:
-        service = self._service
-        opened = opened_images(files, service.limits.image_pixels)
-        if sum(one.pixels for one in opened) > LARGE_PIXELS:
-            self._put(service.lanes.large, self._decode, opened)
+    def _open_images(self, lane: Lane, files: list[bytes]) -> None:
+        large, most = self._service.lanes.large, self._service.limits.image_pixels
+        opened = opened_images(files, most, self._hold)
+        if lane is not large and sum(one.pixels for one in opened) > LARGE_PIXELS:
+            self._put(large, self._decode, opened)
         else:
             self._decode(opened)
 
@@ -111,7 +114,8 @@ class Call:
         self._resize(decoded_images(opened, self._hold))
 
     def _resize(self, images: list[ImageFile]) -> None:
-        self._submit(resized(images, self._service.served.fits))
+        resize(images, self._service.served.fits, self._hold)
+        self._submit(images)
 
     def _submit(self, inputs: Any) -> None:
         service = self._service

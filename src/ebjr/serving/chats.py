@@ -5,8 +5,8 @@ from ebjr.protocol import read_object
 from ebjr.serving.admission import Hold
 from ebjr.serving.call import Question
 from ebjr.serving.chat import COMPLETIONS, MODELS, PREDICT, Chat
-from ebjr.serving.infer import Headers, answered
-from ebjr.serving.lanes import LARGE_BYTES, aside
+from ebjr.serving.infer import Headers, answered, parsed
+from ebjr.serving.lanes import aside
 from ebjr.serving.repository import Repository
 from ebjr.serving.service import Service
 
@@ -60,9 +60,7 @@ class Chats:
         """Answer a request that arrived by a route."""
 
         async def read(raw: bytes, headers: Headers, hold: Hold) -> tuple[Service, Question]:
-            if len(raw) > LARGE_BYTES:
-                hold.add(bytes=len(raw))  # the text is a second copy
-            service, chat = await aside(len(raw), self.pick, raw)
+            service, chat = await parsed(hold, len(raw), self.pick, raw)
             hold.move(service.admission)
             return service, await aside(len(raw), chat.read, raw, headers)
 

@@ -403,14 +403,14 @@ class Engine:
                 crew.changed.notify()  # one wake-up per batch: the next worker passes it on
             return number, parts
 
-    def _most(self, number: int, crew: "_Crew") -> int:
-        """Return the row limit of the next batch.
+    def _full(self, number: int) -> int:
+        """Return the rows of a model's full batch."""
+        return int(min(self._batches[number], self.paces[number].most))
 
-        Idle workers share the queue.
-        """
+    def _most(self, number: int, crew: "_Crew") -> int:
+        """Return the row limit of the next batch: idle workers share the queue."""
         hands = 1 if self._singly[number] else 1 + crew.idle
-        most = min(self._batches[number], -(-self._queues[number].rows // hands))
-        return int(min(most, self.paces[number].most))
+        return min(self._full(number), -(-self._queues[number].rows // hands))
 
     def _pick(self, crew: "_Crew") -> int | None:
         """Return the model to serve next, or an audit; None: there is no work.
@@ -429,8 +429,9 @@ class Engine:
         return AUDIT if may and not self.busy else None
 
     def _urgency(self, number: int) -> tuple[float, bool, int]:
-        queue, full = self._queues[number], min(self._batches[number], self.paces[number].most)
-        return queue.least(), not (number and queue.rows >= full), self._began[number]
+        queue = self._queues[number]
+        full = number and queue.rows >= self._full(number)
+        return queue.least(), not full, self._began[number]
 
     def _open_to(self, crew: "_Crew") -> list[int]:
         """Return the models of a crew that have a batch ready."""
@@ -439,7 +440,7 @@ class Engine:
             for number in crew.stages
             if self._queues[number].rows
             and not (self._singly[number] and self._active[number])
-            and (self.closed or self._queues[number].ready(self._batches[number]))
+            and (self.closed or self._queues[number].ready(self._full(number)))
         ]
 
     def _put(self, number: int, parts: Sequence[Part]) -> None:
@@ -511,12 +512,14 @@ class Engine:
                     raise
                 error, spent = failure, getattr(failure, "spent", None)
                 found = Answer(said.output[:0], answered=np.zeros(len(inputs), bool), spent=spent)
+        finally:  # work that fails counts, too
+            seconds = time.perf_counter() - began
+            self._usage.share(seconds, [(path_of(p.ticket.client)[0], p.count) for p in parts])
         if found is None:  # one request's rows must not fail the requests beside it
             half = len(parts) // 2
             self._try(number, parts[:half])
             self._try(number, parts[half:])
             return
-        ended = time.perf_counter()
         self._tell_asked(number, len(inputs), found, error, said)
         if said is not None:
             said = said._replace(
@@ -531,7 +534,7 @@ class Engine:
             self._miss(number, missed, error or TeacherUnavailable(why))
         if parts:
             self._go_on(number, parts, self._whole(number, found, spent))
-            self._tell_batch(number, parts, began, ended)
+            self._tell_batch(number, parts, began, seconds)
 
     def _ask(self, number: int, inputs: Batch, said: Said | None) -> Answer:
         """Call a model; a later model's answer is blended with the earlier ones."""
@@ -569,10 +572,9 @@ class Engine:
             silent = silent_rows(found.output if said is None else said.output)
             self._told.observe(Asked(self.stages[number], missed, found.spent, silent))
 
-    def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
-        rows, seconds = sum([part.count for part in parts]), ended - began
+    def _tell_batch(self, number: int, parts: Sequence[Part], began: float, seconds: float) -> None:
+        rows = sum([part.count for part in parts])
         self.paces[number].add(rows, seconds)
-        self._usage.share(seconds, ((path_of(part.ticket.client)[0], part.count) for part in parts))
         tickets, waited = [part.ticket for part in parts], [began - part.since for part in parts]
         self._told.observe(Batched(self.stages[number], rows, tickets, waited, began, seconds))
 

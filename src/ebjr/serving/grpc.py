@@ -81,7 +81,8 @@ PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", str
 ANSWERING_SHARE = 0.9  # of a call's deadline; the rest is for the way back
 MOST_CALLS = 4096  # of which a connection has a quarter: a call may wait long for its message
 MOST_FIELDS = 1024  # of a message; of raw_input_contents there is one for each input
-PARSED_BYTES = 15  # more memory per byte while it is parsed: a number of one byte may take 16
+MESSAGE_GROWTH = 15  # more memory per byte of a message: a number of one byte may take 16
+ANSWER_COPIES = 3  # until it is sent: the message, its bytes, and gRPC's own
 IDLE_SECONDS = 60.0  # after which a connection without calls is closed
 GRACE_SECONDS = 30.0
 
@@ -221,6 +222,7 @@ class _Calls(grpc.GenericRpcHandler):
                             raise no
                         asked = await _read(context, kind, hold, repository.limits)
                         found = await answer(asked, asking)
+                    _hold_answer(found, repository.admission.hold(hold.client))
                     context.set_trailing_metadata(tuple(asking.trailing))
                     figures["status"] = "OK"
                     return found
@@ -316,11 +318,19 @@ async def _read(context: Any, kind: type[Any], hold: Hold, limits: Limits) -> An
         raise Refused(408, f"a call's message must arrive within {seconds:g} seconds")
     if (raw := reading.result()) is grpc.aio.EOF:
         raise ProtocolError("the call has no message")
-    parsing = PARSED_BYTES * parsed_size(raw)
+    parsing = MESSAGE_GROWTH * parsed_size(raw)
     hold.add(bytes=len(raw) + parsing)
     asked = await aside(len(raw), _parsed, kind, raw)
     hold.add(bytes=held_bytes(asked) - parsing)
     return asked
+
+
+def _hold_answer(message: Any, hold: Hold) -> None:
+    """Count an answer until the call ends: when its client has taken it, or is gone."""
+    call = asyncio.current_task()
+    assert call is not None
+    call.add_done_callback(lambda _: hold.end())
+    hold.add(bytes=ANSWER_COPIES * message.ByteSize())
 
 
 def parsed_size(raw: bytes) -> int:

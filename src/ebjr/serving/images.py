@@ -28,8 +28,8 @@ class Encoded(NamedTuple):
     cost: int
 
 
-def opened_images(files: Sequence[bytes], most_pixels: int) -> list[Encoded]:
-    """Read the headers of image files, or of base64 of them.
+def opened_images(files: Sequence[bytes], most_pixels: int, hold: Hold) -> list[Encoded]:
+    """Read the headers of image files, or of base64 of them, whose files `hold` counts.
 
     ProtocolError if one is no image, or if they have more than `most_pixels` together.
     """
@@ -37,6 +37,8 @@ def opened_images(files: Sequence[bytes], most_pixels: int) -> list[Encoded]:
     for number, sent in enumerate(files):
         with _readable(number):
             found.append(_opened(sent))
+        if found[-1].file is not sent:
+            hold.add(bytes=len(found[-1].file))
         pixels += found[-1].pixels
         if pixels > most_pixels:
             raise ProtocolError(
@@ -46,19 +48,17 @@ def opened_images(files: Sequence[bytes], most_pixels: int) -> list[Encoded]:
     return found
 
 
-def decoded_images(opened: Sequence[Encoded], hold: Hold | None = None) -> list[ImageFile]:
+def decoded_images(opened: Sequence[Encoded], hold: Hold) -> list[ImageFile]:
     """Decode images to pixels (h, w, 3), as `ebjr record` does.
 
     ProtocolError if one cannot be read. `hold` reserves their memory.
     """
     found = []
     for number, (file, _, cost) in enumerate(opened):
-        if hold is not None:
-            hold.add(bytes=cost)
+        hold.add(bytes=cost)
         with _readable(number):
             pixels = decode_image(file, formats=_formats(), check=lambda pixels: None)
-        if hold is not None:
-            hold.add(bytes=pixels.nbytes - cost)  # decoding is over: keep only the pixels
+        hold.add(bytes=pixels.nbytes - cost)  # decoding is over: keep only the pixels
         whole = file.startswith(_ANY_SERVER_READS)  # a remote teacher gets the file itself
         found.append(ImageFile.of(pixels, file if whole else None))
     return found
@@ -69,9 +69,16 @@ def is_large(image: np.ndarray) -> bool:
     return math.prod(image.shape[:2]) > LARGE_PIXELS
 
 
-def resized(images: Iterable[ImageFile], fits: Sequence[Preprocess]) -> list[ImageFile]:
-    """Resize large images once, ahead of the batches of all models; they keep their pixels."""
-    return [image.with_sizes(fits) if is_large(image) else image for image in images]
+def resize(images: Iterable[ImageFile], fits: Sequence[Preprocess], hold: Hold) -> None:
+    """Resize large images once, ahead of the batches of all models; they keep their pixels.
+
+    `hold` reserves the memory of the resized copies.
+    """
+    copies = sum(3 * math.prod(fit.height_width or ()) for fit in fits)
+    for image in images:
+        if is_large(image):
+            hold.add(bytes=copies)
+            image.with_sizes(fits)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import ref
 
 import numpy as np
@@ -41,10 +41,11 @@ CALL, ENDED = "ebjr.call", "ebjr.ended"  # scope keys: the call; the client clos
 HOST = "ebjr.host"  # scope key: a weak reference, as a connection keeps its last scope
 KNOWN, KNOWN_BYTES = 256, 2**10  # most remembered request heads, and most bytes of one
 MISPLACED = {*REQUEST_PARAMETERS, "binary_data_output", "outputs", "model", "version"}
-PARSED_BYTES = 8  # memory per byte of JSON while its numbers are Python objects
+JSON_GROWTH = 8  # memory per byte of JSON while its numbers are Python objects
 
 LENGTH = LENGTH_HEADER.lower().encode()
 Headers = Mapping[bytes, bytes]
+Parsed = TypeVar("Parsed")
 Written = tuple[list[tuple[bytes, bytes]], bytes]  # headers with lower-case names, and the body
 
 
@@ -173,7 +174,8 @@ async def answered(
     try:
         with host.admission.hold(client_of(request)) as hold:
             request.scope[HOST] = ref(host)
-            raw = await read_body(request, host, hold)  # before errors: senders do not read
+            # before errors: senders do not read
+            raw = await read_body(request, host_of(request).shared, hold)
             if misplaced := request.query_params.keys() & MISPLACED:
                 raise ProtocolError(
                     f"{min(misplaced)!r} has no effect in the address: send parameters in the "
@@ -193,13 +195,23 @@ async def _asked(
     service: Service, raw: bytes, request: Request, headers: Headers, hold: Hold
 ) -> InferRequest:
     if not headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
-        size = json_bytes(headers, len(raw))
-        if size > LARGE_BYTES:
-            hold.add(bytes=PARSED_BYTES * size)
-        return await aside(size, read, raw, headers)
+        return await read_aside(raw, headers, hold)
     if not service.served.takes_images:
         raise Refused(415, "this model takes no images, so it takes no multipart form")
+    hold.add(bytes=len(raw))  # the form's files are copies
     return await read_form(raw, request.headers, service.input.name)
+
+
+async def read_aside(raw: bytes, headers: Headers, hold: Hold) -> InferRequest:
+    """Read a request as `read` does, in a thread if its JSON is large."""
+    return await parsed(hold, json_bytes(headers, len(raw)), read, raw, headers)
+
+
+async def parsed(hold: Hold, size: int, function: Callable[..., Parsed], *arguments: Any) -> Parsed:
+    """Call a function that parses `size` bytes of JSON, as `aside` does; `hold` counts them."""
+    if size > LARGE_BYTES:
+        hold.add(bytes=JSON_GROWTH * size)
+    return await aside(size, function, *arguments)
 
 
 def _note_call(request: Request, call: Call) -> None:

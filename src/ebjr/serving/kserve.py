@@ -17,8 +17,7 @@ from ebjr.serving.admission import Hold
 from ebjr.serving.call import Question
 from ebjr.serving.chat import MODELS, PREDICT
 from ebjr.serving.engine import Ticket
-from ebjr.serving.infer import PARSED_BYTES, Headers, Written, answered, finished, host_of
-from ebjr.serving.lanes import LARGE_BYTES, aside
+from ebjr.serving.infer import Headers, Written, answered, finished, host_of, parsed
 from ebjr.serving.service import OUTPUTS, Service
 
 with needs("serve", "serving"):
@@ -50,9 +49,7 @@ class KServe:
         async def read(raw: bytes, headers: Headers, hold: Hold) -> tuple[Service, Question]:
             service = repository.of(**request.path_params)
             hold.move(service.admission)
-            if len(raw) > LARGE_BYTES:
-                hold.add(bytes=PARSED_BYTES * len(raw))
-            return service, await aside(len(raw), read_rows, service, raw, headers)
+            return service, await parsed(hold, len(raw), read_rows, service, raw, headers)
 
         return await answered(request, repository, read)
 

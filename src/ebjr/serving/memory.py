@@ -21,13 +21,7 @@ def return_freed() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-class Ebb:
-    """Returns freed memory once requests that held much are answered."""
-
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
-
-    def look(self) -> None:
-        """Return it, if it is time."""
-        if self._admission.ebbed(MUCH_BYTES):
-            return_freed()
+def return_ebbed(admission: Admission) -> None:
+    """Return freed memory once requests that held much are answered."""
+    if admission.ebbed(MUCH_BYTES):
+        return_freed()

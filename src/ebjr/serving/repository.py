@@ -90,8 +90,7 @@ class Repository:
         self.shared = Shared(limits, audit_log, tracing, doors)
         sizes = options.get("student_batch", 32), options.get("teacher_batch", 64)
         self._first_rows = max(sizes) if warm_up else 0
-        self.limits, self.lanes = self.shared.limits, self.shared.lanes
-        self.admission = self.shared.admission
+        self.limits, self.admission = self.shared.limits, self.shared.admission
         self._state = Path(audit_log).parent if state is None and audit_log is not None else state
         self._options = options
         self._told: list[Callable[[], None]] = []

@@ -58,6 +58,7 @@ from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.limits import Refused
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import NOTES, Faults
+from ebjr.serving.memory import return_ebbed
 from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
 from ebjr.serving.recent import Recent
@@ -183,8 +184,9 @@ class Service:
             self.control.hold(hold, between, who="the server's start")
         elif after is not None and (pilot := after.control.pilot) is not None:
             self.control.hold(pilot.hold, pilot.between, who="joint.toml")
+        ebbed = partial(return_ebbed, shared.admission)
         self._periodic = Periodic(
-            chore_seconds, self.engine.tell, self.control.look, self.monitor.look, shared.ebb.look
+            chore_seconds, self.engine.tell, self.control.look, self.monitor.look, ebbed
         )
         add_sources(self.metrics, self.engine, self.control, self.monitor, self.spending)
         self.input = served.input()
@@ -391,7 +393,8 @@ class Service:
         def look() -> dict[str, Any]:
             rows = inputs
             if isinstance(inputs, list):
-                rows = decoded_images(opened_images(inputs, self.limits.image_pixels), hold)
+                opened = opened_images(inputs, self.limits.image_pixels, hold)
+                rows = decoded_images(opened, hold)
             joint, labels = self.served.joint, self.served.labels
             return explain(joint, rows, at, labels, self.observers.observe)
 

@@ -10,7 +10,6 @@ from ebjr.serving.journal import Journal
 from ebjr.serving.lanes import Lanes
 from ebjr.serving.limits import Limits
 from ebjr.serving.loop import Bell
-from ebjr.serving.memory import Ebb
 from ebjr.serving.tls import Tls
 
 if TYPE_CHECKING:  # an extra
@@ -37,7 +36,6 @@ class Shared:
         self.bell, self.lanes = Bell(), Lanes()
         self.tls: Tls | None = None  # for the metrics
         self.admission = Admission(bytes=self.limits.held_bytes, rows=math.inf, seconds=math.inf)
-        self.ebb = Ebb(self.admission)
 
     def close(self) -> None:
         """Stop the lanes, and close the audit log and the traces."""

@@ -7,9 +7,12 @@ more by opening more connections: those behind one address, such as a proxy's, s
 """
 
 import math
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from heapq import nlargest
+from operator import itemgetter
 from typing import Generic, Protocol, Self, TypeVar
 
 
@@ -31,8 +34,7 @@ class Portion(Protocol):
 Item = TypeVar("Item", bound=Portion)
 
 FADING_SECONDS = 10.0  # in which usage fades to a third
-MOST_FADINGS, MOST_ADDRESSES = 100.0, 4096  # of usage, after which it is counted anew
-NOTHING_SECONDS = 1e-3  # of usage that is forgotten then
+MOST_FADINGS, MOST_ADDRESSES = 100.0, 4096  # after which the light ones are forgotten
 
 
 def path_of(client: Hashable) -> tuple[Hashable, Hashable]:
@@ -41,14 +43,12 @@ def path_of(client: Hashable) -> tuple[Hashable, Hashable]:
 
 
 class Usage:
-    """What each address has had lately, in seconds of work that fade, for comparisons alone.
-
-    Needs no lock: the sum that two threads change at once may miss one of the changes.
-    """
+    """What each address has had lately, in seconds of work that fade, for comparisons alone."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._of: dict[Hashable, float] = {}
         self._clock, self._since = clock, clock()
+        self._lock = threading.Lock()
 
     def __getitem__(self, address: Hashable) -> float:
         return self._of.get(address, 0.0)
@@ -63,13 +63,14 @@ class Usage:
 
     def add(self, address: Hashable, seconds: float) -> None:
         """Count work for an address: later work counts more, instead of earlier work less."""
-        now = (self._clock() - self._since) / FADING_SECONDS
-        if now > MOST_FADINGS or len(self._of) > MOST_ADDRESSES:
-            self._since = self._clock()
-            known = [(one, had * math.exp(-now)) for one, had in [*self._of.items()]]
-            self._of = {one: had for one, had in known if had > NOTHING_SECONDS}
-            now = 0.0
-        self._of[address] = self[address] + seconds * math.exp(now)
+        with self._lock:
+            now = (self._clock() - self._since) / FADING_SECONDS
+            if now > MOST_FADINGS or len(self._of) > MOST_ADDRESSES:
+                self._since = self._clock()
+                most = nlargest(MOST_ADDRESSES // 2, self._of.items(), key=itemgetter(1))
+                self._of = {one: had * math.exp(-now) for one, had in most}
+                now = 0.0
+            self._of[address] = self[address] + seconds * math.exp(now)
 
 
 class Line(Generic[Item]):
