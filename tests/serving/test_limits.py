@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import math
 import os
 import socket
 import sys
@@ -13,7 +14,7 @@ import threading
 import time
 import zlib
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
@@ -751,9 +752,30 @@ def test_listening_to_this_machine_alone_is_not_warned_of(host):
     assert exposure(host, asking=False, secret=False) is None
 
 
-def test_limits_are_above_zero():
-    with pytest.raises(ValueError, match="connections must be above 0, not 0"):
-        Limits(connections=0)
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize("name", [each.name for each in fields(Limits)])
+def test_limits_are_above_zero_and_finite(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be .*(above 0|at least 1).*, not {value}"):
+        Limits(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("timeout_seconds", "chore_seconds", "max_wait_seconds", "audit_rate", "queue_rows"),
+        *("student_batch", "teacher_batch", "workers", "teacher_workers"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_at_the_start(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .*, not {value}"):
+        build_app(served(), **{name: value})
+
+
+@pytest.mark.parametrize("seconds", [0, 1e9])
+def test_the_servers_timeout_has_the_range_of_a_requests(seconds):
+    with pytest.raises(ValueError, match="timeout_seconds must be above 0 and up to 3600, not"):
+        build_app(served(), timeout_seconds=seconds)
 
 
 def test_a_request_of_more_rows_than_may_wait_is_refused_by_itself():
