@@ -94,7 +94,7 @@ class NothingKept(EbjrError):
 
 
 class TooLarge(EbjrError):
-    """A request is over the size limit: send it in parts."""
+    """A request is over the size limit: send less, or in parts."""
 
 
 class Overloaded(EbjrError):

@@ -325,6 +325,16 @@ def test_base64_of_anything_else_says_what_is_expected(sent):
         decoded([png(2, 2), sent], 100)
 
 
+@pytest.mark.parametrize("sent", [bytes, base64.b64encode])
+def test_an_image_of_more_pixels_than_can_be_opened_is_over_the_limit(sent):
+    file = bytearray(png(2, 2))
+    file[16:24] = 2 * (60_000).to_bytes(4, "big")
+    file[29:33] = zlib.crc32(file[12:29]).to_bytes(4, "big")
+    words = "may have at most 100 pixels together; with image 1 they have over 178956970"
+    with pytest.raises(ProtocolError, match=f"^the images of a request {words}$"):
+        decoded([png(2, 2), sent(bytes(file))], 100)
+
+
 def test_images_that_are_bombs_are_a_400_and_the_next_is_answered():
     def flat(x):
         return np.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], axis=1)
@@ -404,6 +414,17 @@ def test_large_images_are_resized_once_and_ahead_of_the_batches(
     )
     assert seen
     assert {who for *_, who, _ in seen}.isdisjoint({"ebjr-large"})
+
+
+@pytest.mark.parametrize(
+    ("files", "advice"), [([(90, 90)], "a smaller one"), ([(80, 80)] * 2, "it in parts")]
+)
+def test_what_a_single_image_needs_cannot_be_sent_in_parts(pair_of_sizes, files, advice):
+    app = build_app(Served(pair_of_sizes), limits=Limits(held_bytes=150_000))
+    with TestClient(app) as client:
+        body, headers = images_of(*(png(*size) for size in files))
+        status, sentence = says(send(client, body, **headers))
+    assert (status, sentence.endswith(f"send {advice}")) == (413, True), sentence
 
 
 def test_resized_copies_are_counted_before_they_are_made(monkeypatch):
