@@ -6,7 +6,6 @@
 import asyncio
 import errno
 import gc
-import json
 import logging
 import os
 import signal
@@ -23,7 +22,7 @@ from ebjr.errors import EbjrError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.protocol import check_keys, read_object
-from ebjr.serving.bodies import read_body
+from ebjr.serving.bodies import read_body, small_json
 from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
 from ebjr.serving.doors import Doors, File, check_loading
@@ -441,6 +440,8 @@ async def _object(request: Request, key: str) -> dict[str, Any]:
         raw = await read_body(request, host_of(request).shared, hold)
     if len(raw) > MOST_WISH_BYTES:
         raise Refused(413, f"the JSON object may have at most {MOST_WISH_BYTES} bytes")
+    with suppress(ValueError, RecursionError):  # of which `read_object` says more
+        small_json(raw)
     found = read_object(raw) if raw else {}
     check_keys(found, (key,), "the request")
     return found
@@ -489,7 +490,7 @@ async def _move_knob(request: Request) -> Response:
         raw = await read_body(request, host_of(request).shared, hold)
     who = request.client.host if request.client else "unknown"
     try:
-        wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")
+        wish = small_json(raw if len(raw) <= MOST_WISH_BYTES else b"")
     except (ValueError, RecursionError) as error:
         raise Refused(400, WISHES) from error
     service = _meant(request)  # a reload may have replaced it while the body arrived
