@@ -177,7 +177,7 @@ def check_at_least(least: float, **values: float | None) -> None:
 def check_whole(least: int, **values: Any) -> None:
     """Check that each named argument is a whole number, at least `least`; None is skipped."""
     for name, value in values.items():
-        if value is not None and not (isinstance(value, Integral) and value >= least):
+        if value is not None and not (isinstance(value, Integral) and int(value) >= least):
             raise ValueError(f"{name} must be a whole number, at least {least}, not {value!r:.60}")
 
 

@@ -85,7 +85,7 @@ MESSAGE_GROWTH = 15  # more memory per byte of a message: a number of one byte m
 ANSWER_COPIES = 3  # until it is sent: the message, its bytes, and gRPC's own
 IDLE_SECONDS = 60.0  # after which a connection without calls is closed
 GRACE_SECONDS = 30.0
-MOST_SIGNED = 2**31 - 1  # of gRPC's options, and of protobuf's bytes
+MOST_SIGNED = 2**31 - 2  # that gRPC's options take: one more connection aborts the process
 
 
 def _messages() -> tuple[Any, Mapping[str, type[Any]]]:
