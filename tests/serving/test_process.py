@@ -125,6 +125,7 @@ def test_a_taken_port_is_named_with_the_option_that_changes_it():
                 f"cannot listen at 127.0.0.1:{port} (Address already in use): choose another with "
                 f"--{option}"
             )
+    assert refused(host="nowhere.invalid").endswith("choose another with --host")
 
 
 def test_http_and_grpc_cannot_share_a_port():

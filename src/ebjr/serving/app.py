@@ -312,7 +312,7 @@ def _listener(host: str, port: int, option: str) -> socket.socket:
     try:
         return socket.create_server((host, port), backlog=1024)
     except OSError as error:
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             option = "--host"
         reason = str(error.strerror).partition(" (")[0]
         error.strerror = f"cannot listen at {host}:{port} ({reason}): choose another with {option}"
