@@ -196,14 +196,15 @@ def test_any_byte_but_zero_is_a_true_boolean():
 @pytest.mark.parametrize(
     ("message", "says"),
     [
-        (b"", "must be JSON"),
+        (b"", "must be JSON, but is not: it is empty"),
+        (b'{"inputs": [', "must be JSON, but is not: it ends too early"),
         (b"\xff\xfe", "must be JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"inputs": NaN}', "JSON has no NaN"),
         (b"[]", "must be a JSON object, not a list"),
         (body(), "'inputs' must be a list of JSON objects, not nothing"),
         (body(inputs=[]), "at least one tensor"),
-        (body(inputs=[1]), "'inputs' must be a list"),
+        (body(inputs=[1]), "'inputs' must be a list of JSON objects, not a list with a number"),
         (body(inputs=[{}]), "needs a 'name'"),
         (body(inputs=[tensor(data=[1, 2])] * 2), "must have distinct names, but has two 'x'"),
         (body(inputs=[tensor(datatype="FP8", data=[1, 2])]), "must be one of BOOL"),

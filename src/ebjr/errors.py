@@ -28,7 +28,11 @@ A message says what was expected, what came, and the way out.
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Self
+
+MOST_SECONDS = 3600
+"""The longest timeout, of a request, a remote model or a server."""
 
 
 class EbjrError(Exception):
@@ -90,7 +94,7 @@ class NothingKept(EbjrError):
 
 
 class TooLarge(EbjrError):
-    """A request is over the size limit: send it in parts."""
+    """A request is over the size limit: send less, or in parts."""
 
 
 class Overloaded(EbjrError):
@@ -168,6 +172,21 @@ def check_at_least(least: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value >= least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def check_whole(least: int, **values: Any) -> None:
+    """Check that each named argument is a whole number, at least `least`; None is skipped."""
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, Integral) and int(value) >= least):
+            raise ValueError(f"{name} must be a whole number, at least {least}, not {value!r:.60}")
+
+
+def check_seconds(**values: Any) -> None:
+    """Check that each named timeout is a number above 0 and up to `MOST_SECONDS`."""
+    for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value <= MOST_SECONDS:
+            raise ValueError(f"{name} must be above 0 and up to {MOST_SECONDS}, not {value!r:.60}")
 
 
 def one_line(error: Exception) -> str:

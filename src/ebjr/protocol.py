@@ -344,7 +344,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
         reason = _reason(raw, error)
         raise ProtocolError(f"the message must be JSON, but is not: {reason}") from error
     if not isinstance(message, dict):
-        raise ProtocolError(f"the message must be a JSON object, not {_kind(message)}")
+        raise ProtocolError(f"the message must be a JSON object, not {kind_of(message)}")
     return message
 
 
@@ -356,13 +356,20 @@ def _reason(raw: bytes, error: Exception) -> str:
         return f"JSON has no {name[0].decode()}; send such numbers as binary tensors"
     if re.search(rb"\\u[dD][89a-fA-F]", raw):
         return f"it holds text that is not valid Unicode, or else: {error}"
-    return str(error).removeprefix("JSON is malformed: ")
+    if not raw.strip():
+        return "it is empty"
+    said = str(error)
+    if said.startswith("Number out of range"):
+        return "it has a number out of range"
+    return said.removeprefix("JSON is malformed: ").replace(
+        "Input data was truncated", "it ends too early"
+    )
 
 
 def _read_text(message: Mapping[str, Any], key: str) -> str | None:
     value = message.get(key)
     if value is not None and not isinstance(value, str):
-        raise ProtocolError(f"'{key}' must be a string, not {_kind(value)}")
+        raise ProtocolError(f"'{key}' must be a string, not {kind_of(value)}")
     return value
 
 
@@ -373,13 +380,13 @@ def read_parameters(table: Mapping[str, Any], what: str) -> Parameters:
     parameters = table["parameters"]
     if not isinstance(parameters, dict):
         raise ProtocolError(
-            f"'parameters' of {what} must be a JSON object, not {_kind(parameters)}"
+            f"'parameters' of {what} must be a JSON object, not {kind_of(parameters)}"
         )
     for key, value in parameters.items():
         if not isinstance(value, bool | str) and not is_number(value):
             raise ProtocolError(
                 f"the parameter {_shown(key)} of {what} must be a number, a string, "
-                f"true or false, not {_kind(value)}"
+                f"true or false, not {kind_of(value)}"
             )
     return parameters
 
@@ -465,7 +472,7 @@ def _checked_size(tensor: TensorMetadata, size: Any, left: int) -> int:
 def _named_tables(message: Mapping[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     tables = message.get(key)
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ProtocolError(f"'{key}' must be a list of JSON objects, not {_kind(tables)}")
+        raise ProtocolError(f"'{key}' must be a list of JSON objects, not {_listed(tables)}")
     known = set()
     for table in tables:
         name = table.get("name")
@@ -475,6 +482,13 @@ def _named_tables(message: Mapping[str, Any], key: str) -> Iterator[tuple[str, d
             raise ProtocolError(f"'{key}' must have distinct names, but has two {_shown(name)}")
         known.add(name)
         yield name, table
+
+
+def _listed(value: Any) -> str:
+    """Name the kind of a JSON value, and of the first element of a list that is no object."""
+    if not isinstance(value, list):
+        return kind_of(value)
+    return f"a list with {kind_of(next(each for each in value if not isinstance(each, dict)))}"
 
 
 def _read_type(table: Mapping[str, Any], name: str) -> str:
@@ -504,7 +518,7 @@ def _read_shape(table: Mapping[str, Any], name: str, least: int = 0) -> tuple[in
 
 def _from_json(tensor: TensorMetadata, data: Any) -> np.ndarray:
     if not isinstance(data, list):
-        raise ProtocolError(f"'data' of {tensor} must be a list, not {_kind(data)}")
+        raise ProtocolError(f"'data' of {tensor} must be a list, not {kind_of(data)}")
     found = tensor_of(tensor.datatype, data, f"'data' of {tensor}")
     _check_count(tensor, found.size)
     return found.reshape(tensor.shape)
@@ -651,7 +665,8 @@ def _as_bytes(element: Any) -> bytes:
     return element.encode("utf-8") if isinstance(element, str) else bytes(element)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Name the kind of a JSON value."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     number = "a number" if is_number(value) else "a number beyond the range of floats"
     return "nothing" if value is None else names.get(type(value), number)

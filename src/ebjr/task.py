@@ -398,13 +398,12 @@ class Task:
 
         `classes` is the number of classes and `labels` their names, if known.
         """
+        kind = np.int64 if self.has_labels else np.float64
 
         def predicted(answer: Any) -> np.ndarray:
-            return to_numpy(answer.prediction)
+            return to_numpy(answer.prediction).astype(kind, copy=False)
 
-        found = {
-            "prediction": Tensor(np.int64 if self.has_labels else np.float64, (None,), predicted)
-        }
+        found = {"prediction": Tensor(kind, (None,), predicted)}
         if self.has_labels and labels is not None:
             found["label"] = named(labels, predicted)
         found["output"] = Tensor(

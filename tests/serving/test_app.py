@@ -84,6 +84,7 @@ def test_a_request_chooses_its_own_threshold(client, parameters, deferred, thres
     ("message", "says"),
     [
         (request(threshold="high"), "threshold must be a number, not 'high'"),
+        (request(threshold=True), "threshold must be a number, not a boolean"),
         (request(threshold=1.0, deferral_rate=0.5), "give one of threshold and deferral_rate"),
         (request(deferral_rate=1.5), "deferral_rate must lie between 0 and 1, not 1.5"),
         (request(operating_point="wild"), "no operating point 'wild'; there are: careful"),
@@ -212,6 +213,12 @@ def test_a_call_of_the_repository_says_nothing_that_has_no_effect(client, path, 
     assert answer.json()["error"] == f"the request has no 'raedy'; it has {known}"
 
 
+def test_a_call_of_the_repository_has_each_name_once(client):
+    answer = client.post("/v2/repository/index", content=b'{"ready": true, "ready": false}')
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "the JSON has two values of 'ready': send one"
+
+
 def test_the_knob_is_read_and_moved(client):
     assert client.get("/v1/router").json() == {
         "score": "max_logit",
@@ -238,7 +245,11 @@ def test_the_knob_is_read_and_moved(client):
         (b"[]", "the knob takes JSON like"),
         (b"{}", "the knob takes JSON like"),
         (b'{"threshold": NaN}', "above -inf"),
+        (b'{"threshold": 1e400}', "1e400 is beyond JSON's numbers"),
+        (b'{"threshold": Infinity}', "an infinite threshold is 'inf'"),
+        (b'{"threshold": "Infinity"}', "must be a number, not 'Infinity'"),
         (b'{"threshold": true}', "must be a number"),
+        (b'{"threshold": 0.1, "threshold": 0.82}', "the JSON has two values of 'threshold'"),
         (b'{"threshold": 1, "deferral_rate": 0.5}', "the knob takes JSON like"),
         (b'{"deferral_rate": 2}', "between 0 and 1"),
         (b'{"hold": null, "between": [0.1, 0.5]}', "the knob takes JSON like"),
@@ -250,6 +261,15 @@ def test_a_knob_that_cannot_be_moved_like_that_stays_where_it_is(client, content
     assert answer.status_code == 400
     assert says in answer.json()["error"]
     assert client.get("/v1/router").json()["threshold"] == 1.0
+
+
+def test_an_infinite_threshold_can_be_sent_as_answers_and_the_knob_tell_it(client):
+    own = client.post(f"{NAME}/infer", json=request(deferral_rate=1.0)).json()["parameters"]
+    assert own["threshold"] == "inf"
+    again = client.post(f"{NAME}/infer", json=request(threshold=own["threshold"]))
+    assert outputs(again)["deferred"] == [True, True]
+    assert again.json()["parameters"]["threshold"] == "inf"
+    assert client.put("/v1/router", json={"threshold": "inf"}).json()["threshold"] == "inf"
 
 
 def test_with_a_token_the_knob_wants_to_see_it():

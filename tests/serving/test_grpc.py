@@ -358,6 +358,11 @@ def test_a_message_beyond_the_limit_is_refused(compression):
     assert len(found.as_numpy("score")) == 1000
 
 
+def test_limits_above_what_grpc_can_count_start_too():
+    with serving(served(), limits=Limits(body_bytes=2**40, connections=2**40)):
+        pass
+
+
 def test_a_teacher_that_is_away_degrades_its_rows_or_is_unavailable():
     def away(x):
         raise TeacherUnavailable("the cloud is gone")

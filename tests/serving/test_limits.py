@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import math
 import os
 import socket
 import sys
@@ -13,7 +14,7 @@ import threading
 import time
 import zlib
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
@@ -324,6 +325,16 @@ def test_base64_of_anything_else_says_what_is_expected(sent):
         decoded([png(2, 2), sent], 100)
 
 
+@pytest.mark.parametrize("sent", [bytes, base64.b64encode])
+def test_an_image_of_more_pixels_than_can_be_opened_is_over_the_limit(sent):
+    file = bytearray(png(2, 2))
+    file[16:24] = 2 * (60_000).to_bytes(4, "big")
+    file[29:33] = zlib.crc32(file[12:29]).to_bytes(4, "big")
+    words = "may have at most 100 pixels together; with image 1 they have over 178956970"
+    with pytest.raises(ProtocolError, match=f"^the images of a request {words}$"):
+        decoded([png(2, 2), sent(bytes(file))], 100)
+
+
 def test_images_that_are_bombs_are_a_400_and_the_next_is_answered():
     def flat(x):
         return np.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], axis=1)
@@ -403,6 +414,17 @@ def test_large_images_are_resized_once_and_ahead_of_the_batches(
     )
     assert seen
     assert {who for *_, who, _ in seen}.isdisjoint({"ebjr-large"})
+
+
+@pytest.mark.parametrize(
+    ("files", "advice"), [([(90, 90)], "a smaller one"), ([(80, 80)] * 2, "it in parts")]
+)
+def test_what_a_single_image_needs_cannot_be_sent_in_parts(pair_of_sizes, files, advice):
+    app = build_app(Served(pair_of_sizes), limits=Limits(held_bytes=150_000))
+    with TestClient(app) as client:
+        body, headers = images_of(*(png(*size) for size in files))
+        status, sentence = says(send(client, body, **headers))
+    assert (status, sentence.endswith(f"send {advice}")) == (413, True), sentence
 
 
 def test_resized_copies_are_counted_before_they_are_made(monkeypatch):
@@ -751,9 +773,30 @@ def test_listening_to_this_machine_alone_is_not_warned_of(host):
     assert exposure(host, asking=False, secret=False) is None
 
 
-def test_limits_are_above_zero():
-    with pytest.raises(ValueError, match="connections must be above 0, not 0"):
-        Limits(connections=0)
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize("name", [each.name for each in fields(Limits)])
+def test_limits_are_above_zero_and_finite(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be .*(above 0|at least 1).*, not {value}"):
+        Limits(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("timeout_seconds", "chore_seconds", "max_wait_seconds", "audit_rate", "queue_rows"),
+        *("student_batch", "teacher_batch", "workers", "teacher_workers"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_at_the_start(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .*, not {value}"):
+        build_app(served(), **{name: value})
+
+
+@pytest.mark.parametrize("seconds", [0, 1e9])
+def test_the_servers_timeout_has_the_range_of_a_requests(seconds):
+    with pytest.raises(ValueError, match="timeout_seconds must be above 0 and up to 3600, not"):
+        build_app(served(), timeout_seconds=seconds)
 
 
 def test_a_request_of_more_rows_than_may_wait_is_refused_by_itself():

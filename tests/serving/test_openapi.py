@@ -81,6 +81,17 @@ def images() -> Served:
     return Served(JointClassifier(model, model, Router("max_logit", 1.0)))
 
 
+def test_every_parameter_of_an_answer_is_in_the_document(document):
+    about = served()
+    vars(about)["identity"] = {"model": "0123456789abcdef"}
+    with TestClient(build_app(about)) as client:
+        message = {"inputs": [TENSOR]}
+        told = client.post(f"{NAME}/infer", json=message).json()["parameters"]
+    known = document["components"]["schemas"]["Told"]["properties"]
+    assert told["model"] == "0123456789ab"
+    assert told.keys() <= known.keys()
+
+
 def objects(value, path=()):
     """The places of all JSON objects in a value."""
     if isinstance(value, dict):

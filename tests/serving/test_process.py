@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -42,8 +43,9 @@ student.input_shape, student.input_name, student.input_dtype = (None, 2), "x", n
 joint = JointClassifier(student, teacher, Router("max_logit", 1.0))
 served = Served(joint, score_quantiles=tuple(np.linspace(0, 10, 101)))
 options = {key: about[key] for key in about if key not in ("teacher_seconds", "broken")}
+options.setdefault("port", 0)
 options.setdefault("no_warm_up", True)  # whose teacher may be slow or broken once
-run_server(served, port=0, started=lambda url: print(url, flush=True), **options)
+run_server(served, started=lambda url: print(url, flush=True), **options)
 """
 
 
@@ -88,6 +90,47 @@ def test_sigterm_answers_what_was_asked_and_takes_nothing_more():
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/v2/health/live")
     assert found == [(200, [True, False], [False, False])] * 8
+
+
+def test_a_server_that_stops_says_what_it_waits_for():
+    with server(teacher_seconds=8) as (process, url), httpx.Client(base_url=url) as client:
+        asked = threading.Thread(
+            target=lambda: httpx.post(f"{url}{NAME}/infer", json=request(), timeout=60)
+        )
+        asked.start()
+        while not re.search(r"ebjr_rows_total\{.*\} 2", client.get("/metrics").text):
+            time.sleep(0.01)
+        client.close()
+        process.send_signal(signal.SIGTERM)
+        asked.join()
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        assert (
+            "the server stops: it takes no new requests, and answers the open ones first (1)"
+            in (process.stderr.read())
+        )
+
+
+def refused(**about):
+    """What a server that does not start says last."""
+    given = [sys.executable, "-c", SERVER, json.dumps(about)]
+    return subprocess.run(given, capture_output=True, text=True).stderr.splitlines()[-1]
+
+
+def test_a_taken_port_is_named_with_the_option_that_changes_it():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for name in ("port", "grpc_port"):
+            option = name.replace("_", "-")
+            assert refused(**{name: port}).endswith(
+                f"cannot listen at 127.0.0.1:{port} (Address already in use): choose another with "
+                f"--{option}"
+            )
+    assert refused(host="nowhere.invalid").endswith("choose another with --host")
+
+
+def test_http_and_grpc_cannot_share_a_port():
+    words = "--port and --grpc-port must differ, but both are 18941"
+    assert refused(port=18941, grpc_port=18941) == f"ValueError: {words}"
 
 
 def test_after_a_sigkill_the_audit_log_has_every_move_that_was_acknowledged(tmp_path):

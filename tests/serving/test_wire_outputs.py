@@ -31,7 +31,12 @@ def asked(about: Served, tensor: dict, wanted=None):
         message["outputs"] = [{"name": name, "parameters": how} for name, how in wanted.items()]
     with TestClient(build_app(about)) as client:
         answer = client.post(f"{NAME}/infer", json=message)
-        known = {one["name"]: one["shape"] for one in client.get(NAME).json()["outputs"]}
+        outputs = client.get(NAME).json()["outputs"]
+    known = {one["name"]: one["shape"] for one in outputs}
+    types = {one["name"]: one["datatype"] for one in outputs}
+    for one in answer.json().get("outputs", ()):
+        if not (wanted or {}).get(one["name"]):  # the best classes come as texts
+            assert one["datatype"] == types[one["name"]], one["name"]
     return answer, known
 
 

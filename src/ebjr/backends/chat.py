@@ -30,12 +30,13 @@ from ebjr.errors import (
     TeacherUnavailable,
     check_at_least,
     check_choice,
+    check_seconds,
     needs,
     note,
     one_line,
 )
 from ebjr.files import read_text
-from ebjr.link.http import Server, check_timeout, run, server_of
+from ebjr.link.http import Server, run, server_of
 from ebjr.model import Answer, ModelFacts
 from ebjr.protocol import is_number
 from ebjr.threads import JITTER
@@ -118,7 +119,7 @@ class ChatModel:
         self.options = {name: given[name] for name in OPTIONS if given[name] != _USUAL[name]}
         _check_types(given)
         _check_choices(api, confidence, key_variable)
-        check_timeout(timeout_seconds)
+        check_seconds(timeout_seconds=timeout_seconds)
         check_at_least(1, samples=samples, max_tokens=max_tokens)
         check_at_least(2, top_logprobs=top_logprobs)
         check_at_least(1, concurrent=concurrent)

@@ -313,12 +313,22 @@ def image_cost(file: bytes, *, formats: Sequence[str] | None = None) -> tuple[in
         return pixels, len(file) + _MOST_BYTES.get(image.format, 30) * pixels
 
 
+class TooManyPixels(ValueError):
+    """An image has more pixels than Pillow opens."""
+
+    def __str__(self) -> str:
+        return f"it has {self.args[0]} pixels, more than any image may have"
+
+
 def _opened(data: bytes, formats: Sequence[str] | None) -> Any:
     from PIL import Image
 
     if not data:
         raise ValueError("it is empty")
-    return Image.open(BytesIO(data), formats=formats or image_formats())
+    try:
+        return Image.open(BytesIO(data), formats=formats or image_formats())
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"over {2 * int(Image.MAX_IMAGE_PIXELS or 0)}") from error
 
 
 def _pixels(image: Any) -> int:

@@ -23,7 +23,6 @@ from urllib.request import getproxies, proxy_bypass
 
 from ebjr.certificates import client_context, load_authorities, load_chain
 from ebjr.errors import ModelError, TeacherUnavailable, needs, one_line
-from ebjr.protocol import is_number
 from ebjr.threads import background
 
 MOST_BYTES = 256 * 2**20  # the longest response body that is read
@@ -248,12 +247,6 @@ def _proxy_of(url: str) -> str | None:
     """Return the proxy that the environment names for an address."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
-
-
-def check_timeout(seconds: float) -> None:
-    """Check that `timeout_seconds` is in (0, 3600]."""
-    if not is_number(seconds) or not 0 < seconds <= 3600:
-        raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {seconds!r}")
 
 
 def head_bytes(*heads: Mapping[str, str]) -> int:

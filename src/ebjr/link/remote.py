@@ -18,8 +18,9 @@ from ebjr.errors import (
     TeacherUnavailable,
     check_at_least,
     check_choice,
+    check_seconds,
 )
-from ebjr.link.http import Server, check_timeout, server_of
+from ebjr.link.http import Server, server_of
 from ebjr.model import Answer, ModelFacts
 from ebjr.protocol import (
     DATATYPES,
@@ -326,7 +327,7 @@ def _check(send: str | None, quality: int, seconds: float) -> None:
         check_choice("send", send, SENDS)
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 95:
         raise ValueError(f"quality must be a whole number from 1 to 95, not {quality!r}")
-    check_timeout(seconds)
+    check_seconds(timeout_seconds=seconds)
 
 
 def encoded(image: Any, send: str, quality: int) -> bytes:

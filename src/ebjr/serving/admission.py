@@ -62,7 +62,7 @@ class Admission:
             for place, amount in enumerate(more):
                 held = self.held[place] if place else self._all[0]
                 if amount > 0 and held + amount > self.limits[place] / 2:
-                    self._check(place, held, own, amount, hold.mine[place] + amount)
+                    self._check(place, held, own, amount, hold.mine)
             self._of[hold.client] = own
             self._all[0] += more[0]
             self._all[1] = max(self._all)
@@ -99,13 +99,15 @@ class Admission:
                 self.held = list(NOTHING)
 
     def _check(
-        self, place: int, held: float, own: Sequence[float], more: float, whole: float
+        self, place: int, held: float, own: Sequence[float], more: float, of_it: Sequence[float]
     ) -> None:
         limit, mine, what = self.limits[place], own[place], _CALLED[place]
+        whole = of_it[place] + more
         if whole > limit and what is not SECONDS:  # seconds are only an estimate
+            parts = what == "rows" or of_it[1] > 1
             raise TooLarge(
                 f"a request may hold {limit:,.0f} {what}, and this one needs {whole:,.0f}: send "
-                "it in parts"
+                f"{'it in parts' if parts else 'a smaller one'}"
             )
         small = not mine and more <= SMALL * limit and held + more <= SPARE * limit
         if not held or small:

@@ -4,8 +4,8 @@
 """
 
 import asyncio
+import errno
 import gc
-import json
 import logging
 import os
 import signal
@@ -22,7 +22,7 @@ from ebjr.errors import EbjrError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.protocol import check_keys, read_object
-from ebjr.serving.bodies import read_body
+from ebjr.serving.bodies import read_body, small_json
 from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
 from ebjr.serving.doors import Doors, File, check_loading
@@ -242,19 +242,21 @@ def run_server(
     OSError
         `port` or `grpc_port` is taken, or a certificate cannot be read.
     ValueError
-        A certificate cannot be used, or an option is out of range.
+        A certificate cannot be used, an option is out of range, or both ports are the same.
     ModelError
         A model fails on its first batch.
     """
     with needs("serve", "serving"):
         import uvicorn
 
-        from ebjr.serving.http import http_of
+        from ebjr.serving.http import Server, http_of
     tls = _tls(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs)
     if grpc_port is not None:
         from ebjr.serving.grpc import grpc_server
 
-        socket.create_server((host, grpc_port)).close()  # fail early, with a clear error
+        if grpc_port and grpc_port == port:
+            raise ValueError(f"--port and --grpc-port must differ, but both are {port}")
+        _listener(host, grpc_port, "--grpc-port").close()  # fail early, with a clear error
         how: Any = {"host": host, "port": grpc_port, "started": started, "tls": tls}
         beside = partial(grpc_server, log_requests=log == "json", **how)
         options["beside"] = (*options.get("beside", ()), beside)
@@ -267,7 +269,7 @@ def run_server(
         options["tracing"] = Tracing.to_collector(_names(served))
     gc.collect()
     gc.freeze()  # the garbage collector need not scan what lives as long as the server
-    with socket.create_server((host, port), backlog=1024) as listener:
+    with _listener(host, port, "--port") as listener:
         app = build_app(served, warm_up=not no_warm_up, **options)
         # asyncio sets it only for sockets that name their protocol; without it the second packet
         # of an answer waits 40 ms for the client's acknowledgment of the first
@@ -294,7 +296,7 @@ def run_server(
         gc.set_threshold(FEWER_LOOKS, 10, 10)
         sys.setswitchinterval(SWITCH_SECONDS)
         return_large_blocks()
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config, app.state.repository).run(sockets=[listener])
 
 
 def _names(models: Models) -> str:
@@ -303,6 +305,18 @@ def _names(models: Models) -> str:
         return models.names
     given = [models] if isinstance(models, Served) else models
     return ", ".join(served.name for served in given)
+
+
+def _listener(host: str, port: int, option: str) -> socket.socket:
+    """Listen at an address; an OSError names it, and the option that changes it."""
+    try:
+        return socket.create_server((host, port), backlog=1024)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            option = "--host"
+        reason = str(error.strerror).partition(" (")[0]
+        error.strerror = f"cannot listen at {host}:{port} ({reason}): choose another with {option}"
+        raise
 
 
 def _tls(
@@ -426,6 +440,8 @@ async def _object(request: Request, key: str) -> dict[str, Any]:
         raw = await read_body(request, host_of(request).shared, hold)
     if len(raw) > MOST_WISH_BYTES:
         raise Refused(413, f"the JSON object may have at most {MOST_WISH_BYTES} bytes")
+    with suppress(ValueError, RecursionError):  # of which `read_object` says more
+        small_json(raw)
     found = read_object(raw) if raw else {}
     check_keys(found, (key,), "the request")
     return found
@@ -474,7 +490,7 @@ async def _move_knob(request: Request) -> Response:
         raw = await read_body(request, host_of(request).shared, hold)
     who = request.client.host if request.client else "unknown"
     try:
-        wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")
+        wish = small_json(raw if len(raw) <= MOST_WISH_BYTES else b"")
     except (ValueError, RecursionError) as error:
         raise Refused(400, WISHES) from error
     service = _meant(request)  # a reload may have replaced it while the body arrived

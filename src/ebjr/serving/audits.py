@@ -14,13 +14,21 @@ MOST_ROWS = 256  # rows queued for an audit; above it no batch is drawn from
 MOST_BYTES = 2**20  # mean bytes of a row's input above which a batch is not drawn from
 
 
+def check_rate(rate: float) -> None:
+    """Check that `audit_rate` is a share, from 0 to 1."""
+    if not 0 <= rate <= 1:
+        raise ValueError(f"audit_rate must be a share, from 0 to 1, not {rate}")
+
+
 class Audits:
     """Draws kept rows at a rate, and asks the teacher about them, one at a time.
 
-    All workers draw, and one at a time asks: each step on the deque is atomic.
+    All workers draw, and one at a time asks: each step on the deque is atomic. ValueError if `rate`
+    is outside [0, 1].
     """
 
     def __init__(self, rate: float) -> None:
+        check_rate(rate)
         self._rate, self._chance = rate, np.random.default_rng()
         self._waiting: deque[tuple[Audited, Batch, Batch, np.ndarray]] = deque()  # one per row
 

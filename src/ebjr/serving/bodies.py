@@ -1,9 +1,12 @@
 """HTTP bodies: read within limits, decompressed, and compressed for clients that accept it."""
 
+import json
+import math
 import zlib
 from functools import partial
+from typing import Any
 
-from ebjr.errors import needs
+from ebjr.errors import ProtocolError, needs
 from ebjr.serving.admission import Hold
 from ebjr.serving.lanes import LARGE_BYTES
 from ebjr.serving.limits import Refused
@@ -42,6 +45,31 @@ async def read_body(request: Request, shared: Shared, hold: Hold) -> bytes:
     if max(size, len(body)) <= LARGE_BYTES:
         return work()
     return await shared.lanes.large.run(hold.client, work)
+
+
+def small_json(body: bytes) -> Any:
+    """Read a small JSON body; ValueError if it is malformed.
+
+    ProtocolError if an object has two values of one name, of which parsers drop one, or if a number
+    is beyond those of JSON and floats.
+    """
+    return json.loads(body, object_pairs_hook=_once, parse_float=_number, parse_constant=_number)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ProtocolError(f"the JSON has two values of {name!r:.60}: send one")
+        found[name] = value
+    return found
+
+
+def _number(text: str) -> float:
+    """Read a float; NaN stays one, which nothing takes."""
+    if math.isinf(number := float(text)):
+        raise ProtocolError(f"{text:.40} is beyond JSON's numbers; an infinite threshold is 'inf'")
+    return number
 
 
 def too_large(most: int) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from ebjr.arrays import Batch, join_rows, plain, row_count, to_numpy
 from ebjr.backends import FILES
 from ebjr.data.preprocess import unprepared
-from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_at_least
+from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_whole
 from ebjr.joint import JointAnswer, JointModel, LateRows, models_of, silent_rows, with_spent
 from ebjr.model import Answer, Model, TeacherFailed, answer, facts, may_answer_fewer
 from ebjr.outcomes import roles_of
@@ -187,8 +187,8 @@ class Engine:
         audit_rate: float = 0.0,
         observer: Observer | None = None,
     ) -> None:
-        check_at_least(1, student_batch=student_batch, teacher_batch=teacher_batch)
-        check_at_least(1, workers=workers, teacher_workers=teacher_workers)
+        check_whole(1, student_batch=student_batch, teacher_batch=teacher_batch)
+        check_whole(1, workers=workers, teacher_workers=teacher_workers)
         if not 0 <= max_wait_seconds < 60:
             raise ValueError(f"max_wait_seconds must be from 0 to 60, not {max_wait_seconds}")
         self.levels = _levels(model)

@@ -85,6 +85,7 @@ MESSAGE_GROWTH = 15  # more memory per byte of a message: a number of one byte m
 ANSWER_COPIES = 3  # until it is sent: the message, its bytes, and gRPC's own
 IDLE_SECONDS = 60.0  # after which a connection without calls is closed
 GRACE_SECONDS = 30.0
+MOST_SIGNED = 2**31 - 2  # that gRPC's options take: one more connection aborts the process
 
 
 def _messages() -> tuple[Any, Mapping[str, type[Any]]]:
@@ -120,7 +121,10 @@ async def grpc_server(
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_concurrent_streams", MOST_CALLS // 4),
-            ("grpc.max_allowed_incoming_connections", repository.limits.connections),
+            (
+                "grpc.max_allowed_incoming_connections",
+                min(repository.limits.connections, MOST_SIGNED),
+            ),
             ("grpc.max_connection_idle_ms", round(1000 * IDLE_SECONDS)),
             # a client with open calls that is silent, and then answers no ping, is gone
             *(
@@ -128,7 +132,7 @@ async def grpc_server(
                 for name in ("keepalive_time", "keepalive_timeout", "http2.ping_timeout")
             ),
             ("grpc.http2.max_pings_without_data", 0),  # no limit on these pings
-            ("grpc.max_receive_message_length", repository.limits.body_bytes),
+            ("grpc.max_receive_message_length", min(repository.limits.body_bytes, MOST_SIGNED)),
             ("grpc.max_send_message_length", -1),
         ],
     )

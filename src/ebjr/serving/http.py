@@ -6,6 +6,8 @@ framework; Starlette handles the others. Only this file depends on uvicorn's int
 """
 
 import asyncio
+import logging
+import socket
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -24,10 +26,13 @@ from ebjr.serving.repository import Repository
 from ebjr.serving.service import Service
 
 with needs("serve", "serving"):
+    import uvicorn
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _LINES = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus}
 _RARE = frozenset({b"content-encoding", b"expect", b"upgrade"})  # headers that take the long way
+
+log = logging.getLogger("ebjr.serving")
 
 
 class Ways(dict[bytes, tuple[Service | None, Infer | Chats]]):
@@ -275,6 +280,21 @@ class Http(HttpToolsProtocol):
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(_LINES[status] + head % len(body) + body)
         self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which says when it stops and what it waits for."""
+
+    def __init__(self, config: uvicorn.Config, repository: Repository) -> None:
+        super().__init__(config)
+        self._repository = repository
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, and wait for the open requests."""
+        held = self._repository.admission, *(one.admission for one in self._repository.services)
+        words = "the server stops: it takes no new requests, and answers the open ones first (%d)"
+        log.info(words, sum(one.open for one in held))
+        await super().shutdown(sockets)
 
 
 class Exchange:

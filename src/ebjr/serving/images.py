@@ -5,11 +5,17 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebjr.data.examples import decode_image, image_cost, image_formats, reason_of
+from ebjr.data.examples import (
+    TooManyPixels,
+    decode_image,
+    image_cost,
+    image_formats,
+    reason_of,
+)
 from ebjr.data.preprocess import ImageFile, Preprocess
 from ebjr.errors import ProtocolError
 from ebjr.serving.admission import Hold
@@ -35,17 +41,24 @@ def opened_images(files: Sequence[bytes], most_pixels: int, hold: Hold) -> list[
     """
     pixels, found = 0, list[Encoded]()
     for number, sent in enumerate(files):
-        with _readable(number):
-            found.append(_opened(sent))
+        try:
+            with _readable(number):
+                found.append(_opened(sent))
+        except TooManyPixels as error:
+            raise _too_many(most_pixels, number, error.args[0]) from error
         if found[-1].file is not sent:
             hold.add(bytes=len(found[-1].file))
         pixels += found[-1].pixels
         if pixels > most_pixels:
-            raise ProtocolError(
-                f"the images of a request may have at most {most_pixels} pixels together; with "
-                f"image {number} they have {pixels}"
-            )
+            raise _too_many(most_pixels, number, pixels)
     return found
+
+
+def _too_many(most: int, number: int, pixels: Any) -> ProtocolError:
+    return ProtocolError(
+        f"the images of a request may have at most {most} pixels together; with image {number} "
+        f"they have {pixels}"
+    )
 
 
 def decoded_images(opened: Sequence[Encoded], hold: Hold) -> list[ImageFile]:
@@ -85,6 +98,8 @@ def resize(images: Iterable[ImageFile], fits: Sequence[Preprocess], hold: Hold) 
 def _readable(number: int) -> Iterator[None]:
     try:
         yield
+    except TooManyPixels:
+        raise
     except Exception as error:  # broken images raise errors of any kind
         raise ProtocolError(
             f"image {number} cannot be read ({reason_of(error)}): send the bytes of a JPEG, "

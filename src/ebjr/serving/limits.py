@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 
-from ebjr.errors import EbjrError
+from ebjr.errors import EbjrError, check_seconds, check_whole
 
 
 class Refused(EbjrError):
@@ -34,8 +34,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if not getattr(self, each.name) > 0:
-                raise ValueError(f"{each.name} must be above 0, not {getattr(self, each.name)}")
+            own = {each.name: getattr(self, each.name)}
+            check_seconds(**own) if each.name.endswith("_seconds") else check_whole(1, **own)
 
 
 def loops_back(host: str) -> bool:

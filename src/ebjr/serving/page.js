@@ -580,7 +580,7 @@ get("threshold-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = get("threshold").value.trim();
   if (!typed) say("knob-said", `The knob is already at threshold ${exact(threshold())}.`);
-  else if (text.toLowerCase() === "inf") move({ deferral_rate: 1 });
+  else if (text.toLowerCase() === "inf") move({ threshold: "inf" });
   else if (text === "" || !Number.isFinite(Number(text))) say("knob-said", "A threshold must be a number, or inf to defer everything.", true);
   else move({ threshold: Number(text) });
 });

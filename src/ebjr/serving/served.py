@@ -15,11 +15,12 @@ from ebjr.backends.identity import identities
 from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import Cost
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared, unprepared
+from ebjr.files import json_number
 from ebjr.joint import JointModel, models_of
 from ebjr.joint_file import JointConfig
 from ebjr.labels import are_names
 from ebjr.model import facts
-from ebjr.protocol import TensorMetadata, is_number
+from ebjr.protocol import TensorMetadata, is_number, kind_of
 from ebjr.router import Router, check_threshold
 from ebjr.task import Tensor
 from ebjr.tasks.classification import JointClassifier
@@ -124,6 +125,7 @@ class Served:
     def chosen(self, wish: Mapping[str, Any]) -> float | None:
         """Return the threshold that a request or the knob asks for; None if it asks for none.
 
+        An infinite threshold may be "inf", as in answers: JSON has no such number.
         ValueError if `wish` names more than one of `KNOBS`, or a value out of range.
         """
         asked = [name for name in KNOBS if name in wish]
@@ -134,8 +136,11 @@ class Served:
         value = wish[asked[0]]
         if asked[0] == "operating_point":
             return self.point(str(value))
+        if asked[0] == "threshold" and value == json_number(math.inf):
+            return math.inf
         if not is_number(value):
-            raise ValueError(f"{asked[0]} must be a number, not {value!r:.60}")
+            came = f"{value!r:.60}" if isinstance(value, str) else kind_of(value)
+            raise ValueError(f"{asked[0]} must be a number, not {came}")
         return check_threshold(value) if asked[0] == "threshold" else self.threshold_at(value)
 
     @cached_property

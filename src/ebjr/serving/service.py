@@ -18,6 +18,7 @@ import numpy as np
 from ebjr.arrays import row_count, to_numpy
 from ebjr.data.preprocess import is_pixels
 from ebjr.errors import (
+    MOST_SECONDS,
     DeadlineExceeded,
     EbjrError,
     NothingKept,
@@ -25,8 +26,9 @@ from ebjr.errors import (
     ProtocolError,
     TooLarge,
     UnknownModel,
-    check_at_least,
     check_choice,
+    check_seconds,
+    check_whole,
 )
 from ebjr.files import json_number
 from ebjr.joint import models_of
@@ -42,12 +44,12 @@ from ebjr.protocol import (
     TensorMetadata,
     best_classes,
     check_keys,
-    is_number,
     is_whole,
     write_response,
 )
 from ebjr.router import is_deferred
 from ebjr.serving.admission import Admission, Hold
+from ebjr.serving.audits import check_rate
 from ebjr.serving.call import Call, Question, Wishes, too_late
 from ebjr.serving.engine import Engine, Ticket, check_priority, stages_of
 from ebjr.serving.events import Observers
@@ -74,7 +76,6 @@ LOOK_SECONDS = 5.0  # between looks at a remote teacher that readiness requires
 SHORT_ID = 12  # digits of the model's hash in each answer
 STOP_SECONDS = 20.0  # that a model may take to finish queued requests at shutdown
 REQUEST_PARAMETERS = (*KNOBS, "timeout_seconds", "timeout", "priority")
-MOST_SECONDS = 3600  # the longest timeout that a request may set
 
 BROKEN = "the server failed on this request; its log says why"
 """What a client reads of an internal error, over any protocol."""
@@ -139,6 +140,9 @@ class Service:
         ready: str = "student",
         **options: Any,
     ) -> None:
+        check_seconds(timeout_seconds=timeout_seconds, chore_seconds=chore_seconds)
+        check_whole(1, queue_rows=queue_rows)
+        check_rate(audit_rate)
         self.served, self.version, self.timeout_seconds = served, version, timeout_seconds
         self._tensors = served.tensors()
         self._short_id = served.identity.get("model", "")[:SHORT_ID] or None
@@ -162,7 +166,6 @@ class Service:
         self.engine = Engine(
             served.joint, observer=self.observers, audit_rate=audit_rate, **options
         )
-        check_at_least(1, queue_rows=queue_rows)
         check_choice("ready", ready, READY)
         far = [one for one in models_of(served.joint) if isinstance(one, FarTeacher)]
         self._far = far if ready == "teacher" else []
@@ -522,26 +525,24 @@ class Service:
             )
         try:
             threshold = self.served.chosen(parameters)
+            seconds = self._seconds(parameters)
             priority = check_priority(parameters.get("priority", 0))
         except ValueError as error:
             raise ProtocolError(str(error)) from error
-        return Wishes(threshold, self._seconds(parameters), priority)
+        return Wishes(threshold, seconds, priority)
 
     def _seconds(self, parameters: Mapping[str, Any]) -> float:
         """Return the timeout in seconds; Triton's ``timeout`` is in microseconds."""
         own, theirs = (parameters.get(name) for name in ("timeout_seconds", "timeout"))
         if own is not None and theirs is not None:
-            raise ProtocolError("give one of timeout_seconds and timeout, not both")
+            raise ValueError("give one of timeout_seconds and timeout, not both")
         if own is not None:
-            if not is_number(own) or not 0 < own <= MOST_SECONDS:
-                raise ProtocolError(
-                    f"timeout_seconds must be above 0 and up to {MOST_SECONDS}, not {own!r:.60}"
-                )
+            check_seconds(timeout_seconds=own)
             return float(own)
         if theirs is None or (is_whole(theirs) and theirs == 0):
             return self.timeout_seconds
         if not is_whole(theirs) or not 0 < theirs <= MOST_SECONDS * 10**6:
-            raise ProtocolError(
+            raise ValueError(
                 f"timeout must be microseconds, a whole number up to {MOST_SECONDS}000000, not "
                 f"{theirs!r:.60}; timeout_seconds takes seconds"
             )
