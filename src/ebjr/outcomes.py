@@ -131,6 +131,8 @@ class Outcomes:
             costs = [share * cost for share, cost in zip(shares, self.asked_costs, strict=True)]
             vars(self).update(student_cost=sum(costs[1:], costs[0]))
         kind.check_range(targets, classes)
+        for role, output in (("student", student), ("teacher", teacher)):
+            kind.check_meant(role, output, targets)
         kind.check_scale(self.rescale)
         if self.labels is not None and len(self.labels) != (classes or 0):
             raise ValueError(f"labels must name {classes or 0} classes, not {len(self.labels)}")
