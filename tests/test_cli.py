@@ -167,6 +167,8 @@ def test_four_commands_make_two_models_one(run, recorded):
     code, printed, _ = run("evaluate", "outcomes.npz", "--joint", "joint.toml", "--json")
     assert code == 0
     assert json.loads(printed)["held_out"] == calibrated["held_out"]
+    evaluated = run("evaluate", "outcomes.npz", "--joint", "joint.toml", "--details")[1]
+    assert "Margin: 0.75 standard errors" in evaluated
 
     code, _, _ = run("predict", "joint.toml", "--data", "images", "-o", "answers.jsonl")
     assert code == 0
@@ -661,6 +663,8 @@ def test_one_class_only_is_refused(run, recorded):
         (
             "record --student student.onnx --teacher none.onnx --data images -o x.npz",
             "none.onnx",
+        ("profile student.onnx --input-shape 0,3,8,8", "of at least 1, not '0,3,8,8'"),
+        ("profile student.onnx --tune --threads 1", "several numbers of threads: remove --threads"),
         ),
         (
             "record --student student.onnx --teacher teacher.onnx --data nothing -o x.npz",

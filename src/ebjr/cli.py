@@ -313,11 +313,11 @@ def evaluate(
     from ebjr.tables import print_study, study_figures
 
     if joint is None:
-        found = run_study(_outcomes(outcomes, metric, task), **vars(split))
+        found = run_study(_outcomes(outcomes, metric, task), **split.given)
     else:
         config = JointConfig.read(joint)
         table = _outcomes(outcomes, metric, task, judging=config)
-        found = config.study(table, **vars(split))
+        found = config.study(table, **split.given)
     compared = found.compare_files(compare or [])
     if report is not None:
         notes = {"Outcomes file": outcomes.name}
@@ -367,6 +367,7 @@ def recalibrate(
         raise ValueError("--slice-by picks columns of a table: add --slices TABLE")
     found: Any
     if audits is not None:
+    opt.check_together("--outcomes", outcomes, task=task, **split.given)
         if output is not None or slices is not None:
             raise ValueError(
                 "audits are counts, so they give no new threshold and no slices: use --outcomes "
@@ -382,7 +383,7 @@ def recalibrate(
             columns = again.read_slices(slices, chosen)
         config = JointConfig.read(joint)
         table = _outcomes(outcomes, None, task, judging=config)
-        how: dict[str, Any] = {"alpha": alpha, "worth": worth, **vars(split)}
+        how: dict[str, Any] = {"alpha": alpha, "worth": worth, **split.given}
         found = again.recalibrate(config, table, slices=columns, **how)
         written = {"output": None if output is None or found.study is None else str(output)}
         _show(as_json, found.as_dict() | written, lambda: print_recalibration(out, found, details))
@@ -661,6 +662,8 @@ def profile(
     shape = parse_shape(input_shape)
     if tuned:
         _tune(model, shape, seconds, as_json)
+        if threads is not None:
+            raise ValueError("--tune tries several numbers of threads: remove --threads")
         return
     from ebjr.evaluation.profile import profile as profile_model
 

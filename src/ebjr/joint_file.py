@@ -427,17 +427,20 @@ class JointConfig:
                 f"{', '.join(columns)}: {way}"
             )
 
-    def study(self, outcomes: Outcomes, *, fraction: float = 0.5, seed: int = 0) -> "Study":
+    def study(
+        self, outcomes: Outcomes, *, fraction: float | None = None, seed: int | None = None
+    ) -> "Study":
         """Study the file's threshold on examples that it was not chosen on.
 
         Outcomes that it was calibrated on are split and drawn as they were then; others are split
-        by `fraction` and `seed`, as for `Outcomes.split`. The goal is judged in its own metric; the
-        figures are in that of `outcomes`.
+        by `fraction`, by default 0.5, and `seed`, by default 0, as for `Outcomes.split`. The goal
+        is judged in its own metric; the figures are in that of `outcomes`.
 
         Raises
         ------
         ValueError
-            `outcomes` are of another task, of other models, or of other classes.
+            `outcomes` are of another task, of other models, or of other classes; or `fraction` or
+            `seed` differs from the calibration's on its own outcomes.
 
         Warns
         -----
@@ -447,12 +450,18 @@ class JointConfig:
         from ebjr.study import study_point
 
         outcomes, point = self.point_on(outcomes)
-        known = self.calibration
-        if known.get("outcomes") == outcomes.fingerprint:  # never judge on rows that chose it
-            fraction = known.get("split_fraction", fraction)
-            seed = known.get("split_seed", seed)
-        how: dict[str, Any] = {"fraction": fraction, "seed": seed, "traffic": self.traffic}
-        return study_point(outcomes, point, self.goal, **how)
+        own = self.calibration.get("outcomes") == outcomes.fingerprint
+        how: dict[str, Any] = {}
+        for name, value, usual in (("fraction", fraction, 0.5), ("seed", seed, 0)):
+            split = self.calibration.get(f"split_{name}") if own else None
+            if split is not None and value not in (None, split):
+                raise ValueError(  # never judge on rows that chose the threshold
+                    f"--{name} ({name}=) must be {split:g}, that of the calibration on these "
+                    f"outcomes, not {value:g}: remove it"
+                )
+            how[name] = next(one for one in (split, value, usual) if one is not None)
+        point = replace(point, margin=self._margin if own else None)
+        return study_point(outcomes, point, self.goal, traffic=self.traffic, **how)
 
     @property
     def goal(self) -> Goal | None:
@@ -461,6 +470,14 @@ class JointConfig:
 
     def unchecked(self, outcomes: Outcomes) -> str | None:
         """Say whether some outcomes may be of other models; None if they name them.
+    @property
+    def _margin(self) -> float | None:
+        """The goal's margin, if the threshold is still the one that was chosen with it."""
+        chosen = self.calibration.get("chosen_on", {})
+        same = chosen.get("threshold") == self.threshold and not self.changes
+        goal = self.goal if same and "margin" in chosen else None
+        return None if goal is None else goal.own_margin
+
 
         Also None for the numbers that the file was calibrated on.
         """

@@ -134,7 +134,11 @@ def _print_stages(console: Console, study: Study, found: StagedPoint, details: b
 def _margin_words(study: Study) -> str:
     plain = study.plain_point
     if plain is None:
-        return "No margin: the goal limits no quality, or a guarantee takes its place."
+    if study.point.certified is not None:
+        return "No margin: the guarantee takes its place."
+    if plain is None and study.goal.limits_quality:
+        return "The goal did not choose this threshold on these examples, so no margin is shown."
+        return f"No margin: goal {study.goal.kind} limits no quality."
     return (
         f"Margin: {study.point.margin:g} standard errors, because a plain pick falls short on new "
         f"examples. {study.point.deferral_rate:.1%} of the calibration examples are deferred; "
