@@ -603,7 +603,8 @@ def test_a_sweep_is_printed_with_its_shares(run, candidates):
         ("calibrate some.npz --popular 1", "--popular goes with --traffic"),
         ("calibrate outcomes.npz --traffic popular=0.5", "name the popular classes with --popular"),
         ("calibrate some.npz other.npz", "examples of some and other differ"),
-        ("calibrate some.npz some.npz", "rename those that share one"),
+        ("calibrate some.npz ./some.npz", "some.npz is given twice: give each outcomes file once"),
+        ("calibrate some.npz a/some.npz", "some.npz and a/some.npz are both called some: rename"),
         ("calibrate some.npz --report nowhere/r.html", "the folder nowhere does not exist"),
     ],
 )
@@ -637,6 +638,11 @@ def test_one_class_only_is_refused(run, recorded):
             "calibrate outcomes.npz --fraction 1.5",
             "fraction 1.5 leaves a part of 120 examples empty",
         ),
+        ("calibrate outcomes.npz -o joint.toml --name a/b", "'a/b' cannot be a model's name"),
+        ("calibrate outcomes.npz -o joint.toml --name a\u202eb", "cannot be a model's name"),
+        ("calibrate outcomes.npz -o joint.toml --name stats", "/v2/models/stats is another addr"),
+        ("calibrate outcomes.npz --unit foo", "--unit (unit=) is for chains of more than two"),
+        ("calibrate outcomes.npz --most-stages 2", "--most-stages (most_stages=) is for chains"),
         ("calibrate outcomes.npz -o nowhere/joint.toml", "nowhere does not exist"),
         ("evaluate outcomes.npz --joint outcomes.npz", "outcomes.npz"),
         ("evaluate outcomes.npz --report nowhere/r.html", "nowhere does not exist"),
@@ -657,14 +663,14 @@ def test_one_class_only_is_refused(run, recorded):
         ("profile torn.onnx", "torn.onnx"),
         ("profile student.onnx --input-shape 1,three", "must be whole numbers like 1,3,32,32"),
         (
+        ("profile student.onnx --input-shape 0,3,8,8", "of at least 1, not '0,3,8,8'"),
+        ("profile student.onnx --tune --threads 1", "several numbers of threads: remove --threads"),
             "record --student student.onnx --teacher four.onnx --data images -o x.npz",
             "the student has 3 and the teacher 4",
         ),
         (
             "record --student student.onnx --teacher none.onnx --data images -o x.npz",
             "none.onnx",
-        ("profile student.onnx --input-shape 0,3,8,8", "of at least 1, not '0,3,8,8'"),
-        ("profile student.onnx --tune --threads 1", "several numbers of threads: remove --threads"),
         ),
         (
             "record --student student.onnx --teacher teacher.onnx --data nothing -o x.npz",

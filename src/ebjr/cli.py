@@ -258,13 +258,14 @@ def calibrate(
     opt.check_together("--output", output, student=student, teacher=teacher, link=link)
     from ebjr.backends.entry import entries_of
     from ebjr.joint_file import JointConfig
-    from ebjr.sweep import run_sweep
+    from ebjr.protocol import check_name
+    from ebjr.sweep import check_distinct, run_sweep
     from ebjr.tables import print_study, print_sweep, study_figures
 
+    check_name(name)
+    check_distinct(outcomes)
     tables = {path.stem: opt.linked(_outcomes(path, metric, task), over_link) for path in outcomes}
-    if len(tables) < len(outcomes):
-        raise ValueError("outcomes files are told apart by name: rename those that share one")
-    sweep = run_sweep(tables, traffic=mix.of(tables), **vars(wanted), **vars(choice), **vars(split))
+    sweep = run_sweep(tables, traffic=mix.of(tables), **vars(wanted), **vars(choice), **split.given)
     found = sweep.study
     several = len(tables) > 1
     if output is not None:
@@ -366,8 +367,8 @@ def recalibrate(
     if slice_by is not None and slices is None:
         raise ValueError("--slice-by picks columns of a table: add --slices TABLE")
     found: Any
-    if audits is not None:
     opt.check_together("--outcomes", outcomes, task=task, **split.given)
+    if audits is not None:
         if output is not None or slices is not None:
             raise ValueError(
                 "audits are counts, so they give no new threshold and no slices: use --outcomes "
@@ -661,9 +662,9 @@ def profile(
 
     shape = parse_shape(input_shape)
     if tuned:
-        _tune(model, shape, seconds, as_json)
         if threads is not None:
             raise ValueError("--tune tries several numbers of threads: remove --threads")
+        _tune(model, shape, seconds, as_json)
         return
     from ebjr.evaluation.profile import profile as profile_model
 

@@ -42,6 +42,7 @@ from ebjr.joint_text import read_table, write_table
 from ebjr.labels import check_same_classes
 from ebjr.model import Model, ModelFacts, facts
 from ebjr.outcomes import Outcomes
+from ebjr.protocol import check_name
 from ebjr.router import Router, check_threshold
 from ebjr.scores import as_score
 from ebjr.tasks import as_task
@@ -210,6 +211,7 @@ class JointConfig:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, and its long lists to a second one: both, or neither."""
+        check_name(self.name)
         folder, known = Path(path).resolve().parent, self.calibration
         table = {
             "name": self.name,
@@ -468,8 +470,6 @@ class JointConfig:
         """The goal of the calibration; None if the file has none."""
         return Goal.from_dict(self.calibration) if "goal" in self.calibration else None
 
-    def unchecked(self, outcomes: Outcomes) -> str | None:
-        """Say whether some outcomes may be of other models; None if they name them.
     @property
     def _margin(self) -> float | None:
         """The goal's margin, if the threshold is still the one that was chosen with it."""
@@ -478,6 +478,8 @@ class JointConfig:
         goal = self.goal if same and "margin" in chosen else None
         return None if goal is None else goal.own_margin
 
+    def unchecked(self, outcomes: Outcomes) -> str | None:
+        """Say whether some outcomes may be of other models; None if they name them.
 
         Also None for the numbers that the file was calibrated on.
         """
