@@ -644,7 +644,8 @@ def test_one_class_only_is_refused(run, recorded):
         ("calibrate outcomes.npz --unit foo", "--unit (unit=) is for chains of more than two"),
         ("calibrate outcomes.npz --most-stages 2", "--most-stages (most_stages=) is for chains"),
         ("calibrate outcomes.npz -o nowhere/joint.toml", "nowhere does not exist"),
-        ("evaluate outcomes.npz --joint outcomes.npz", "outcomes.npz"),
+        ("evaluate outcomes.npz --joint outcomes.npz", "outcomes.npz must be a joint.toml, as"),
+        ("export outcomes.npz -o joint.onnx", "outcomes.npz must be a joint.toml, as `ebjr cali"),
         ("evaluate outcomes.npz --report nowhere/r.html", "nowhere does not exist"),
         ("evaluate outcomes.npz --compare missing.npz", "there is no file missing.npz to compare"),
         ("evaluate outcomes.npz --compare torn.npz", "cannot compare with torn.npz: the file is"),
@@ -662,9 +663,9 @@ def test_one_class_only_is_refused(run, recorded):
         ("profile missing.onnx", "missing.onnx"),
         ("profile torn.onnx", "torn.onnx"),
         ("profile student.onnx --input-shape 1,three", "must be whole numbers like 1,3,32,32"),
-        (
         ("profile student.onnx --input-shape 0,3,8,8", "of at least 1, not '0,3,8,8'"),
         ("profile student.onnx --tune --threads 1", "several numbers of threads: remove --threads"),
+        (
             "record --student student.onnx --teacher four.onnx --data images -o x.npz",
             "the student has 3 and the teacher 4",
         ),

@@ -19,7 +19,7 @@ from rich.markup import escape
 
 import ebjr
 from ebjr import options as opt
-from ebjr.errors import EbjrError, GridWarning, OutputWarning, PromiseWarning, RecordingNote
+from ebjr.errors import SHOWN, EbjrError, RecordingNote, counted
 from ebjr.files import json_number, sha256_of
 from ebjr.plugins import is_refusal
 
@@ -67,7 +67,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     try:
         with warnings.catch_warnings():
-            for said in (PromiseWarning, GridWarning, OutputWarning, RecordingNote):
+            for said in SHOWN:
                 warnings.simplefilter("always", said)
             warnings.showwarning = _once_each()
             app()
@@ -484,12 +484,12 @@ def predict(
     rate = done.deferred / max(done.examples, 1)
     more = {"unreadable": len(done.unreadable), "output": str(output), "deferral_rate": rate}
     more |= {"dollars": done.dollars} if done.dollars else {}
-    words = f"{done.examples:,} answers in {output}; {rate:.1%} by the teacher"
+    words = f"{counted(done.examples, 'answer')} in {output}; {rate:.1%} by the teacher"
     words += f"; ${done.dollars:,.4g} in total" if done.dollars else ""
     words += f"; {done.degraded:,} degraded: the teacher did not answer" if done.degraded else ""
     words = "\n".join([words, *(each.statement for each in certificates[:MOST_STATEMENTS])])
     if (left := len(certificates) - MOST_STATEMENTS) > 0:
-        words += f"\n{left:,} more promises, one per window: see --json."
+        words += f"\n{counted(left, 'more promise')}, one per window: see --json."
     more |= {"promised": [each.as_dict() for each in certificates]} if certificates else {}
     _show(as_json, counts | more, lambda: out.print(words, soft_wrap=True, highlight=False))
 
@@ -778,7 +778,7 @@ def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | N
         _note(omissions)
     if not unreadable:
         return
-    err.print(f"{len(unreadable)} examples could not be read:", style="yellow")
+    err.print(f"{counted(len(unreadable), 'example')} could not be read:", style="yellow")
     for name, reason in unreadable[:20]:
         err.print(f"  {escape(name)}: {escape(reason)}", highlight=False, soft_wrap=True)
     if len(unreadable) > 20:

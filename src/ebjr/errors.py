@@ -156,6 +156,10 @@ class GridWarning(UserWarning):
     """A y grid or a proposal does not cover the data: every free energy lacks a part."""
 
 
+SHOWN = (PromiseWarning, GridWarning, OutputWarning, RecordingNote)
+"""The warnings that the command line shows each time."""
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Check that an argument is one of `choices`; else a ValueError lists them."""
     known = tuple(choices)
@@ -168,6 +172,11 @@ def check_at_least(least: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value >= least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, like "1 example" and "1,200 examples"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def one_line(error: Exception) -> str:

@@ -74,8 +74,8 @@ def quantize(
     ModelError
         `source` is not an ONNX model, is quantized already, or cannot be quantized.
     ValueError
-        `batches` is empty or not finite, `output` is `source` or does not end in ``.onnx``, or an option is out
-        of range.
+        `batches` is empty or not finite, `output` is `source` or does not end in ``.onnx``, or an
+        option is out of range.
     """
     check_choice("method", method, METHODS)
     check_at_least(1, examples=examples)
