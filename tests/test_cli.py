@@ -429,7 +429,7 @@ def test_unreadable_images_are_named_counted_and_passed_over(run, recorded):
     words = "record --student student.onnx --teacher teacher.onnx --data images -o again.npz"
     code, _, error = run(*words.split())
     assert code == 0
-    assert "1 examples could not be read" in error
+    assert "1 example could not be read" in error
     assert "broken.png" in error
     assert len(Outcomes.load("again.npz")) == 120
     sentence = refused(run(*words.replace("again", "never").split(), "--strict"))

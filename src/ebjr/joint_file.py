@@ -178,6 +178,7 @@ class JointConfig:
         imports: Sequence[str] = (),
     ) -> Self:
         """Make the configuration of a study; `imports` are the files that define its score."""
+        check_name(name)
         fraction, seed = study.split
         point, table = study.point, study.outcomes
         figures = ("threshold", "deferral_rate", "quality", "cost")
@@ -211,7 +212,6 @@ class JointConfig:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, and its long lists to a second one: both, or neither."""
-        check_name(self.name)
         folder, known = Path(path).resolve().parent, self.calibration
         table = {
             "name": self.name,
@@ -580,10 +580,11 @@ def save_joint(
     TypeError
         A model came from no file, address or import path; the message says how to give it one.
     ValueError
-        The score has no registered name, or the student is remote.
+        The score has no registered name, the student is remote, or no server takes `name`.
 
     See `load_joint` for an example.
     """
+    check_name(name)
     costs = (Cost(), Cost()) if point is None else (point.student_cost, point.teacher_cost)
     student, teacher = entry_of(joint.student, costs[0]), entry_of(joint.teacher, costs[1])
     if isinstance(teacher, FarEntry):
