@@ -167,6 +167,8 @@ def test_four_commands_make_two_models_one(run, recorded):
     code, printed, _ = run("evaluate", "outcomes.npz", "--joint", "joint.toml", "--json")
     assert code == 0
     assert json.loads(printed)["held_out"] == calibrated["held_out"]
+    evaluated = run("evaluate", "outcomes.npz", "--joint", "joint.toml", "--details")[1]
+    assert "Margin: 0.75 standard errors" in evaluated
 
     code, _, _ = run("predict", "joint.toml", "--data", "images", "-o", "answers.jsonl")
     assert code == 0
@@ -427,7 +429,7 @@ def test_unreadable_images_are_named_counted_and_passed_over(run, recorded):
     words = "record --student student.onnx --teacher teacher.onnx --data images -o again.npz"
     code, _, error = run(*words.split())
     assert code == 0
-    assert "1 examples could not be read" in error
+    assert "1 example could not be read" in error
     assert "broken.png" in error
     assert len(Outcomes.load("again.npz")) == 120
     sentence = refused(run(*words.replace("again", "never").split(), "--strict"))
@@ -601,7 +603,8 @@ def test_a_sweep_is_printed_with_its_shares(run, candidates):
         ("calibrate some.npz --popular 1", "--popular goes with --traffic"),
         ("calibrate outcomes.npz --traffic popular=0.5", "name the popular classes with --popular"),
         ("calibrate some.npz other.npz", "examples of some and other differ"),
-        ("calibrate some.npz some.npz", "rename those that share one"),
+        ("calibrate some.npz ./some.npz", "some.npz is given twice: give each outcomes file once"),
+        ("calibrate some.npz a/some.npz", "some.npz and a/some.npz are both called some: rename"),
         ("calibrate some.npz --report nowhere/r.html", "the folder nowhere does not exist"),
     ],
 )
@@ -635,8 +638,14 @@ def test_one_class_only_is_refused(run, recorded):
             "calibrate outcomes.npz --fraction 1.5",
             "fraction 1.5 leaves a part of 120 examples empty",
         ),
+        ("calibrate outcomes.npz -o joint.toml --name a/b", "'a/b' cannot be a model's name"),
+        ("calibrate outcomes.npz -o joint.toml --name a\u202eb", "cannot be a model's name"),
+        ("calibrate outcomes.npz -o joint.toml --name stats", "/v2/models/stats is another addr"),
+        ("calibrate outcomes.npz --unit foo", "--unit (unit=) is for chains of more than two"),
+        ("calibrate outcomes.npz --most-stages 2", "--most-stages (most_stages=) is for chains"),
         ("calibrate outcomes.npz -o nowhere/joint.toml", "nowhere does not exist"),
-        ("evaluate outcomes.npz --joint outcomes.npz", "outcomes.npz"),
+        ("evaluate outcomes.npz --joint outcomes.npz", "outcomes.npz must be a joint.toml, as"),
+        ("export outcomes.npz -o joint.onnx", "outcomes.npz must be a joint.toml, as `ebjr cali"),
         ("evaluate outcomes.npz --report nowhere/r.html", "nowhere does not exist"),
         ("evaluate outcomes.npz --compare missing.npz", "there is no file missing.npz to compare"),
         ("evaluate outcomes.npz --compare torn.npz", "cannot compare with torn.npz: the file is"),
@@ -654,6 +663,8 @@ def test_one_class_only_is_refused(run, recorded):
         ("profile missing.onnx", "missing.onnx"),
         ("profile torn.onnx", "torn.onnx"),
         ("profile student.onnx --input-shape 1,three", "must be whole numbers like 1,3,32,32"),
+        ("profile student.onnx --input-shape 0,3,8,8", "of at least 1, not '0,3,8,8'"),
+        ("profile student.onnx --tune --threads 1", "several numbers of threads: remove --threads"),
         (
             "record --student student.onnx --teacher four.onnx --data images -o x.npz",
             "the student has 3 and the teacher 4",

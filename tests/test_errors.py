@@ -69,3 +69,8 @@ def test_every_public_name_is_there():
     assert len(set(ebjr.__all__)) == len(ebjr.__all__)
     for name in ebjr.__all__:
         assert getattr(ebjr, name) is not None
+
+
+def test_a_count_has_its_nouns_number():
+    words = [errors.counted(count, "example") for count in (0, 1, 1200)]
+    assert words == ["0 examples", "1 example", "1,200 examples"]

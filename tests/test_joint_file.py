@@ -524,6 +524,19 @@ def evaluated(joint, tmp_path):
     return JointConfig.read(tmp_path / "joint.toml"), outcomes
 
 
+def test_the_split_and_the_margin_of_a_calibration_are_its_own(evaluated):
+    config, outcomes = evaluated
+    assert config.study(outcomes, fraction=0.5, seed=0).point.margin == 0.75
+    with pytest.raises(ValueError, match=r"--seed \(seed=\) must be 0, .*, not 3: remove it"):
+        config.study(outcomes, seed=3)
+    with pytest.raises(ValueError, match=r"--fraction \(fraction=\) must be 0.5, .*, not 0.9"):
+        config.study(outcomes, fraction=0.9)
+    others = outcomes.take(np.arange(150))
+    assert config.study(others, fraction=0.9, seed=3).split == (0.9, 3)
+    assert config.study(others).point.margin is None
+    assert replace(config, threshold=0.1).study(outcomes).point.margin is None
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_outcomes_of_another_model_are_not_evaluated(evaluated, role):
     config, outcomes = evaluated

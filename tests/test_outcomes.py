@@ -171,7 +171,7 @@ def test_a_split_without_two_parts_is_refused(fraction):
 
 
 def test_one_example_cannot_be_split():
-    with pytest.raises(ValueError, match="leaves a part of 1 examples empty"):
+    with pytest.raises(ValueError, match="leaves a part of 1 example empty"):
         table(1).split()
 
 

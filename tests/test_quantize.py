@@ -168,6 +168,16 @@ def test_what_cannot_be_quantized_says_why_and_leaves_no_file(net, inputs, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_input_that_is_not_finite_is_refused_by_its_row(net, inputs, tmp_path, value):
+    rows = inputs[:40].copy()
+    rows[37, 0, 3, 3] = value
+    words = "must be finite, but 1 of 40 rows hold NaN or infinity, the first in row 37"
+    with pytest.raises(ValueError, match=words):
+        quantize(net, [rows[:32], rows[32:]], tmp_path / "q.onnx")
+    assert not (tmp_path / "q.onnx").exists()
+
+
 def test_the_command_writes_a_model_that_records(run, tmp_path):
     write_images(tmp_path / "images", 60)
     write_convolutions(tmp_path / "net.onnx")

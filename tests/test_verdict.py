@@ -150,6 +150,8 @@ def test_a_brittle_goal_is_told_from_a_pair_that_does_not_pay():
     assert not brittle.result.pays
     assert "A tolerance of 0 hangs on a few examples" in brittle.verdict.price
     assert "--tolerance" in brittle.verdict.price
+    moved = replace(brittle, point=replace(brittle.point, margin=None))  # by hand, not by the goal
+    assert "--tolerance" not in moved.verdict.price
     dear = run_study(pair(200, student_cost=9.9), tolerance=0.0, score="margin", blend=0.0)
     assert dear.verdict.price.startswith("This pair does not pay here")
 

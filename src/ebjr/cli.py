@@ -19,7 +19,7 @@ from rich.markup import escape
 
 import ebjr
 from ebjr import options as opt
-from ebjr.errors import EbjrError, GridWarning, OutputWarning, PromiseWarning, RecordingNote
+from ebjr.errors import SHOWN, EbjrError, RecordingNote, counted
 from ebjr.files import json_number, sha256_of
 from ebjr.plugins import is_refusal
 
@@ -67,7 +67,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     try:
         with warnings.catch_warnings():
-            for said in (PromiseWarning, GridWarning, OutputWarning, RecordingNote):
+            for said in SHOWN:
                 warnings.simplefilter("always", said)
             warnings.showwarning = _once_each()
             app()
@@ -258,13 +258,14 @@ def calibrate(
     opt.check_together("--output", output, student=student, teacher=teacher, link=link)
     from ebjr.backends.entry import entries_of
     from ebjr.joint_file import JointConfig
-    from ebjr.sweep import run_sweep
+    from ebjr.protocol import check_name
+    from ebjr.sweep import check_distinct, run_sweep
     from ebjr.tables import print_study, print_sweep, study_figures
 
+    check_name(name)
+    check_distinct(outcomes)
     tables = {path.stem: opt.linked(_outcomes(path, metric, task), over_link) for path in outcomes}
-    if len(tables) < len(outcomes):
-        raise ValueError("outcomes files are told apart by name: rename those that share one")
-    sweep = run_sweep(tables, traffic=mix.of(tables), **vars(wanted), **vars(choice), **vars(split))
+    sweep = run_sweep(tables, traffic=mix.of(tables), **vars(wanted), **vars(choice), **split.given)
     found = sweep.study
     several = len(tables) > 1
     if output is not None:
@@ -313,11 +314,11 @@ def evaluate(
     from ebjr.tables import print_study, study_figures
 
     if joint is None:
-        found = run_study(_outcomes(outcomes, metric, task), **vars(split))
+        found = run_study(_outcomes(outcomes, metric, task), **split.given)
     else:
         config = JointConfig.read(joint)
         table = _outcomes(outcomes, metric, task, judging=config)
-        found = config.study(table, **vars(split))
+        found = config.study(table, **split.given)
     compared = found.compare_files(compare or [])
     if report is not None:
         notes = {"Outcomes file": outcomes.name}
@@ -366,6 +367,7 @@ def recalibrate(
     if slice_by is not None and slices is None:
         raise ValueError("--slice-by picks columns of a table: add --slices TABLE")
     found: Any
+    opt.check_together("--outcomes", outcomes, task=task, **split.given)
     if audits is not None:
         if output is not None or slices is not None:
             raise ValueError(
@@ -382,7 +384,7 @@ def recalibrate(
             columns = again.read_slices(slices, chosen)
         config = JointConfig.read(joint)
         table = _outcomes(outcomes, None, task, judging=config)
-        how: dict[str, Any] = {"alpha": alpha, "worth": worth, **vars(split)}
+        how: dict[str, Any] = {"alpha": alpha, "worth": worth, **split.given}
         found = again.recalibrate(config, table, slices=columns, **how)
         written = {"output": None if output is None or found.study is None else str(output)}
         _show(as_json, found.as_dict() | written, lambda: print_recalibration(out, found, details))
@@ -482,12 +484,12 @@ def predict(
     rate = done.deferred / max(done.examples, 1)
     more = {"unreadable": len(done.unreadable), "output": str(output), "deferral_rate": rate}
     more |= {"dollars": done.dollars} if done.dollars else {}
-    words = f"{done.examples:,} answers in {output}; {rate:.1%} by the teacher"
+    words = f"{counted(done.examples, 'answer')} in {output}; {rate:.1%} by the teacher"
     words += f"; ${done.dollars:,.4g} in total" if done.dollars else ""
     words += f"; {done.degraded:,} degraded: the teacher did not answer" if done.degraded else ""
     words = "\n".join([words, *(each.statement for each in certificates[:MOST_STATEMENTS])])
     if (left := len(certificates) - MOST_STATEMENTS) > 0:
-        words += f"\n{left:,} more promises, one per window: see --json."
+        words += f"\n{counted(left, 'more promise')}, one per window: see --json."
     more |= {"promised": [each.as_dict() for each in certificates]} if certificates else {}
     _show(as_json, counts | more, lambda: out.print(words, soft_wrap=True, highlight=False))
 
@@ -660,6 +662,8 @@ def profile(
 
     shape = parse_shape(input_shape)
     if tuned:
+        if threads is not None:
+            raise ValueError("--tune tries several numbers of threads: remove --threads")
         _tune(model, shape, seconds, as_json)
         return
     from ebjr.evaluation.profile import profile as profile_model
@@ -774,7 +778,7 @@ def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | N
         _note(omissions)
     if not unreadable:
         return
-    err.print(f"{len(unreadable)} examples could not be read:", style="yellow")
+    err.print(f"{counted(len(unreadable), 'example')} could not be read:", style="yellow")
     for name, reason in unreadable[:20]:
         err.print(f"  {escape(name)}: {escape(reason)}", highlight=False, soft_wrap=True)
     if len(unreadable) > 20:

@@ -160,6 +160,10 @@ class GridWarning(UserWarning):
     """A y grid or a proposal does not cover the data: every free energy lacks a part."""
 
 
+SHOWN = (PromiseWarning, GridWarning, OutputWarning, RecordingNote)
+"""The warnings that the command line shows each time."""
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Check that an argument is one of `choices`; else a ValueError lists them."""
     known = tuple(choices)
@@ -187,6 +191,11 @@ def check_seconds(**values: Any) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value <= MOST_SECONDS:
             raise ValueError(f"{name} must be above 0 and up to {MOST_SECONDS}, not {value!r:.60}")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, like "1 example" and "1,200 examples"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def one_line(error: Exception) -> str:

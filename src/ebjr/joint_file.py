@@ -42,6 +42,7 @@ from ebjr.joint_text import read_table, write_table
 from ebjr.labels import check_same_classes
 from ebjr.model import Model, ModelFacts, facts
 from ebjr.outcomes import Outcomes
+from ebjr.protocol import check_name
 from ebjr.router import Router, check_threshold
 from ebjr.scores import as_score
 from ebjr.tasks import as_task
@@ -177,6 +178,7 @@ class JointConfig:
         imports: Sequence[str] = (),
     ) -> Self:
         """Make the configuration of a study; `imports` are the files that define its score."""
+        check_name(name)
         fraction, seed = study.split
         point, table = study.point, study.outcomes
         figures = ("threshold", "deferral_rate", "quality", "cost")
@@ -427,17 +429,20 @@ class JointConfig:
                 f"{', '.join(columns)}: {way}"
             )
 
-    def study(self, outcomes: Outcomes, *, fraction: float = 0.5, seed: int = 0) -> "Study":
+    def study(
+        self, outcomes: Outcomes, *, fraction: float | None = None, seed: int | None = None
+    ) -> "Study":
         """Study the file's threshold on examples that it was not chosen on.
 
         Outcomes that it was calibrated on are split and drawn as they were then; others are split
-        by `fraction` and `seed`, as for `Outcomes.split`. The goal is judged in its own metric; the
-        figures are in that of `outcomes`.
+        by `fraction`, by default 0.5, and `seed`, by default 0, as for `Outcomes.split`. The goal
+        is judged in its own metric; the figures are in that of `outcomes`.
 
         Raises
         ------
         ValueError
-            `outcomes` are of another task, of other models, or of other classes.
+            `outcomes` are of another task, of other models, or of other classes; or `fraction` or
+            `seed` differs from the calibration's on its own outcomes.
 
         Warns
         -----
@@ -447,17 +452,31 @@ class JointConfig:
         from ebjr.study import study_point
 
         outcomes, point = self.point_on(outcomes)
-        known = self.calibration
-        if known.get("outcomes") == outcomes.fingerprint:  # never judge on rows that chose it
-            fraction = known.get("split_fraction", fraction)
-            seed = known.get("split_seed", seed)
-        how: dict[str, Any] = {"fraction": fraction, "seed": seed, "traffic": self.traffic}
-        return study_point(outcomes, point, self.goal, **how)
+        own = self.calibration.get("outcomes") == outcomes.fingerprint
+        how: dict[str, Any] = {}
+        for name, value, usual in (("fraction", fraction, 0.5), ("seed", seed, 0)):
+            split = self.calibration.get(f"split_{name}") if own else None
+            if split is not None and value not in (None, split):
+                raise ValueError(  # never judge on rows that chose the threshold
+                    f"--{name} ({name}=) must be {split:g}, that of the calibration on these "
+                    f"outcomes, not {value:g}: remove it"
+                )
+            how[name] = next(one for one in (split, value, usual) if one is not None)
+        point = replace(point, margin=self._margin if own else None)
+        return study_point(outcomes, point, self.goal, traffic=self.traffic, **how)
 
     @property
     def goal(self) -> Goal | None:
         """The goal of the calibration; None if the file has none."""
         return Goal.from_dict(self.calibration) if "goal" in self.calibration else None
+
+    @property
+    def _margin(self) -> float | None:
+        """The goal's margin, if the threshold is still the one that was chosen with it."""
+        chosen = self.calibration.get("chosen_on", {})
+        same = chosen.get("threshold") == self.threshold and not self.changes
+        goal = self.goal if same and "margin" in chosen else None
+        return None if goal is None else goal.own_margin
 
     def unchecked(self, outcomes: Outcomes) -> str | None:
         """Say whether some outcomes may be of other models; None if they name them.
@@ -561,10 +580,11 @@ def save_joint(
     TypeError
         A model came from no file, address or import path; the message says how to give it one.
     ValueError
-        The score has no registered name, or the student is remote.
+        The score has no registered name, the student is remote, or no server takes `name`.
 
     See `load_joint` for an example.
     """
+    check_name(name)
     costs = (Cost(), Cost()) if point is None else (point.student_cost, point.teacher_cost)
     student, teacher = entry_of(joint.student, costs[0]), entry_of(joint.teacher, costs[1])
     if isinstance(teacher, FarEntry):

@@ -49,7 +49,14 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
     ValueError
         `path` is not TOML, or its long lists are missing, have changed or are elsewhere.
     """
-    table = _parsed(Path(path))
+    try:
+        table = _parsed(Path(path))
+    except ValueError as error:
+        if Path(path).suffix.lower() == ".toml":
+            raise
+        raise ValueError(
+            f"{path} must be a joint.toml, as `ebjr calibrate -o` writes it, but it is not TOML"
+        ) from error
     if (beside := table.pop("lists", None)) is None:
         return table
     try:

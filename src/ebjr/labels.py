@@ -14,6 +14,13 @@ def are_names(labels: Sequence[str] | None) -> bool:
     return labels is not None and list(labels) != list(map(str, range(len(labels))))
 
 
+def check_once(what: str, names: Sequence[str]) -> None:
+    """Raise ValueError if a name occurs twice; the message calls the names `what`."""
+    if len({*names}) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"{what} must be distinct, but one name occurs twice: {twice!r}")
+
+
 def check_same_names(student: Sequence[str], teacher: Sequence[str]) -> None:
     """Check that two models name the same classes in the same order; else a ValueError."""
     order = "in another order" if {*student} == {*teacher} else "by other names"

@@ -15,7 +15,7 @@ import numpy as np
 from ebjr.arrays import Batch, row_count, to_numpy
 from ebjr.costs import Cost
 from ebjr.errors import ModelError, OtherModel, TeacherUnavailable
-from ebjr.labels import are_names, label_text
+from ebjr.labels import are_names, label_text, some
 from ebjr.task import Task
 
 InputShape = tuple[int | None, ...]  # of a batch of inputs; a dynamic dimension is None
@@ -299,8 +299,13 @@ def _check_features(student: str, said: tuple[Any, ...], teacher: ModelFacts) ->
 
 
 def _check_labels_each(role: str, known: ModelFacts, kind: Task) -> None:
-    """Check that models with label sets, and only these, are used for the task multilabel."""
+    """Check that models with classes or label sets are used for a task that has them."""
     wanted = kind.targets_are == "label sets"
+    if kind.targets_are == "numbers" and len(known.labels or ()) > 1:
+        raise ValueError(
+            f"the {role}, {known.name}, names classes ({some(known.labels or ())}), but task "
+            f"{kind.name} needs models that return numbers: give another --task (task=)"
+        )
     if known.multilabel and not wanted:
         raise ValueError(
             f"the {role}, {known.name}, returns any number of labels for each input: give "

@@ -591,7 +591,7 @@ class ChoiceOptions:
         "With more than two models: 'auto' to choose a chain of them, or the chain by name, "
         "like student,model-2,teacher."
     )
-    most_stages: int = in_score("The most models in a chain.", default=3, min=2)
+    most_stages: int | None = in_score("The most models in a chain, by default 3.", min=2)
     unit: str | None = in_score(
         "The cost to compare chains by, by default the first known: $UNITS."
     )
@@ -601,10 +601,15 @@ class ChoiceOptions:
 class SplitOptions:
     """How the outcomes are split to calibrate and to report."""
 
-    fraction: float = in_data(
-        "The share of the outcomes to calibrate on; the rest is for the report.", default=0.5
+    fraction: float | None = in_data(
+        "The share of the outcomes to calibrate on, by default 0.5; the rest is for the report."
     )
-    seed: int = in_data("The seed of the split.", default=0)
+    seed: int | None = in_data("The seed of the split, by default 0.")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that are given."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from ebjr.arrays import Batch, open_npz, take_rows, to_numpy
 from ebjr.blend import Blend
 from ebjr.costs import Cost
+from ebjr.errors import counted
 from ebjr.files import write_whole
 from ebjr.labels import Places, as_names, label_text, some
 from ebjr.metric import Metric, Whole
@@ -131,6 +132,8 @@ class Outcomes:
             costs = [share * cost for share, cost in zip(shares, self.asked_costs, strict=True)]
             vars(self).update(student_cost=sum(costs[1:], costs[0]))
         kind.check_range(targets, classes)
+        for role, output in (("student", student), ("teacher", teacher)):
+            kind.check_meant(role, output, targets)
         kind.check_scale(self.rescale)
         if self.labels is not None and len(self.labels) != (classes or 0):
             raise ValueError(f"labels must name {classes or 0} classes, not {len(self.labels)}")
@@ -349,7 +352,10 @@ class Outcomes:
         """Return the rows of both parts of `split`, ascending."""
         first = round(len(self) * fraction) if 0 < fraction < 1 else 0
         if not 0 < first < len(self):
-            raise ValueError(f"fraction {fraction} leaves a part of {len(self)} examples empty")
+            raise ValueError(
+                f"fraction {fraction} leaves a part of {counted(len(self), 'example')} empty: it "
+                "must be above 0 and below 1, like 0.5"
+            )
         if seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, not {seed}")
         order = np.random.default_rng(seed).permutation(len(self))

@@ -675,3 +675,29 @@ def kind_of(value: Any) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# Names
+
+
+def wrong_name(name: Any) -> str | None:
+    """Return why `name` cannot be a model's name in every protocol; None if it can."""
+    if not isinstance(name, str) or not name:
+        return f"a model's name must be a string that is not empty, not {name!r:.60}"
+    if name != name.strip() or not name.isprintable() or name in (".", "..") or {*"/\\"} & {*name}:
+        return (
+            f"{name!r:.60} cannot be a model's name: a name has no slash, no space at its ends, "
+            "and only printable characters"
+        )
+    return None
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError if `name` cannot be that of a model on a server."""
+    wrong, address = wrong_name(name), {"stats": "/v2/models/stats"}.get(name)
+    if name.endswith(":predict"):
+        address = f"/v1/models/{name}"
+    if wrong is None and address is not None:
+        wrong = f"a model cannot be called {name!r}: {address} is another address of the server"
+    if wrong is not None:
+        raise ValueError(f"{wrong}; give another name (--name)")

@@ -25,6 +25,7 @@ from ebjr.errors import ModelError, check_at_least, check_choice, needs, one_lin
 from ebjr.evaluation.profile import measure_latency
 from ebjr.files import write_whole
 from ebjr.model import Model
+from ebjr.task import finite_rows
 
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 WEIGHT_BITS = (7, 8)
@@ -73,8 +74,8 @@ def quantize(
     ModelError
         `source` is not an ONNX model, is quantized already, or cannot be quantized.
     ValueError
-        `batches` is empty, `output` is `source` or does not end in ``.onnx``, or an option is out
-        of range.
+        `batches` is empty or not finite, `output` is `source` or does not end in ``.onnx``, or an
+        option is out of range.
     """
     check_choice("method", method, METHODS)
     check_at_least(1, examples=examples)
@@ -143,7 +144,12 @@ def _first(
             break
     if not parts:
         raise ValueError(f"batches must hold inputs to calibrate {model.path} on, but are empty")
-    return np.concatenate(parts)
+    return _finite(f"the inputs to calibrate {model.path} on", np.concatenate(parts))
+
+
+def _finite(what: str, rows: NDArray[Any]) -> NDArray[Any]:
+    finite_rows(what, rows.reshape(len(rows), -1))  # raises
+    return rows
 
 
 def _batches(model: OnnxModel, inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -231,4 +237,5 @@ def _operators(path: Path) -> dict[str, int]:
 
 def _answers(model: OnnxModel, inputs: NDArray[Any]) -> NDArray[np.float64]:
     parts = [model(batch) for batch in _batches(model, inputs)]
-    return np.concatenate(parts)[: len(inputs)].reshape(len(inputs), -1).astype(np.float64)
+    rows = np.concatenate(parts)[: len(inputs)].reshape(len(inputs), -1).astype(np.float64)
+    return _finite(f"the outputs of {model.path}", rows)

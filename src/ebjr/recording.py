@@ -602,7 +602,12 @@ class _Recording:
         for role, output in first.items():
             self.kind.check_first(role, output)
         self.check_all()
-        return None if labels is None else self._in_range(labels, " in batch 1")
+        if labels is None:
+            return None
+        targets = self._in_range(labels, " in batch 1")
+        for role, output in first.items():
+            self.kind.check_meant(role, output, targets)
+        return targets
 
     def _match_names(self) -> None:
         """Find the data's labels among the models' classes."""

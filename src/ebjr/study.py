@@ -169,8 +169,12 @@ class Study:
 
     @property
     def _pays_within(self) -> OperatingPoint | None:
-        """The smallest larger tolerance that pays, if matching the teacher does not pay."""
-        if self.goal.kind != "match-teacher" or self.result.pays is not False:
+        """The smallest larger tolerance that pays, if matching the teacher does not pay.
+
+        None for a threshold that the goal did not choose, like one that was edited.
+        """
+        chosen = self.point.margin is not None or self.point.certified is not None
+        if self.goal.kind != "match-teacher" or self.result.pays is not False or not chosen:
             return None
         table, least = self.calibration, self.goal.limit or 0.0
         whole = 1.0 if table.measure.percent else abs(table.quality("teacher"))
@@ -437,7 +441,7 @@ def run_study(
     seed: int = 0,
     traffic: Traffic | None = None,
     stages: str | Sequence[str] | None = None,
-    most_stages: int = MOST_STAGES,
+    most_stages: int | None = None,
     unit: str | None = None,
     **target: Any,
 ) -> Study:
@@ -455,7 +459,7 @@ def run_study(
         The expected traffic, to which both parts are resampled.
     stages, most_stages, unit
         `stages`, `most` and `unit` of `calibrate_stages`, which chooses a chain if more than two
-        models were recorded or `stages` is given.
+        models were recorded or `stages` is given; the others are refused without a chain.
 
     Raises
     ------
@@ -473,15 +477,22 @@ def run_study(
     >>> len(study.held_out), study.result.quality >= study.result.student_quality
     (50, True)
     """
+    of_pair = stages is None and len(outcomes.roles) == 2
+    for name, value in (("most-stages", most_stages), ("unit", unit)):
+        if of_pair and value is not None:
+            raise ValueError(
+                f"--{name} ({name.replace('-', '_')}=) is for chains of more than two models, but "
+                "the outcomes have two: remove it"
+            )
     rows, aim = _rows(outcomes, fraction, seed, traffic)[0], Goal.of(goal, **target)
     calibration, how = outcomes.take(rows), dict[str, Any](score=score, blend=blend)
     point: OperatingPoint
-    if stages is None and len(outcomes.roles) == 2:
+    if of_pair:
         point = calibrate(calibration, aim, **how)
     else:
         chosen: dict[str, Any] = {
             "stages": "auto" if stages is None else stages,
-            "most": most_stages,
+            "most": MOST_STAGES if most_stages is None else most_stages,
             "unit": unit,
         }
         point = calibrate_stages(calibration, aim, **chosen, **how)

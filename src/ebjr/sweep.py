@@ -7,9 +7,10 @@ all classes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ebjr.calibration import Goal, calibrate
@@ -142,6 +143,19 @@ class Sweep:
             "popular class (the paper's figure 6). The calibration half chose a threshold for each "
             "share.",
         )
+
+
+def check_distinct(paths: Sequence[Path]) -> None:
+    """Refuse a file that is given twice, and two files of one name, which tells them apart."""
+    for place, path in enumerate(paths):
+        for other in paths[:place]:
+            if path.resolve() == other.resolve():
+                raise ValueError(f"{path} is given twice: give each outcomes file once")
+            if path.stem == other.stem:
+                raise ValueError(
+                    f"outcomes files are told apart by name, but {other} and {path} are both "
+                    f"called {path.stem}: rename one"
+                )
 
 
 def run_sweep(

@@ -19,6 +19,7 @@ from ebjr.costs import Cost, flops_text, further_columns, millijoules_text, ms_t
 from ebjr.curve import OperatingPoint
 from ebjr.data.looks import LOOK_KEYS
 from ebjr.data.preprocess import Preprocess
+from ebjr.errors import counted
 from ebjr.evaluation.profile import Profile, Setting
 from ebjr.evaluation.ranking import Standing
 from ebjr.evaluation.report import EQUATIONS, UNLABELED, gain_words, point_title, price_words
@@ -100,7 +101,7 @@ def print_study(
         if (found := study.headroom) is not None:
             _say(console, f"\n{found.text}")
         console.print(escape(f"\n{_margin_words(study)}"), highlight=False)
-    chosen = f"\nChosen on {len(study.calibration):,} other examples"
+    chosen = f"\nChosen on {counted(len(study.calibration), 'other example')}"
     _say(
         console, chosen + ("." if details else "; --details shows every score, interval and test.")
     )
@@ -133,8 +134,12 @@ def _print_stages(console: Console, study: Study, found: StagedPoint, details: b
 
 def _margin_words(study: Study) -> str:
     plain = study.plain_point
+    if study.point.certified is not None:
+        return "No margin: the guarantee takes its place."
+    if plain is None and study.goal.limits_quality:
+        return "The goal did not choose this threshold on these examples, so no margin is shown."
     if plain is None:
-        return "No margin: the goal limits no quality, or a guarantee takes its place."
+        return f"No margin: goal {study.goal.kind} limits no quality."
     return (
         f"Margin: {study.point.margin:g} standard errors, because a plain pick falls short on new "
         f"examples. {study.point.deferral_rate:.1%} of the calibration examples are deferred; "
@@ -273,7 +278,7 @@ def print_recorded(console: Console, outcomes: Outcomes, path: Path) -> None:
         figures = quality, flops_text(cost), ms_text(cost), *further
         table.add_row(one["role"], escape(one["name"]), *figures)
     console.print(table)
-    console.print(f"{len(outcomes):,} examples in {path}", soft_wrap=True)
+    console.print(f"{counted(len(outcomes), 'example')} in {path}", soft_wrap=True)
 
 
 def empty_words(outcomes: Outcomes) -> Iterator[str]:
@@ -356,8 +361,8 @@ def print_quantized(
     alike = "" if agreed is None else f"{agreed:.2%} of the predictions are the same; "
     _say(
         console,
-        f"\n{kinds} in eight bits, calibrated on {found.examples:,} examples: {alike}outputs moved "
-        f"by {found.difference:.3f} standard deviations\n{found.path}",
+        f"\n{kinds} in eight bits, calibrated on {counted(found.examples, 'example')}: {alike}"
+        f"outputs moved by {found.difference:.3f} standard deviations\n{found.path}",
     )
 
 

@@ -243,6 +243,9 @@ class Task:
     def check_first(self, role: str, output: Any) -> None:
         """Check a model's answers to the first batch, beyond their form."""
 
+    def check_meant(self, role: str, output: Any, targets: Any) -> None:
+        """Raise ValueError if targets show that raw output is another task's."""
+
     def count_boxes(self, found: Any, real: Any, label: int | None) -> tuple[np.ndarray, ...]:
         """Return the boxes, (n,), that each of two detectors shows, and how many match."""
         raise NotImplementedError

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ebjr.calibration.goal import Goal
 from ebjr.costs import Cost, flops_text
 from ebjr.curve import OperatingPoint
+from ebjr.errors import counted
 from ebjr.metric import METRICS
 from ebjr.stats import Interval
 
@@ -45,7 +46,7 @@ class Verdict:
         above, limit = _above(goal, point, intervals)
         shown = _shown(goal, point, intervals)
         price = point.verdict if pays_within is None else _brittle(goal, point, pays_within)
-        seen = f"{point.n:,} held-out examples"
+        seen = counted(point.n, "held-out example")
         if above is None:
             return cls(None, f"Goal {goal.kind} sets no limit. On {seen}: {shown}", price)
         standing = MET if above.low >= 0 else MISSED if above.high < 0 else UNDECIDED

@@ -86,7 +86,7 @@ def test_given_classes_set_the_labels_of_class_folders(folder) -> None:
     assert data.classes == ("dog", "emu", "cat")
     with pytest.raises(ValueError, match=r"the folder dog .* is not one of the 2 given classes"):
         open_data(folder, classes=["cat", "emu"])
-    with pytest.raises(ValueError, match="one name occurs twice"):
+    with pytest.raises(ValueError, match="one name occurs twice: 'cat'"):
         open_data(folder, classes=["cat", "cat", "dog"])
     with pytest.raises(TypeError, match="a sequence of names"):
         open_data(folder, classes="cat,dog")

@@ -36,6 +36,7 @@ from ebjr.errors import (
     one_line,
 )
 from ebjr.files import read_text
+from ebjr.labels import check_once
 from ebjr.link.http import Server, run, server_of
 from ebjr.model import Answer, ModelFacts
 from ebjr.protocol import is_number
@@ -517,10 +518,9 @@ def _answers(labels: Any) -> dict[str, list[str]]:
     if isinstance(labels, str) or not isinstance(labels, Mapping | Sequence):
         raise ValueError(f"labels must be a list of names, or texts by name, not {labels!r:.80}")
     if not isinstance(labels, Mapping):
-        if len({*labels}) < len(labels):
-            raise ValueError(f"labels must be distinct, not {[*labels]!r:.80}")
         if not all(isinstance(name, str) for name in labels):
             raise ValueError(f"labels must be texts, in quotes, not {[*labels]!r:.80}")
+        check_once("labels", labels)
         return {name: [name] for name in labels}
     return {name: [text] if isinstance(text, str) else [*text] for name, text in labels.items()}
 

@@ -73,7 +73,7 @@ class Goal:
             if goal in GOALS and ARGUMENTS[name] != goal:
                 raise ValueError(f"{name} goes with goal {ARGUMENTS[name]!r}, not with {goal!r}")
         if len(limits) > 1:
-            raise ValueError(f"goal {goal!r} needs exactly one of {', '.join(GOALS[goal])}")
+            raise ValueError(_needed(goal))
         limit = next(iter(limits.values()), None)
         return cls(goal, limit, next(iter(limits), None) if goal == "budget" else None, **given)
 
@@ -88,7 +88,7 @@ class Goal:
         units, needed = GOALS[self.kind], self.kind in ("accuracy", "budget")
         units_of = units if self.kind == "budget" else (None,)
         if self.unit not in units_of or (needed and self.limit is None):
-            raise ValueError(f"goal {self.kind!r} needs exactly one of {', '.join(units)}")
+            raise ValueError(_needed(self.kind))
         if self.limit is not None and self.kind == "budget":
             share = self.unit == "deferral_rate"
             if not (0 <= self.limit <= 1 if share else 0 <= self.limit < np.inf):
@@ -203,6 +203,14 @@ class Goal:
 
 GUARANTEE = tuple(field.name for field in fields(Goal))[3:]
 """A goal's other arguments: the guarantee, and the margin."""
+
+
+def _needed(kind: str) -> str:
+    """Return the message about a limit that is missing, doubled, or has a wrong unit."""
+    names = GOALS[kind]
+    if len(names) > 1:
+        return f"goal {kind!r} needs exactly one of {', '.join(names)}"
+    return f"goal {kind!r} needs {f'{names[0]} (--{names[0]})' if names else 'no unit'}"
 
 
 def cheapest(

@@ -21,7 +21,7 @@ from ebjr.arrays import take_rows
 from ebjr.data.preprocess import to_rgb, upright_pixels
 from ebjr.errors import check_at_least
 from ebjr.files import sha256_of
-from ebjr.labels import some
+from ebjr.labels import check_once, some
 from ebjr.tasks.detection.boxes import GroundTruth
 from ebjr.threads import in_order
 
@@ -372,6 +372,5 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Check that `classes` are distinct names; else a TypeError or ValueError."""
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise TypeError(f"classes must be a sequence of names, not {classes!r}")
-    if len(set(classes)) != len(classes):
-        raise ValueError("classes must be distinct, but one name occurs twice")
+    check_once("classes", classes)
     return tuple(classes)

@@ -64,9 +64,9 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     """Read a shape like ``1,3,32,32``."""
     if text is None:
         return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
         raise ValueError(
-            f"--input-shape must be whole numbers like 1,3,32,32, not {text!r}"
-        ) from None
+            f"--input-shape must be whole numbers like 1,3,32,32, of at least 1, not {text!r}"
+        )
+    return tuple(map(int, parts))

@@ -11,12 +11,13 @@ from typing import Any
 from weakref import ref
 
 from ebjr.errors import EbjrError, ProtocolError, UnknownModel, needs
+from ebjr.protocol import wrong_name
 from ebjr.serving.limits import Refused
 from ebjr.serving.memory import return_freed
 from ebjr.serving.served import Served
 from ebjr.serving.service import Service, told_of
 from ebjr.serving.shared import Shared
-from ebjr.serving.sources import Files, Folder, Found, wrong_name
+from ebjr.serving.sources import Files, Folder, Found
 from ebjr.serving.warmup import check_labels, warm_up
 
 with needs("serve", "serving"):

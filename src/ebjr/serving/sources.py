@@ -10,6 +10,7 @@ from typing import Any
 
 from ebjr.errors import UnknownModel
 from ebjr.joint_file import JointConfig
+from ebjr.protocol import wrong_name
 from ebjr.serving.served import Served, served_of
 
 FILE = "joint.toml"
@@ -168,18 +169,6 @@ def source_of(paths: Sequence[Path], load: Load = served_of) -> Files | Folder:
     if (folders[0] / FILE).is_file():
         return Files(folders[0] / FILE, load=load)
     return Folder(folders[0], load=load)
-
-
-def wrong_name(name: Any) -> str | None:
-    """Return why `name` cannot be a model's name in every protocol; None if it can."""
-    if not isinstance(name, str) or not name:
-        return f"a model's name must be a string that is not empty, not {name!r:.60}"
-    if name != name.strip() or not name.isprintable() or name in (".", "..") or {*"/\\"} & {*name}:
-        return (
-            f"{name!r:.60} cannot be a model's name: a name has no slash, no space at its ends, "
-            "and only printable characters"
-        )
-    return None
 
 
 def _is_version(file: Path) -> bool:

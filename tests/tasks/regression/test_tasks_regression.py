@@ -248,3 +248,33 @@ def test_a_joint_model_does_what_its_curve_says():
     rmse = np.sqrt(np.mean((answer.prediction - 9 * x) ** 2))
     assert rmse == pytest.approx(-point.quality)
     assert answer.deferred.mean() == point.deferral_rate
+
+
+# another task's models
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_the_logits_of_a_classifier_are_not_taken_for_predictions(role):
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 10, 64)
+    logits = 4 * np.eye(10)[targets] + rng.normal(0, 1, (64, 10))
+    members = targets[:, None] + rng.normal(0, 1, (64, 10))  # a prediction and nine members
+    assert Outcomes(members, members, targets, task="regression").student.shape == (64, 10)
+    words = f"{role} output must have the prediction first, but looks like the logits of 10 classes"
+    said = {"student": members, "teacher": members, role: logits}
+    with pytest.raises(ValueError, match=words):
+        Outcomes(**said, targets=targets, task="regression")
+    calls = []
+    models = [lambda rows, name=name: calls.append(name) or said[name][rows] for name in said]
+    with pytest.raises(ValueError, match=words):
+        record(*models, np.repeat(np.arange(64), 9), np.repeat(targets, 9), task="regression")
+    assert len(calls) == 2, "the first batch must show it"
+
+
+def test_a_model_that_names_classes_is_no_regressor():
+    def named(rows):
+        raise AssertionError("it must be refused before it runs")
+
+    named.labels = ("cat", "dog")
+    with pytest.raises(ValueError, match=r"the student, .*, names classes \(cat, dog\), but task"):
+        record(named, lambda rows: rows, np.arange(9), np.arange(9.0), task="regression")

@@ -14,6 +14,9 @@ from ebjr.scores import Score
 from ebjr.task import Task, finite_rows, refuse_missing, target_column
 from ebjr.tasks.regression.scores import PREDICTIONS, as_regression, check_grid
 
+_ENOUGH = 32
+"""The fewest rows that can show whether columns are classes."""
+
 
 def _squared(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return -((predictions - targets) ** 2)
@@ -56,6 +59,24 @@ class Regression(Task):
         if not np.isfinite(array).all():
             raise ValueError("targets must be finite, but some are infinite")
         return array.astype(np.float64)
+
+    def check_meant(self, role: str, output: np.ndarray, targets: np.ndarray) -> None:
+        """Refuse a classifier's output, whose first column would be taken for the prediction.
+
+        Its largest column is mostly the target, and its first is worse than the targets' mean.
+        """
+        width = output.shape[1]
+        in_range = width > 1 and bool(((targets % 1 == 0) & (targets >= 0)).all())
+        if len(targets) < _ENOUGH or not in_range or targets.max() >= width:
+            return
+        hits = float((output.argmax(axis=1) == targets).mean())
+        missed = float(((output[:, 0] - targets) ** 2).mean())
+        if hits > 0.5 and missed > np.var(targets) > 0:
+            raise ValueError(
+                f"{role} output must have the prediction first, but looks like the logits of "
+                f"{width} classes: the largest column is the target in {hits:.0%} of {len(targets)}"
+                " rows; give --task classification (task='classification')"
+            )
 
     def predict(self, output: Array) -> Array:
         return as_regression(output)[:, 0]
