@@ -97,8 +97,10 @@ def time_pair(run: Run, name: str, pair: Pair) -> dict[str, Any]:
     for words, size in BATCHES.items():
         turns = 3 if run.quick else TURNS
         few = images[: len(images) // 4] if size == 1 else images
-        step = words if name == "cifar10" else f"{words}, {name}"
-        found[words] = run.step(step, lambda: measure(joint, few, size, turns))  # noqa: B023
+        found[words] = run.step(
+            f"{name}, {words}",
+            lambda: measure(joint, few, size, turns),  # noqa: B023
+        )
         run.compare(
             f"{pair.title}, {words}: times less time than the teacher",
             paper=round(paper.teacher.paper_ms / paper.joint_ms, 2),
