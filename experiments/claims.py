@@ -187,7 +187,7 @@ def claims(found: Results, wanted: str) -> list[str]:
 
 
 TRAINED = (
-    ", and one of the paper's networks: CIFAR-10's of table 1, trained for 25 epochs (student) and "
+    ", and one is the paper's: CIFAR-10's networks of table 1, trained for 25 epochs (student) and "
     "12 (teacher) where DenseNet's recipe has 300"
 )
 
