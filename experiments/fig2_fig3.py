@@ -117,9 +117,9 @@ def main(run: Run) -> dict[str, Any]:
             )
     draw(run, found)
     run.caption = (
-        "The held-out half of the first split. The paper's networks are others, or trained for more "
-        "epochs, so that its points are no rivals of these curves: they say where its student, "
-        "joint model and teacher stand."
+        "The held-out half of the first split. The paper's networks are others, or trained for "
+        "more epochs, so that its points are no rivals of these curves: they say where its "
+        "student, joint model and teacher stand."
     )
     return {"pairs": found}
 
