@@ -247,10 +247,11 @@ def which_score(found: Results) -> list[str]:
         + "; ".join(f"{titles[name]} {factors[name]['energy']:.3g}x" for name in under)
         + ".",
         *(
-            f"- **The same on {titles[name]}**: energy {between(pair, 'energy')}, softmax "
-            f"{between(pair, 'softmax')}, margin {between(pair, 'margin')}, at the teacher's "
+            f"- **The same on {titles[name]}**: energy {ranged(each['energy'])}, softmax "
+            f"{ranged(each['softmax'])}, margin {ranged(each['margin'])}, at the teacher's "
             "accuracy."
             for name, pair in pairs.items()
+            for each in [pair["at_the_teachers_accuracy"]]
             if name.startswith("paper_")
         ),
         f"- **Figure 5, left, on the paper's own architecture**: MobileNetV2 at 128 -> at 224 "
@@ -261,9 +262,8 @@ def which_score(found: Results) -> list[str]:
     ]
 
 
-def between(pair: Mapping[str, Any], score: str) -> str:
-    """The factor of a score at the teacher's accuracy, with its interval."""
-    row = pair["at_the_teachers_accuracy"][score]
+def ranged(row: Mapping[str, Any]) -> str:
+    """The factor of a score, with its interval."""
     return "{:.3g}x ({:.3g} to {:.3g})".format(row["times_fewer_flops"], *row["interval"])
 
 
@@ -313,10 +313,8 @@ def alone(found: Results) -> list[str]:
         f"- A joint model that is better than its teacher, within 60 % of its FLOPs: odds "
         f"{best['ours']:.3g} ({best['interval'][0]:.3g} to {best['interval'][1]:.3g}), shipped "
         "pair.",
-        f"- The blend: {blend['times_fewer_flops']:.3g}x ({blend['interval'][0]:.3g} to "
-        f"{blend['interval'][1]:.3g}) with it and {plain['times_fewer_flops']:.3g}x "
-        f"({plain['interval'][0]:.3g} to {plain['interval'][1]:.3g}) by softmax alone, shipped "
-        "pair: these intervals do not tell them apart.",
+        f"- The blend: {ranged(blend)} with it and {ranged(plain)} by softmax alone, shipped pair: "
+        "these intervals do not tell them apart.",
         f"- `known_softmax` for specialized students: {known['known_softmax']['ours']:.3g}x where "
         f"eq. 17 is {known['eq. 17']['ours']:.3g}x, CIFAR-10, three classes.",
         "- Every threshold is chosen on one half and judged on the other; the paper describes no "

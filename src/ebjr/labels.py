@@ -16,9 +16,11 @@ def are_names(labels: Sequence[str] | None) -> bool:
 
 def check_once(what: str, names: Sequence[str]) -> None:
     """Raise ValueError if a name occurs twice; the message calls the names `what`."""
-    if len({*names}) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise ValueError(f"{what} must be distinct, but one name occurs twice: {twice!r}")
+    known = set[str]()
+    for name in names:
+        if name in known:
+            raise ValueError(f"{what} must be distinct, but one name occurs twice: {name!r}")
+        known.add(name)
 
 
 def check_same_names(student: Sequence[str], teacher: Sequence[str]) -> None:

@@ -86,8 +86,8 @@ def bootstrap(
         for name, values in figures.items()
     }
     if measure.binary and math.isfinite(point.threshold):  # else a difference of 0 is certain
-        shares = {measure.name: 0.0, "deferral_rate": 0.0}
-        for name, least in {**shares, "gain_over_teacher": -1.0, "gain_over_student": -1.0}.items():
+        for name in (measure.name, "deferral_rate", "gain_over_teacher", "gain_over_student"):
+            least = -1.0 if name.startswith("gain") else 0.0
             found[name] = _with_unseen(found[name], least, n, level)
     return found
 

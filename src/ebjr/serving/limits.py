@@ -35,7 +35,10 @@ class Limits:
     def __post_init__(self) -> None:
         for each in fields(self):
             own = {each.name: getattr(self, each.name)}
-            check_seconds(**own) if each.name.endswith("_seconds") else check_whole(1, **own)
+            if each.name.endswith("_seconds"):
+                check_seconds(**own)
+            else:
+                check_whole(1, **own)
 
 
 def loops_back(host: str) -> bool:
